@@ -1,0 +1,263 @@
+"""The architecture parameters of a model: all its mixed operations' alphas, in order, and what is read off them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from .mixed_op import MixedOp, Weights
+from .relaxation import Argmax, SparseSmoothSoftmax, entropy, softmax
+
+__all__ = ["ArchParameterGroup", "labelled_rows", "tie_alphas_"]
+
+Relaxation = Callable[[Tensor, bool], Tensor]
+
+
+def labelled_rows(model: nn.Module) -> dict[str, list[MixedOp]]:
+    """The mixed operations of a module tree by label, in module order; without a label, the module's path is its own.
+
+    Raises:
+        ValueError: two operations share a label but not their candidates.
+    """
+    rows: dict[str, list[MixedOp]] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, MixedOp):
+            row = rows.setdefault(module.label or path, [])
+            row.append(module)
+            if module.names != row[0].names:
+                raise ValueError(
+                    f"mixed operations labelled {module.label!r} must name the same candidates: "
+                    f"{', '.join(row[0].names)} at first, {', '.join(module.names)} at {path!r}"
+                )
+    return rows
+
+
+def tie_alphas_(model: nn.Module) -> dict[str, list[MixedOp]]:
+    """Let mixed operations with one label share one ``alpha`` parameter, the first one's, in place.
+
+    Tied as weights usually are in PyTorch: ``model.parameters()`` lists the row once, ``model.state_dict()`` under each
+    operation's name. A group does this by itself; a supernet that is to share its rows without one calls it.
+
+    Returns:
+        The rows, as :func:`labelled_rows`.
+    """
+    rows = labelled_rows(model)
+    for first, *others in rows.values():
+        for op in others:
+            op.alpha = first.alpha
+    return rows
+
+
+class ArchParameterGroup:
+    """The architecture parameters of any model that holds :class:`~sparsemix.MixedOp` modules.
+
+    The group finds every mixed operation of the module tree, ties the alphas of those with one label, and from then on
+    relaxes all rows in one operation at the start of each forward of ``model``. It splits the model's parameters into
+    alphas and weights, disjoint and complete, and reads the architecture out. It is a handle, not a module: the alphas
+    stay in the model and in its ``state_dict``. A model belongs to the group made last.
+
+    Args:
+        model: the supernet. Its ``forward`` may be called directly or through wrappers such as DDP.
+        relaxation: a callable ``(alpha, phi) -> weights`` on rows padded with ``-inf``, such as
+            :class:`~sparsemix.SparseSmoothSoftmax` (the default) or :class:`~sparsemix.relaxation.Softmax`.
+
+    Attributes:
+        phi: whether the coming batch is a sparse one (Eq. 15); :class:`~sparsemix.BatchMixedScheduler` sets it.
+        rows: label -> the mixed operations that share that row of alphas.
+
+    Raises:
+        ValueError: the model holds no mixed operation, or a label is shared by different candidates.
+
+    Example:
+        >>> model = nn.Sequential(MixedOp({"skip": nn.Identity(), "pool": nn.AvgPool2d(3, 1, 1)}), nn.Flatten())
+        >>> arch = ArchParameterGroup(model)
+        >>> len(arch.parameters()), len(arch.weight_parameters())
+        (1, 0)
+        >>> type(arch.discretize()[0]).__name__ in ("Identity", "AvgPool2d")
+        True
+
+    Source: Zhang and Ding, Eq. 4, 15 and 21.
+    """
+
+    def __init__(self, model: nn.Module, relaxation: Relaxation | None = None) -> None:
+        self.model = model
+        self.relaxation: Relaxation = SparseSmoothSoftmax() if relaxation is None else relaxation
+        self.phi = False
+        self.rows = tie_alphas_(model)
+        if not self.rows:
+            raise ValueError(
+                f"ArchParameterGroup: no MixedOp among the {sum(1 for _ in model.modules())} modules of "
+                f"{type(model).__name__}; replace the layers to be searched by MixedOp({{name: module, ...}})"
+            )
+        self._labels = {op: label for label, ops in self.rows.items() for op in ops}
+        self._alphas_fixed = False
+        self._in_forward = False
+        self._relaxed: dict[str, Weights] | None = None
+        for previous in {op.group for op in self._labels if op.group is not None}:
+            previous.release()
+        self._bind()
+
+    # The two sets of parameters
+
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """The alphas with their rows' labels, in module order."""
+        return [(label, ops[0].alpha) for label, ops in self.rows.items()]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The alphas, one 1-D parameter a row, for alpha's own optimizer."""
+        return [alpha for _, alpha in self.named_parameters()]
+
+    def weight_parameters(self) -> list[nn.Parameter]:
+        """Every other parameter of the model, for the weights' optimizer: disjoint from the alphas, and complete."""
+        alphas = set(self.parameters())
+        return [parameter for parameter in self.model.parameters() if parameter not in alphas]
+
+    # The relaxed weights
+
+    def weights(self) -> dict[str, Tensor]:
+        """The operation weights of every row under the present relaxation and phi: label -> tensor ``(M,)``."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._alphas_fixed):
+            table = self._relax(self.relaxation)
+        return {label: row[: len(ops[0].names)] for (label, ops), row in zip(self.rows.items(), table, strict=True)}
+
+    def operation_weights(self, op: MixedOp) -> Weights:
+        """The scalar weights of one mixed operation, as its forward uses them."""
+        # A backward pass runs forwards again where activations are checkpointed: with the weights of the last forward.
+        recomputing = torch._C._current_graph_task_id() != -1
+        current = self._relaxed if self._in_forward or recomputing else None
+        return (current or self._relax_to_scalars())[self._labels[op]]
+
+    @contextmanager
+    def using(self, relaxation: Relaxation) -> Iterator[None]:
+        """Within the context, the model runs under another relaxation (for evaluation at another temperature, say)."""
+        previous, self.relaxation = self.relaxation, relaxation
+        try:
+            yield
+        finally:
+            self.relaxation = previous
+
+    def discretized(self) -> Any:
+        """Within the context, the model runs with only the strongest operation of each row (Fig. 3b).
+
+        Without gradients the others are not executed.
+        """
+        return self.using(Argmax())
+
+    @contextmanager
+    def fixed_alphas(self) -> Iterator[None]:
+        """Within the context, the relaxed weights are constants, so that a weights update computes no alpha gradient."""
+        previous, self._alphas_fixed = self._alphas_fixed, True
+        try:
+            yield
+        finally:
+            self._alphas_fixed = previous
+
+    # The read-out
+
+    def entropy(self, temperature: float = 1.0) -> float:
+        """Information entropy summation over the rows, in nats (Eq. 21).
+
+        Args:
+            temperature: 1 as the paper prints Eq. 21; t_sp, ``arch.relaxation.sparse``, as its code logs it. Alphas
+                move by thousandths, so that only the latter tells a decided row from an undecided one.
+        """
+        with torch.no_grad():
+            return float(entropy(self._relax(lambda alpha, phi: softmax(alpha, temperature))))
+
+    def genotype(self) -> dict[str, str]:
+        """The strongest candidate of every row: label -> name (Eq. 4); an exact tie goes to the earlier candidate."""
+        return {label: ops[0].choice() for label, ops in self.rows.items()}
+
+    def discretize(self) -> nn.Module:
+        """A copy of the model in which each mixed operation is replaced by its strongest candidate.
+
+        An ordinary module without alphas, hooks or discarded candidates; the model itself stays as it is.
+        """
+        self.release()
+        try:
+            # A deep copy that meets a mixed operation takes its choice instead; inner ones are chosen before outer ones.
+            memo: dict[int, Any] = {}
+            for op in reversed(list(self._labels)):
+                memo[id(op)] = copy.deepcopy(op.fuse(), memo)
+            return copy.deepcopy(self.model, memo)
+        finally:
+            self._bind()
+
+    # Guards
+
+    def check_finite(self) -> None:
+        """Stop at an alpha that is NaN or infinite.
+
+        Raises:
+            FloatingPointError: names the first such row and shows its values.
+        """
+        for label, alpha in self.named_parameters():
+            if not bool(alpha.isfinite().all()):
+                raise FloatingPointError(
+                    f"alpha of {label!r} is not finite: {alpha.tolist()}; lower the learning rates, or resume from "
+                    f"the last checkpoint"
+                )
+
+    def dry_run(self, x: Tensor) -> None:
+        """Run the model once on ``x`` without gradients and without touching any state, to meet errors before training.
+
+        Raises:
+            ValueError: candidates of some mixed operation disagree in shape; both are named.
+        """
+        training = {module: module.training for module in self.model.modules()}
+        self.model.eval()
+        try:
+            with torch.no_grad(), self.using(lambda alpha, phi: softmax(alpha)):
+                self.model(x)
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+
+    # The bond with the model
+
+    def release(self) -> None:
+        """Let the model go: its mixed operations are on their own again, and no hook is left behind."""
+        for hook in self._hooks:
+            hook.remove()
+        for op in self._labels:
+            op.group = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles of the model: everything but the last forward's weights, which belong to its graph."""
+        return {**self.__dict__, "_in_forward": False, "_relaxed": None}
+
+    def _bind(self) -> None:
+        self._hooks = (
+            self.model.register_forward_pre_hook(self._begin_forward),
+            self.model.register_forward_hook(self._end_forward, always_call=True),
+        )
+        for op in self._labels:
+            op.group = self
+
+    def _begin_forward(self, model: nn.Module, args: Any) -> None:
+        self._relaxed = self._relax_to_scalars()
+        self._in_forward = True
+
+    def _end_forward(self, model: nn.Module, args: Any, output: Any) -> None:
+        self._in_forward = False
+
+    def _relax(self, relaxation: Relaxation) -> Tensor:
+        """All rows at once, shape (rows, widest row)."""
+        alphas = pad_sequence([*self.parameters()], batch_first=True, padding_value=-torch.inf)
+        return relaxation(alphas, self.phi)
+
+    def _relax_to_scalars(self) -> dict[str, Weights]:
+        weights = self.weights()
+        scalars: dict[str, Weights] = {label: row.unbind() for label, row in weights.items()}
+        if torch.is_grad_enabled():
+            return scalars
+        # Without gradients a weight of exactly zero decides that its operation need not run: one transfer tells which.
+        zero = torch.cat([*weights.values()]).eq(0).tolist()
+        remaining = iter(zero)
+        return {label: [None if next(remaining) else w for w in row] for label, row in scalars.items()}

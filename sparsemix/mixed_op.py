@@ -1,0 +1,193 @@
+"""A mixed operation: named candidates, one alpha for each, and their weighted sum."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .arch_parameters import ArchParameterGroup
+
+__all__ = ["MixedOp", "Source", "fan_out"]
+
+# A weight of None marks a candidate that does not run: its weight is exactly zero and nobody asks for a gradient.
+Weights = Sequence[Tensor | None]
+
+
+class Source:
+    """A node's value, and what the edges that leave it have in common, computed once."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    @cached_property
+    def relu(self) -> Tensor:
+        return F.relu(self.x)
+
+
+class MixedOp(nn.Module):
+    """Candidate operations on one edge, and their weighted sum ``sum_m a_m o_m(x)`` (Eq. 2).
+
+    The weights come from one of three places. Given explicitly, ``mixed_op(x, weights)``, they are used as they are, as
+    in DARTS code. Bound to an :class:`~sparsemix.ArchParameterGroup`, they are that group's relaxed weights. Alone, they
+    are ``softmax(alpha)``. An operation with a single candidate has nothing to mix: without explicit weights it is that
+    candidate, at no cost.
+
+    Candidates whose outputs disagree in shape are an error, raised at the first input that shows it
+    (:meth:`~sparsemix.ArchParameterGroup.dry_run` shows it before training).
+
+    Args:
+        candidates: name -> module, in the order of the alphas. Names must be valid module names (no dots).
+        label: mixed operations with the same label share one row of alphas once a group holds them; they must name the
+            same candidates. Without a label the row is the operation's own.
+
+    Shapes:
+        input and output as the candidates have them; ``weights`` is ``(M,)``, one for each candidate.
+
+    Raises:
+        ValueError: no candidates; weights of another length; candidate outputs of different shapes.
+        TypeError: a candidate is not a module.
+
+    Example:
+        >>> op = MixedOp({"skip": nn.Identity(), "half": nn.AvgPool2d(3, 1, 1)})
+        >>> op(torch.ones(1, 2, 4, 4), torch.tensor([1.0, 0.0])).shape
+        torch.Size([1, 2, 4, 4])
+
+    Source: Liu et al., "DARTS", Eq. 2.
+    """
+
+    def __init__(self, candidates: Mapping[str, nn.Module], label: str | None = None) -> None:
+        super().__init__()
+        if not candidates:
+            raise ValueError("MixedOp: no candidates; give a mapping such as {'skip': nn.Identity(), 'conv': ...}")
+        for name, candidate in candidates.items():
+            if not isinstance(candidate, nn.Module):
+                raise TypeError(f"MixedOp: candidate {name!r} must be a torch.nn.Module, got {candidate!r}")
+        self.candidates = nn.ModuleDict(candidates)
+        self.alpha = nn.Parameter(1e-3 * torch.randn(len(candidates)))
+        self.label = label
+        self.group: ArchParameterGroup | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The candidates' names, in the order of the alphas."""
+        return tuple(self.candidates)
+
+    def forward(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
+        if weights is None and len(self.candidates) == 1:
+            return self.fuse()(x)
+        [mixed] = _mix(Source(x), [self], [self.operation_weights(weights)])
+        return mixed
+
+    def operation_weights(self, explicit: Tensor | None = None) -> Weights:
+        """This forward's weights as scalars, one for each candidate: the explicit ones, the group's, or softmax(alpha)."""
+        if explicit is not None:
+            if explicit.shape != self.alpha.shape:
+                raise ValueError(
+                    f"MixedOp: expected weights of shape {tuple(self.alpha.shape)}, one for each of "
+                    f"{', '.join(self.names)}; got shape {tuple(explicit.shape)}"
+                )
+            return explicit.unbind()
+        if self.group is not None:
+            return self.group.operation_weights(self)
+        return F.softmax(self.alpha, dim=-1).unbind()
+
+    def choice(self) -> str:
+        """The name of the strongest candidate, argmax of alpha (Eq. 4); an exact tie goes to the earlier one."""
+        return self.names[int(self.alpha.argmax())]
+
+    def fuse(self) -> nn.Module:
+        """The chosen candidate itself; timm's ``reparameterize_model`` (``--reparam``) calls this to discretise."""
+        return self.candidates[self.choice()]
+
+    def extra_repr(self) -> str:
+        return f"label={self.label!r}" if self.label else ""
+
+
+def fan_out(x: Tensor, edges: Sequence[nn.Module]) -> list[Tensor]:
+    """The outputs of all edges that leave one node, with the work they have in common done once.
+
+    Equal to ``[edge(x) for edge in edges]`` up to rounding. Candidates of mixed operations that know how to run
+    together (they define ``sharing_key`` and ``contributions``, see :mod:`sparsemix.spaces.ops`) share a ReLU, a pooling
+    or one wide convolution. Edges that are no MixedOp, and mixed operations with forward hooks, are called on their own.
+
+    Args:
+        x: the node's value.
+        edges: modules that read it.
+    """
+    together = [edge for edge in edges if _can_share(edge)]
+    mixed = iter(_mix(Source(x), together, [edge.operation_weights() for edge in together]))
+    return [next(mixed) if _can_share(edge) else edge(x) for edge in edges]
+
+
+def _can_share(edge: nn.Module) -> TypeGuard[MixedOp]:
+    watched = edge._forward_hooks or edge._forward_pre_hooks
+    return isinstance(edge, MixedOp) and len(edge.candidates) > 1 and not watched
+
+
+def _mix(source: Source, edges: Sequence[MixedOp], weights: Sequence[Weights]) -> list[Tensor]:
+    """``sum_m w_m o_m(x)`` for every edge; candidates of one sharing key, across the edges, run together."""
+    groups: dict[Hashable, list[tuple[int, str, Any, Tensor]]] = {}
+    for index, (edge, edge_weights) in enumerate(zip(edges, weights, strict=True)):
+        for (name, candidate), weight in zip(edge.candidates.items(), edge_weights, strict=True):
+            if weight is not None:
+                key = getattr(candidate, "sharing_key", None) or (index, name)
+                groups.setdefault(key, []).append((index, name, candidate, weight))
+
+    totals: list[_Total] = [_Total(edge, source.x) for edge in edges]
+    for members in groups.values():
+        indices, names, candidates, scalars = zip(*members, strict=True)
+        for index, name, (value, weight) in zip(
+            indices, names, _contributions(candidates, source, scalars), strict=True
+        ):
+            totals[index].add(name, value, weight)
+    return [total.result() for total in totals]
+
+
+def _contributions(
+    candidates: Sequence[Any], source: Source, weights: Sequence[Tensor]
+) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+    """What each candidate adds to its edge: (value, weight still to be applied or None); no value means nothing."""
+    if hasattr(candidates[0], "contributions"):
+        yield from candidates[0].contributions(candidates, source, weights)
+    else:
+        for candidate, weight in zip(candidates, weights, strict=True):
+            yield candidate(source.x), weight
+
+
+class _Total:
+    """The running sum of one edge, which insists that all candidates agree on the shape."""
+
+    def __init__(self, edge: MixedOp, x: Tensor) -> None:
+        self.edge = edge
+        self.x = x
+        self.first = ""
+        self.nothing = ""
+        self.value: Tensor | None = None
+
+    def add(self, name: str, value: Tensor | None, weight: Tensor | None) -> None:
+        if value is None:
+            self.nothing = name
+            return
+        if self.value is None:
+            self.first = name
+            self.value = value if weight is None else value * weight
+            return
+        if value.shape != self.value.shape:
+            raise ValueError(
+                f"MixedOp: candidates {self.first!r} and {name!r} disagree for input {tuple(self.x.shape)}: "
+                f"{tuple(self.value.shape)} and {tuple(value.shape)}"
+            )
+        self.value = self.value + value if weight is None else torch.addcmul(self.value, value, weight)
+
+    def result(self) -> Tensor:
+        if self.value is not None:
+            return self.value
+        if not self.nothing:
+            raise ValueError(f"MixedOp: all weights of {', '.join(self.edge.names)} are zero")
+        return self.edge.candidates[self.nothing](self.x)  # it knows the shape of nothing

@@ -1,0 +1,157 @@
+"""timm registry entries: the supernets, and the networks that a genotype describes.
+
+Importing this module registers them, so ``timm.create_model("sparsemix_nb201", genotype=...)`` finds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from timm.layers import DropPath, calculate_drop_path_rates, create_classifier
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from .arch_parameters import labelled_rows, tie_alphas_
+from .genotype import NB201Genotype
+from .spaces import nb201
+from .spaces.cells import DenseCell, ResidualReduction
+
+__all__ = ["NB201Network", "sparsemix_nb201", "sparsemix_nb201_supernet"]
+
+CellFactory = Callable[[int, nn.Module | None], DenseCell]
+
+
+class NB201Network(nn.Module):
+    """The skeleton of NAS-Bench-201: a stem, three stages of N cells with residual reductions between, and a classifier.
+
+    Args:
+        make_cell: (channels, drop_path) -> cell; the supernet's or that of a genotype.
+        channels: C of the first stage; the next ones have 2 C and 4 C.
+        cells: N, cells a stage.
+        num_classes, in_chans, global_pool, drop_rate, drop_path_rate: as timm's models take them; the drop path acts on
+            the edges of the cells and rises linearly with depth.
+
+    Shapes:
+        input ``(B, in_chans, H, W)`` with H and W of at least 4; output ``(B, num_classes)``.
+
+    Source: Dong and Yang, "NAS-Bench-201", section 2.1.
+    """
+
+    def __init__(
+        self,
+        make_cell: CellFactory,
+        channels: int = 16,
+        cells: int = 5,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if channels < 1 or cells < 1:
+            raise ValueError(f"NB201Network: channels and cells must be at least 1, got {channels} and {cells}")
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.grad_checkpointing = False
+        widths = [channels, 2 * channels, 4 * channels]
+        self.stem = nn.Sequential(nn.Conv2d(in_chans, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+        stages: list[nn.Module] = []
+        drop_rates = calculate_drop_path_rates(drop_path_rate, [cells] * len(widths), stagewise=True)
+        for i, (width, rates) in enumerate(zip(widths, drop_rates, strict=True)):
+            reduction = [ResidualReduction(widths[i - 1], width)] if i else []
+            stages.append(
+                nn.Sequential(*reduction, *(make_cell(width, DropPath(rate) if rate else None) for rate in rates))
+            )
+        self.stages = nn.Sequential(*stages)
+        self.feature_info = [
+            {"num_chs": width, "reduction": 2**i, "module": f"stages.{i}"} for i, width in enumerate(widths)
+        ]
+        self.num_features = self.head_hidden_size = widths[-1]
+        self.norm = nn.BatchNorm2d(self.num_features)
+        self.global_pool, self.head_drop, self.fc = create_classifier(
+            self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate
+        )
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        tie_alphas_(self)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = checkpoint_seq(self.stages, x) if self.grad_checkpointing and self.training else self.stages(x)
+        return F.relu(self.norm(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.head_drop(self.global_pool(x))
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        self.num_classes = num_classes
+        device, dtype = self.norm.weight.device, self.norm.weight.dtype
+        self.global_pool, self.fc = create_classifier(
+            self.num_features, num_classes, pool_type=global_pool or self.global_pool.pool_type, device=device, dtype=dtype
+        )
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}
+
+    def no_weight_decay(self) -> set[str]:
+        """The names of the alphas: their decay, if any, is their own optimizer's."""
+        alphas = {id(ops[0].alpha) for ops in labelled_rows(self).values()}
+        return {name for name, parameter in self.named_parameters() if id(parameter) in alphas}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+
+_CFG = {
+    "url": "",
+    "num_classes": 10,
+    "input_size": (3, 32, 32),
+    "pool_size": (8, 8),
+    "crop_pct": 1.0,
+    "interpolation": "bilinear",
+    "mean": (0.4914, 0.4822, 0.4465),  # CIFAR-10
+    "std": (0.2470, 0.2435, 0.2616),
+    "first_conv": "stem.0",
+    "classifier": "fc",
+}
+default_cfgs = generate_default_cfgs({"sparsemix_nb201_supernet": _CFG, "sparsemix_nb201": _CFG})
+
+
+def _create(name: str, make_cell: CellFactory, pretrained: bool, **kwargs: Any) -> NB201Network:
+    return build_model_with_cfg(
+        NB201Network,
+        name,
+        pretrained,
+        make_cell=make_cell,
+        feature_cfg={"out_indices": (0, 1, 2), "flatten_sequential": True},
+        **kwargs,
+    )
+
+
+@register_model
+def sparsemix_nb201_supernet(pretrained: bool = False, **kwargs: Any) -> NB201Network:
+    """The NAS-Bench-201 supernet: every edge a :class:`~sparsemix.MixedOp`, the six rows shared by all cells."""
+    return _create("sparsemix_nb201_supernet", nb201.mixed_cell, pretrained, **kwargs)
+
+
+@register_model
+def sparsemix_nb201(
+    pretrained: bool = False,
+    genotype: NB201Genotype | str = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|",
+    **kwargs: Any,
+) -> NB201Network:
+    """The network of a NAS-Bench-201 cell, given as the benchmark writes it; by default a cell built like a ResNet's."""
+    cell = NB201Genotype.parse(genotype) if isinstance(genotype, str) else genotype
+    return _create(
+        "sparsemix_nb201", lambda channels, drop_path: nb201.cell(cell, channels, drop_path), pretrained, **kwargs
+    )

@@ -1,0 +1,132 @@
+"""From architecture parameters to operation weights: pure functions, and small modules that hold their temperatures.
+
+A relaxation maps a row of alphas, one for each candidate operation of an edge, to as many weights. It acts on the
+last dimension; rows shorter than the widest are padded with ``-inf`` and must receive weight 0 there. It draws
+nothing and remembers nothing: whether this batch is a sparse one (phi) is an argument.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Argmax", "Softmax", "SparseSmoothSoftmax", "entropy", "softmax", "sparse_smooth_softmax"]
+
+
+def softmax(alpha: Tensor, temperature: float = 1.0) -> Tensor:
+    """Softmax over the candidates at a temperature: ``exp(alpha_m / t) / sum_n exp(alpha_n / t)`` (Eq. 9).
+
+    Args:
+        alpha: architecture parameters, shape ``(..., M)``.
+        temperature: t, positive. 1 is DARTS (Eq. 1); towards 0 the result becomes one-hot.
+
+    Returns:
+        Operation weights of the same shape, each row summing to 1.
+
+    Example:
+        >>> softmax(torch.tensor([0.0, 0.001]), temperature=1e-3)
+        tensor([0.2689, 0.7311])
+
+    Source: Zhang and Ding, "Robustifying DARTS by Eliminating Information Bypass Leakage", Eq. 9.
+    """
+    return F.softmax(alpha / temperature, dim=-1)
+
+
+def sparse_smooth_softmax(alpha: Tensor, phi: bool, sparse: float, smooth: float) -> Tensor:
+    """The relaxation of SP-DARTS: softmax at ``sparse`` where phi = 1, at ``smooth`` where phi = 0 (Eq. 15).
+
+    Args:
+        alpha: architecture parameters, shape ``(..., M)``.
+        phi: whether the batch is a sparse one.
+        sparse: t_sp, the small temperature of Eq. 14.
+        smooth: t_sm, much larger than t_sp.
+
+    Example:
+        >>> alpha = torch.tensor([0.0, 0.01])
+        >>> sparse_smooth_softmax(alpha, True, sparse=1e-3, smooth=1e-2)
+        tensor([4.5398e-05, 9.9995e-01])
+        >>> sparse_smooth_softmax(alpha, False, sparse=1e-3, smooth=1e-2)
+        tensor([0.2689, 0.7311])
+    """
+    return softmax(alpha, sparse if phi else smooth)
+
+
+def entropy(weights: Tensor) -> Tensor:
+    """Information entropy summation, ``-sum_e sum_m a_em log a_em`` in nats (Eq. 21); ``0 log 0`` is 0.
+
+    Args:
+        weights: operation weights, shape ``(..., M)``; all leading dimensions are summed over.
+
+    Returns:
+        A scalar, at most ``E log M``: 6 log 5 = 9.66 on NAS-Bench-201.
+
+    Example:
+        >>> entropy(torch.full((6, 5), 0.2))
+        tensor(9.6566)
+    """
+    return torch.special.entr(weights).sum()
+
+
+class Softmax(nn.Module):
+    """The relaxation of DARTS: softmax at one temperature, whatever phi (Eq. 1 at temperature 1, Eq. 9 otherwise)."""
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"Softmax: the temperature must be positive, got {temperature}")
+        self.temperature = temperature
+
+    def forward(self, alpha: Tensor, phi: bool = False) -> Tensor:
+        return softmax(alpha, self.temperature)
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature:g}"
+
+
+class SparseSmoothSoftmax(nn.Module):
+    """The relaxation of SP-DARTS: a sparse softmax for batches with phi = 1, a smooth one for the rest (Eq. 15).
+
+    Args:
+        sparse: t_sp, positive; about 1e-3 for alphas that Adam moves at 3e-4.
+        smooth: t_sm, larger than ``sparse``; the paper takes 10 t_sp.
+
+    Raises:
+        ValueError: a temperature is not positive, or ``sparse`` is not below ``smooth``.
+
+    Example:
+        >>> relax = SparseSmoothSoftmax(sparse=1e-3, smooth=1e-2)
+        >>> relax(torch.tensor([0.0, 0.01]), phi=False)
+        tensor([0.2689, 0.7311])
+
+    Source: Zhang and Ding, Eq. 14 and 15.
+    """
+
+    def __init__(self, sparse: float = 1e-3, smooth: float = 1e-2) -> None:
+        super().__init__()
+        if not (sparse > 0 and smooth > 0):
+            raise ValueError(f"SparseSmoothSoftmax: temperatures must be positive, got sparse={sparse}, smooth={smooth}")
+        if not sparse < smooth:
+            raise ValueError(f"SparseSmoothSoftmax: sparse must be below smooth, got sparse={sparse}, smooth={smooth}")
+        self.sparse = sparse
+        self.smooth = smooth
+
+    def forward(self, alpha: Tensor, phi: bool = False) -> Tensor:
+        return sparse_smooth_softmax(alpha, phi, self.sparse, self.smooth)
+
+    def extra_repr(self) -> str:
+        return f"sparse={self.sparse:g}, smooth={self.smooth:g}"
+
+
+class Argmax(nn.Module):
+    """Discretisation as a relaxation: weight 1 for the strongest candidate of a row, 0 for the rest (Eq. 4).
+
+    An exact tie goes to the lower index. There is no gradient; use it to evaluate, not to train.
+
+    Example:
+        >>> Argmax()(torch.tensor([[0.1, 0.3, 0.3]]))
+        tensor([[0., 1., 0.]])
+    """
+
+    def forward(self, alpha: Tensor, phi: bool = False) -> Tensor:
+        return F.one_hot(alpha.argmax(-1), alpha.shape[-1]).to(alpha.dtype)

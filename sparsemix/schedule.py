@@ -1,0 +1,163 @@
+"""When a batch is sparse: the schedule of p (Eq. 20) and the draws of phi (Algorithm 1)."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Protocol
+
+import torch
+
+__all__ = ["BatchMixedScheduler", "seeded_generator", "sparse_probability"]
+
+
+def seeded_generator(*key: int | str) -> torch.Generator:
+    """A CPU generator whose stream is a pure function of ``key``, such as ``("phi", seed, epoch, step)``.
+
+    Every draw of a search comes from one: the same on all processes, nothing to save for resuming, and the global
+    generator is never touched.
+
+    Example:
+        >>> a = torch.rand(1, generator=seeded_generator("phi", 0, 3, 7))
+        >>> bool(a == torch.rand(1, generator=seeded_generator("phi", 0, 3, 7)))
+        True
+    """
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def sparse_probability(epoch: int, epochs: int, p_low: float = 0.0, p_up: float = 1.0, warmup_epochs: int = 1) -> float:
+    """The probability p of a sparse batch in an epoch (Eq. 20).
+
+    0 while ``epoch < warmup_epochs``, then ``p_low + (p_up - p_low) (epoch - i_wp) / (I - i_wp)``. Epochs count from 0,
+    as in the published code: the first epoch after the warm-up has p_low, the last, I - 1, is one step short of p_up,
+    and the end of the search, I, has p_up.
+
+    Args:
+        epoch: i, from 0; past the end of the search p stays at ``p_up``.
+        epochs: I, the length of the search.
+        p_low, p_up: bounds of p.
+        warmup_epochs: i_wp.
+
+    Example:
+        >>> [sparse_probability(i, epochs=5) for i in range(6)]
+        [0.0, 0.0, 0.25, 0.5, 0.75, 1.0]
+    """
+    if epoch < warmup_epochs:
+        return 0.0
+    progress = min(1.0, (epoch - warmup_epochs) / (epochs - warmup_epochs))
+    return p_low + (p_up - p_low) * progress
+
+
+class _HasPhi(Protocol):
+    phi: bool
+
+
+class BatchMixedScheduler:
+    """Batch-mixed sparse training: sets ``arch.phi`` for each batch, phi ~ Bernoulli(p), with p of Eq. 20 (Algorithm 1).
+
+    Called as timm's schedulers are: ``step(epoch)`` at the start of an epoch, ``step_update(num_updates)`` before each
+    batch. One phi serves both updates of a step, and every edge. It is a pure function of (seed, epoch, step).
+
+    Args:
+        arch: what has a ``phi``, an :class:`~sparsemix.ArchParameterGroup`.
+        epochs: I, the length of the search.
+        steps_per_epoch: batches an epoch.
+        p_low, p_up: bounds of p, ``0 <= p_low <= p_up <= 1``.
+        warmup_epochs: i_wp, epochs at first without sparse batches; less than ``epochs``.
+        hold_epoch: from this epoch on p stays what it is then (a detail of some published runs); None: it rises to the end.
+        seed: of the draws.
+
+    Attributes:
+        p: this epoch's probability of a sparse batch.
+        phi: whether the coming batch is sparse.
+
+    Raises:
+        ValueError: an argument outside the ranges above, a negative epoch or update, or a state of another schedule.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> schedule = BatchMixedScheduler(SimpleNamespace(phi=False), epochs=5, steps_per_epoch=10)
+        >>> schedule.step(3)
+        >>> schedule.p
+        0.5
+        >>> schedule.step_update(3 * 10 + 4)
+        >>> schedule.phi == schedule.draw(epoch=3, step=4)
+        True
+
+    Source: Zhang and Ding, Eq. 20 and Algorithm 1.
+    """
+
+    def __init__(
+        self,
+        arch: _HasPhi,
+        epochs: int,
+        steps_per_epoch: int,
+        *,
+        p_low: float = 0.0,
+        p_up: float = 1.0,
+        warmup_epochs: int = 1,
+        hold_epoch: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if epochs < 1 or steps_per_epoch < 1:
+            raise ValueError(
+                f"BatchMixedScheduler: epochs and steps_per_epoch must be at least 1, got {epochs} and {steps_per_epoch}"
+            )
+        if not 0 <= p_low <= p_up <= 1:
+            raise ValueError(f"BatchMixedScheduler: need 0 <= p_low <= p_up <= 1, got p_low={p_low}, p_up={p_up}")
+        if not 0 <= warmup_epochs < epochs:
+            raise ValueError(
+                f"BatchMixedScheduler: the warm-up must be shorter than the search, got warmup_epochs={warmup_epochs} "
+                f"of epochs={epochs}"
+            )
+        self.arch = arch
+        self.settings: dict[str, Any] = {
+            "epochs": epochs,
+            "steps_per_epoch": steps_per_epoch,
+            "p_low": p_low,
+            "p_up": p_up,
+            "warmup_epochs": warmup_epochs,
+            "hold_epoch": hold_epoch,
+            "seed": seed,
+        }
+        self.step(0)
+
+    @property
+    def phi(self) -> bool:
+        return self.arch.phi
+
+    def probability(self, epoch: int) -> float:
+        """p of an epoch (Eq. 20)."""
+        s = self.settings
+        held = epoch if s["hold_epoch"] is None else min(epoch, s["hold_epoch"])
+        return sparse_probability(held, s["epochs"], s["p_low"], s["p_up"], s["warmup_epochs"])
+
+    def draw(self, epoch: int, step: int) -> bool:
+        """phi of one batch: a draw from Bernoulli(p), the same whenever and wherever it is asked for."""
+        generator = seeded_generator("phi", self.settings["seed"], epoch, step)
+        return torch.rand((), generator=generator, dtype=torch.float64).item() < self.probability(epoch)
+
+    def step(self, epoch: int, metric: float | None = None) -> None:
+        """Begin an epoch; ``metric`` is accepted as timm's loops pass it, and not used."""
+        self.step_update(epoch * self.settings["steps_per_epoch"])
+
+    def step_update(self, num_updates: int, metric: float | None = None) -> None:
+        """Prepare the batch that follows ``num_updates`` finished ones, counted from the start of the search."""
+        if num_updates < 0:
+            raise ValueError(f"BatchMixedScheduler: updates count from 0, got {num_updates}")
+        epoch, step = divmod(num_updates, self.settings["steps_per_epoch"])
+        self.num_updates = num_updates
+        self.p = self.probability(epoch)
+        self.arch.phi = self.draw(epoch, step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_updates": self.num_updates, **self.settings}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        differing = {k: (state.get(k), v) for k, v in self.settings.items() if state.get(k) != v}
+        if differing:
+            raise ValueError(
+                "BatchMixedScheduler: the state is of another schedule: "
+                + ", ".join(f"{name} was {then!r} and is {now!r}" for name, (then, now) in differing.items())
+            )
+        self.step_update(state["num_updates"])

@@ -1,0 +1,1 @@
+"""Search spaces: primitives, cells, and each space's facts as data."""

@@ -1,0 +1,61 @@
+"""Building blocks that networks of several spaces are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..mixed_op import fan_out
+from .ops import ReLUConvBN
+
+__all__ = ["DenseCell", "ResidualReduction"]
+
+
+class DenseCell(nn.Module):
+    """A cell whose nodes each read all earlier nodes; a node is the sum of its edges, the last node is the output.
+
+    Args:
+        nodes: how many, the input included.
+        make_edge: edge name, ``"2<-0"`` for node 2 reading node 0 -> module, a mixed operation or any other.
+        drop_path: applied to each edge's output, identity edges excepted; None: nothing is dropped.
+
+    Shapes:
+        input and output ``(B, C, H, W)``.
+
+    Source: Dong and Yang, "NAS-Bench-201", Fig. 1.
+    """
+
+    def __init__(self, nodes: int, make_edge: Callable[[str], nn.Module], drop_path: nn.Module | None = None) -> None:
+        super().__init__()
+        self.nodes = nodes
+        self.edges = nn.ModuleDict({f"{t}<-{s}": make_edge(f"{t}<-{s}") for t in range(1, nodes) for s in range(t)})
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor) -> Tensor:
+        sums: dict[int, Tensor] = {0: x}
+        for source in range(self.nodes - 1):
+            targets = range(source + 1, self.nodes)
+            edges = [self.edges[f"{target}<-{source}"] for target in targets]
+            for target, edge, out in zip(targets, edges, fan_out(sums[source], edges), strict=True):
+                if self.drop_path is not None and not isinstance(edge, nn.Identity):
+                    out = self.drop_path(out)
+                sums[target] = sums[target] + out if target in sums else out
+        return sums[self.nodes - 1]
+
+
+class ResidualReduction(nn.Module):
+    """The fixed residual block between stages: halves height and width, changes the number of channels.
+
+    Source: Dong and Yang, "NAS-Bench-201", section 2.1.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv_a = ReLUConvBN(in_channels, out_channels, 3, stride=2)
+        self.conv_b = ReLUConvBN(out_channels, out_channels, 3)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_b(self.conv_a(x)) + self.shortcut(F.avg_pool2d(x, 2))

@@ -1,0 +1,49 @@
+"""The NAS-Bench-201 space: five operations on the six edges of a four-node cell.
+
+Source: Dong and Yang, "NAS-Bench-201: Extending the Scope of Reproducible Neural Architecture Search".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from ..arch_parameters import ArchParameterGroup
+from ..genotype import NB201Genotype
+from ..mixed_op import MixedOp
+from .cells import DenseCell
+from .ops import AvgPool, ReLUConvBN, Zero
+
+__all__ = ["NODES", "OPERATIONS", "cell", "genotype", "mixed_cell"]
+
+NODES = 4
+
+# name -> (channels, whether batch norm is affine) -> module
+OPERATIONS: dict[str, Callable[[int, bool], nn.Module]] = {
+    "none": lambda channels, affine: Zero(),
+    "skip_connect": lambda channels, affine: nn.Identity(),
+    "nor_conv_1x1": lambda channels, affine: ReLUConvBN(channels, channels, 1, affine=affine),
+    "nor_conv_3x3": lambda channels, affine: ReLUConvBN(channels, channels, 3, affine=affine),
+    "avg_pool_3x3": lambda channels, affine: AvgPool(),
+}
+
+
+def mixed_cell(channels: int, drop_path: nn.Module | None = None) -> DenseCell:
+    """A cell of the supernet: all five operations on every edge, rows labelled by edge, batch norm not affine."""
+
+    def mixed_edge(name: str) -> MixedOp:
+        return MixedOp({op: make(channels, False) for op, make in OPERATIONS.items()}, label=name)
+
+    return DenseCell(NODES, mixed_edge, drop_path)
+
+
+def cell(genotype: NB201Genotype, channels: int, drop_path: nn.Module | None = None) -> DenseCell:
+    """A cell of the final network: one operation on every edge, batch norm affine."""
+    chosen = genotype.by_edge()
+    return DenseCell(NODES, lambda name: OPERATIONS[chosen[name]](channels, True), drop_path)
+
+
+def genotype(arch: ArchParameterGroup) -> NB201Genotype:
+    """Read a cell out of the supernet's alphas: argmax of each edge, ``none`` allowed, a tie to the lower index."""
+    return NB201Genotype.from_edges(arch.genotype())
