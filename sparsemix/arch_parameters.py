@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from .mixed_op import MixedOp, Weights
 from .relaxation import Argmax, SparseSmoothSoftmax, entropy, softmax
 
-__all__ = ["ArchParameterGroup", "labelled_rows", "tie_alphas_"]
+__all__ = ["ArchParameterGroup", "evaluating", "labelled_rows", "tie_alphas_"]
 
 Relaxation = Callable[[Tensor, bool], Tensor]
 
@@ -52,6 +52,18 @@ def tie_alphas_(model: nn.Module) -> dict[str, list[MixedOp]]:
         for op in others:
             op.alpha = first.alpha
     return rows
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the context the model is in evaluation mode; afterwards each module is in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 class ArchParameterGroup:
@@ -210,14 +222,8 @@ class ArchParameterGroup:
         Raises:
             ValueError: candidates of some mixed operation disagree in shape; both are named.
         """
-        training = {module: module.training for module in self.model.modules()}
-        self.model.eval()
-        try:
-            with torch.no_grad(), self.using(lambda alpha, phi: softmax(alpha)):
-                self.model(x)
-        finally:
-            for module, mode in training.items():
-                module.training = mode
+        with evaluating(self.model), torch.no_grad(), self.using(lambda alpha, phi: softmax(alpha)):
+            self.model(x)
 
     # The bond with the model
 

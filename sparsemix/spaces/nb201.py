@@ -15,7 +15,7 @@ from ..mixed_op import MixedOp
 from .cells import DenseCell
 from .ops import AvgPool, ReLUConvBN, Zero
 
-__all__ = ["NODES", "OPERATIONS", "cell", "genotype", "mixed_cell"]
+__all__ = ["NODES", "OPERATIONS", "PRESETS", "cell", "genotype", "mixed_cell"]
 
 NODES = 4
 
@@ -47,3 +47,34 @@ def cell(genotype: NB201Genotype, channels: int, drop_path: nn.Module | None = N
 def genotype(arch: ArchParameterGroup) -> NB201Genotype:
     """Read a cell out of the supernet's alphas: argmax of each edge, ``none`` allowed, a tie to the lower index."""
     return NB201Genotype.from_edges(arch.genotype())
+
+
+# Settings of a search (fields of sparsemix.search.SearchConfig): preset -> data set -> settings; "*" is for all.
+_PAPER = {
+    "channels": 16,
+    "cells": 5,
+    "epochs": 50,
+    "batch_size": 256,
+    "weight_lr": 0.05,
+    "weight_lr_min": 0.05,
+    "weight_decay": 5e-4,
+    "sparse": 1.1e-3,
+    "smooth": 1.1e-2,
+    "p_up": 1.0,
+    "warmup_epochs": 1,
+    "eval_temperature": 1e-4,
+}
+_AUTHORS = {**_PAPER, "smooth": 1.21e-2, "clip_alphas": True, "replacement": True}
+_PROXY = {**_PAPER, "cells": 1, "epochs": 25, "batch_size": 64, "image_size": 16, "limit": 12_800}
+
+PRESETS: dict[str, dict[str, dict[str, object]]] = {
+    # Table II
+    "paper": {"*": _PAPER, "cifar100": {"sparse": 1.3e-3, "smooth": 1.3e-2, "p_up": 0.9}},
+    # what the published code does differently; its CIFAR-100 split, which takes test images, is not copied
+    "authors": {
+        "*": _AUTHORS,
+        "cifar100": {"sparse": 1.3e-3, "smooth": 1.43e-2, "p_up": 0.9, "hold_epoch": 45, "hold_sparse": 6e-4},
+    },
+    # for CPUs: a small supernet on few, small images
+    "proxy": {"*": _PROXY, "digits": {"image_size": 8, "limit": None}},
+}

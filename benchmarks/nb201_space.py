@@ -1,0 +1,78 @@
+"""Search the NAS-Bench-201 space.
+
+    accelerate launch benchmarks/nb201_space.py --preset proxy                        # embedded digits, on a laptop
+    accelerate launch benchmarks/nb201_space.py --dataset cifar10 --download          # the paper's setting
+    accelerate launch benchmarks/nb201_space.py --dataset cifar10 --method darts --order second
+    accelerate launch benchmarks/nb201_space.py --preset proxy --dataset folder --data DIR --table nb201.csv --table-dataset cifar10
+
+Every flag: --help. An interrupted run goes on with --resume.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import timm
+from accelerate.utils import set_seed
+
+import sparsemix.models
+from sparsemix import ArchParameterGroup
+from sparsemix.data import open_pairs
+from sparsemix.genotype import NB201Genotype
+from sparsemix.search import METHODS, Search, SearchConfig, SearchInterrupted, config_from_flags, make_accelerator
+from sparsemix.spaces import nb201
+from sparsemix.tables import NB201Table
+
+
+def main(config: SearchConfig) -> dict[str, Any]:
+    accelerator = make_accelerator(config)
+    judge = {} if config.table is None else {"judge": true_accuracy(NB201Table(config.table), config)}
+    set_seed(config.seed)
+    pairs = open_pairs(
+        config.dataset,
+        root=config.data,
+        batch_size=config.batch_size,
+        image_size=config.image_size,
+        limit=config.limit,
+        seed=config.seed,
+        device=accelerator.device,
+        download=config.download,
+        replacement=config.replacement,
+        workers=config.workers,
+    )
+    supernet = timm.create_model(
+        "sparsemix_nb201_supernet",
+        num_classes=len(pairs.classes),
+        in_chans=pairs.in_chans,
+        channels=config.channels,
+        cells=config.cells,
+    )
+    relaxation, _ = METHODS[config.method]
+    arch = ArchParameterGroup(supernet, relaxation(config))
+    return Search(config, arch, pairs, accelerator, "nb201", nb201.genotype, **judge).run()
+
+
+def true_accuracy(table: NB201Table, config: SearchConfig) -> Any:
+    """A judge of cells: accuracy and rank in the table, and the distance to its best, for the data set searched on."""
+    dataset = config.table_dataset or config.dataset
+    best = table.best(dataset)
+
+    def judge(cell: NB201Genotype) -> dict[str, Any]:
+        accuracy = table.accuracy(cell, dataset)
+        return {
+            "true_accuracy": accuracy,
+            "true_rank": table.rank(cell, dataset),
+            "true_gap": best - accuracy,
+            "table_size": len(table),
+        }
+
+    return judge
+
+
+if __name__ == "__main__":
+    try:
+        main(config_from_flags(nb201.PRESETS))
+    except SearchInterrupted as stopped:
+        print(stopped)
+        sys.exit(130)

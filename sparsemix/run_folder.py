@@ -1,0 +1,94 @@
+"""The folder of a run: its config, one record an epoch, what it found, and the checkpoint that it resumes from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["RunFolder"]
+
+
+class RunFolder:
+    """Files of one run: ``config.json``, ``records.jsonl``, ``checkpoint.pt``, and what else is written into it.
+
+    Files are replaced as a whole: a reader, or a run that is killed, never meets half a file.
+
+    Args:
+        path: the folder; made if it is not there.
+        config: the resolved configuration, ready for JSON.
+        resume: continue the run that the folder holds.
+        movable: fields of the configuration that a resumed run may change.
+
+    Raises:
+        FileExistsError: the folder holds a run, and ``resume`` was not asked for.
+        FileNotFoundError: ``resume`` was asked for, and it holds none.
+        ValueError: the run was configured differently; names the fields with both values.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any], resume: bool, movable: frozenset[str] = frozenset()) -> None:
+        self.path = path
+        self._config = path / "config.json"
+        self._records = path / "records.jsonl"
+        self._checkpoint = path / "checkpoint.pt"
+        self.records: list[dict[str, Any]] = []
+        if resume:
+            self._check_same(config, movable)
+            if self._records.exists():
+                self.records = [json.loads(line) for line in self._records.read_text().splitlines()]
+            return
+        if self._config.exists():
+            raise FileExistsError(f"{path} holds a run already: continue it with --resume, or give another --output")
+        path.mkdir(parents=True, exist_ok=True)
+        self.write("config.json", config)
+
+    def _check_same(self, config: Mapping[str, Any], movable: frozenset[str]) -> None:
+        if not self._config.exists():
+            raise FileNotFoundError(f"{self.path} holds no run to resume: there is no {self._config}")
+        then, now = json.loads(self._config.read_text()), json.loads(json.dumps(config))
+        differing = {
+            field: (then.get(field), now.get(field))
+            for field in sorted((then.keys() | now.keys()) - movable)
+            if then.get(field) != now.get(field)
+        }
+        if differing:
+            raise ValueError(
+                f"{self.path} holds a run with another configuration: "
+                + ", ".join(f"{field} was {old!r} and is now {new!r}" for field, (old, new) in differing.items())
+            )
+
+    def write(self, name: str, content: Any) -> None:
+        """Write a JSON file."""
+        self._replace(self.path / name, lambda partial: partial.write_text(json.dumps(content, indent=2) + "\n"))
+
+    def append_record(self, record: dict[str, Any]) -> None:
+        """Add one line to ``records.jsonl``."""
+        self.records.append(record)
+        with self._records.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def keep_records(self, count: int) -> None:
+        """Drop the records after the first ``count``: of epochs that a resumed run will do again."""
+        self.records = self.records[:count]
+        lines = "".join(json.dumps(record) + "\n" for record in self.records)
+        self._replace(self._records, lambda partial: partial.write_text(lines))
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Replace the checkpoint; tensors, containers and numbers only."""
+        self._replace(self._checkpoint, lambda partial: torch.save(dict(state), partial))
+
+    def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
+        """The checkpoint, or None if the run was stopped before its first; nothing in it is executed."""
+        if not self._checkpoint.exists():
+            return None
+        return torch.load(self._checkpoint, map_location=device, weights_only=True)
+
+    @staticmethod
+    def _replace(path: Path, write: Any) -> None:
+        partial = path.with_name(path.name + ".partial")
+        write(partial)
+        os.replace(partial, path)

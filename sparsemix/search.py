@@ -1,0 +1,478 @@
+"""The search loop on Accelerate: a frozen configuration, epochs of search steps, and a record of each.
+
+A script builds data, supernet and :class:`~sparsemix.ArchParameterGroup`, and hands them to :class:`Search`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from timm.scheduler import CosineLRScheduler
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .arch_parameters import ArchParameterGroup, Relaxation
+from .bilevel import Order, SearchStep
+from .data import Pairs
+from .metrics import discretization, leakage, skip_count
+from .relaxation import Softmax, SparseSmoothSoftmax
+from .run_folder import RunFolder
+from .schedule import BatchMixedScheduler
+
+__all__ = ["METHODS", "Search", "SearchConfig", "SearchInterrupted", "config_from_flags", "make_accelerator"]
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """A search, completely: what a run folder's ``config.json`` holds. Presets give these fields; flags change them."""
+
+    method: Literal["sp-darts", "darts"] = "sp-darts"
+    """What relaxes the alphas."""
+    preset: str = "paper"
+    """The row of settings that the other flags start from."""
+    seed: int = 0
+    """Of initialisation, data order, augmentation and phi."""
+    output: Path | None = None
+    """Run folder; by default runs/<space>-<dataset>-<method>-<preset>-seed<seed>."""
+    resume: bool = False
+    """Continue the run in the output folder."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to run; auto takes what Accelerate finds."""
+
+    dataset: str = "digits"
+    """digits (embedded), cifar10, cifar100, svhn, imagenet16-120, or folder."""
+    data: Path = Path("data")
+    """Where the data set is; for folder, the folder with one folder a class."""
+    download: bool = False
+    """Fetch the data set if it is not there."""
+    image_size: int | None = None
+    """Resize images to this height and width."""
+    limit: int | None = None
+    """Use this many training images in all, every class keeping its share."""
+    replacement: bool = False
+    """Draw the alpha batches with replacement."""
+    workers: int = 2
+    """Processes that decode images too large to stay in memory."""
+
+    channels: int = 16
+    """C of the first stage."""
+    cells: int = 5
+    """N, cells a stage."""
+
+    epochs: int = 50
+    """I, the length of the search."""
+    batch_size: int = 256
+    """Images a batch, of each half."""
+    order: Order = "first"
+    """first: alpha's gradient at the present weights; second: through a virtual step; single: no bilevel problem."""
+    weights_first: bool = True
+    """The weights' update before the alphas' (Algorithm 1)."""
+    weight_lr: float = 0.05
+    """Learning rate of the weights' SGD, ..."""
+    weight_lr_min: float = 0.05
+    """... and where its cosine ends."""
+    weight_decay: float = 5e-4
+    """Of the weights."""
+    momentum: float = 0.9
+    """Of the weights' SGD."""
+    nesterov: bool = True
+    """Nesterov's momentum."""
+    max_norm: float = 5.0
+    """The weights' gradient is clipped to this norm."""
+    clip_alphas: bool = False
+    """Take alpha's gradients into that norm, as published code does."""
+    alpha_lr: float = 3e-4
+    """Learning rate of alpha's Adam."""
+    alpha_betas: tuple[float, float] = (0.5, 0.999)
+    """Its betas."""
+    alpha_weight_decay: float = 0.0
+    """Its weight decay."""
+
+    sparse: float = 1.1e-3
+    """t_sp, the temperature of sparse batches."""
+    smooth: float = 1.1e-2
+    """t_sm, the temperature of the others."""
+    p_low: float = 0.0
+    """Probability of a sparse batch after the warm-up, ..."""
+    p_up: float = 1.0
+    """... and at the end (Eq. 20)."""
+    warmup_epochs: int = 1
+    """Epochs without sparse batches."""
+    hold_epoch: int | None = None
+    """From this epoch on p stays what it is ..."""
+    hold_sparse: float | None = None
+    """... and t_sp becomes this, t_sm keeping its ratio to it."""
+    eval_temperature: float = 1e-4
+    """Temperature at which the supernet is evaluated."""
+
+    table: Path | None = None
+    """Benchmark table (CSV) with true accuracies."""
+    table_dataset: str | None = None
+    """Its column, by default the data set's."""
+
+    def named_output(self, space: str) -> Path:
+        return self.output or Path("runs") / f"{space}-{self.dataset}-{self.method}-{self.preset}-seed{self.seed}"
+
+
+# method -> (its relaxation, the settings in which it departs from a preset)
+METHODS: dict[str, tuple[Callable[[SearchConfig], Relaxation], dict[str, Any]]] = {
+    "sp-darts": (lambda config: SparseSmoothSoftmax(config.sparse, config.smooth), {}),
+    "darts": (
+        lambda config: Softmax(),
+        {
+            "weight_lr": 0.025,
+            "weight_lr_min": 0.001,
+            "alpha_weight_decay": 1e-3,
+            "batch_size": 64,
+            "p_up": 0.0,
+            "clip_alphas": False,
+            "hold_epoch": None,
+            "hold_sparse": None,
+            "eval_temperature": 1.0,
+        },
+    ),
+}
+
+# Fields that say where a run happens, not what it computes: a resumed run may change them.
+_MOVABLE = frozenset({"output", "resume", "device", "data", "download", "workers", "table", "table_dataset"})
+
+
+def config_from_flags(
+    presets: Mapping[str, Mapping[str, Mapping[str, Any]]], args: list[str] | None = None
+) -> SearchConfig:
+    """The configuration of a command line: a preset's settings, the data set's and the method's, and then the flags.
+
+    Args:
+        presets: preset -> data set (``"*"`` for all) -> settings.
+        args: the command line; by default the process's own.
+
+    Raises:
+        SystemExit: a flag is unknown or malformed (shown with the usage), as command lines do.
+    """
+    import tyro
+
+    defaults = SearchConfig()
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", choices=sorted(presets), default=defaults.preset)
+    first.add_argument("--dataset", default=defaults.dataset)
+    first.add_argument("--method", choices=sorted(METHODS), default=defaults.method)
+    chosen, _ = first.parse_known_args(args)
+    preset = presets[chosen.preset]
+    settings = {**preset["*"], **preset.get(chosen.dataset, {}), **METHODS[chosen.method][1], **vars(chosen)}
+    return tyro.cli(SearchConfig, args=args, default=SearchConfig(**settings))
+
+
+def make_accelerator(config: SearchConfig) -> Accelerator:
+    """An Accelerator on the device that the configuration names.
+
+    Raises:
+        ValueError: that device is not there.
+    """
+    accelerator = Accelerator(cpu=config.device == "cpu")
+    if config.device not in ("auto", accelerator.device.type):
+        raise ValueError(f"--device {config.device} is not available here; found {accelerator.device.type}")
+    return accelerator
+
+
+class SearchInterrupted(KeyboardInterrupt):
+    """A search was stopped between two steps and has saved where it was; the message says how to resume it."""
+
+
+@dataclass
+class _Epoch:
+    """What has been summed up over the steps of an epoch so far; a checkpoint within the epoch holds it."""
+
+    step: int = 0
+    sparse: int = 0
+    train_loss: float = 0.0
+    val_loss: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass
+class Search:
+    """A differentiable architecture search, from its configuration to ``summary.json`` in its run folder.
+
+    Args:
+        config: the configuration.
+        arch: architecture parameters of the supernet.
+        pairs: the data.
+        accelerator: where and how it runs.
+        space: name of the search space, for the run folder.
+        read_out: arch -> the genotype, whose ``str`` is written.
+        judge: the genotype -> further entries of the summary, such as its true accuracy, or nothing.
+
+    Example:
+        See ``benchmarks/nb201_space.py``.
+    """
+
+    config: SearchConfig
+    arch: ArchParameterGroup
+    pairs: Pairs
+    accelerator: Accelerator
+    space: str
+    read_out: Callable[[ArchParameterGroup], Any]
+    judge: Callable[[Any], dict[str, Any]] = field(default=lambda genotype: {})
+
+    def run(self) -> dict[str, Any]:
+        """Search, or continue to search, to the end.
+
+        Returns:
+            The summary.
+
+        Raises:
+            SearchInterrupted: by Ctrl-C or SIGTERM, after the running step; the checkpoint is of that moment.
+            FloatingPointError: an alpha is not finite; the last checkpoint is of before that epoch.
+        """
+        config, arch = self.config, self.arch
+        self.folder = RunFolder(config.named_output(self.space), self._jsonable(), config.resume, _MOVABLE)
+        arch.model.to(self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.weight_optimizer = torch.optim.SGD(
+            arch.weight_parameters(),
+            lr=config.weight_lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
+        )
+        self.alpha_optimizer = torch.optim.Adam(
+            arch.parameters(), lr=config.alpha_lr, betas=config.alpha_betas, weight_decay=config.alpha_weight_decay
+        )
+        self.lr_schedule = CosineLRScheduler(self.weight_optimizer, config.epochs, lr_min=config.weight_lr_min)
+        self.phi = BatchMixedScheduler(
+            arch,
+            config.epochs,
+            len(self.pairs),
+            p_low=config.p_low,
+            p_up=config.p_up,
+            warmup_epochs=config.warmup_epochs,
+            hold_epoch=config.hold_epoch,
+            seed=config.seed,
+        )
+        arch.dry_run(next(self.pairs.validation())[0][:2])
+        model, weight_optimizer, alpha_optimizer = self.accelerator.prepare(
+            arch.model, self.weight_optimizer, self.alpha_optimizer
+        )
+
+        def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
+            x, y = batch
+            return F.cross_entropy(model(x), y)
+
+        self.search_step = SearchStep(
+            arch,
+            loss,
+            weight_optimizer,
+            alpha_optimizer,
+            order=config.order,
+            weights_first=config.weights_first,
+            max_norm=config.max_norm,
+            clip_alphas=config.clip_alphas,
+            backward=self.accelerator.backward,
+        )
+        first, progress = self._restore()
+        self._say(
+            f"{config.method} on {self.space}, {config.dataset} {self.pairs.image_size}x{self.pairs.image_size}, "
+            f"{config.epochs} epochs of {len(self.pairs)} steps on {self.accelerator.device}; run folder {self.folder.path}"
+        )
+        with _stop_requests() as stop:
+            for epoch in range(first, config.epochs):
+                self._train_epoch(epoch, progress, stop)
+                self._finish_epoch(epoch, progress)
+                progress = _Epoch()
+        return self._summarize()
+
+    def _train_epoch(self, epoch: int, progress: _Epoch, stop: threading.Event) -> None:
+        config, arch = self.config, self.arch
+        arch.model.train()
+        arch.relaxation = METHODS[config.method][0](self._held(epoch))
+        self.lr_schedule.step(epoch)
+        self.phi.step(epoch)
+        started, steps = time.perf_counter() - progress.seconds, len(self.pairs)
+        pairs = self.pairs.epoch(epoch, progress.step)
+        bar = tqdm(
+            pairs, f"epoch {epoch + 1}/{config.epochs}", steps, initial=progress.step, leave=False, disable=self._quiet()
+        )
+        for train_batch, val_batch in bar:
+            self.phi.step_update(epoch * steps + progress.step)
+            train_loss, val_loss = self.search_step(train_batch, val_batch)
+            progress.step += 1
+            progress.sparse += self.phi.phi
+            progress.train_loss += float(train_loss)
+            progress.val_loss += float(val_loss)
+            progress.seconds = time.perf_counter() - started
+            bar.set_postfix(loss=f"{progress.train_loss / progress.step:.3f}", p=f"{self.phi.p:.2f}", refresh=False)
+            if stop.is_set():
+                arch.check_finite()
+                self._save(epoch, progress)
+                raise SearchInterrupted(
+                    f"stopped in epoch {epoch + 1} of {config.epochs} after step {progress.step} of {steps}; "
+                    f"to go on, run the same command with --resume: {_command_line()}"
+                )
+        arch.check_finite()
+
+    def _finish_epoch(self, epoch: int, progress: _Epoch) -> None:
+        config, arch, started = self.config, self.arch, time.perf_counter()
+        measured = discretization(arch, _Repeatable(self.pairs.validation), Softmax(config.eval_temperature))
+        arch.phi = True  # leakage of the sparse batches
+        leaks = leakage(arch, next(self.pairs.validation())[0])
+        genotype, steps = self.read_out(arch), max(progress.step, 1)
+        record = {
+            "epoch": epoch,
+            "p": self.phi.p,
+            "sparse_share": progress.sparse / steps,
+            "train_loss": progress.train_loss / steps,
+            "val_loss": progress.val_loss / steps,
+            "supernet_accuracy": measured.supernet,
+            "discretized_accuracy": measured.discretized,
+            "discretization_gap": measured.gap,
+            "entropy_sparse": arch.entropy(config.sparse),
+            "entropy": arch.entropy(),
+            "weight_leakage": {label: leak.weight for label, leak in leaks.items()},
+            "output_leakage": {label: leak.output for label, leak in leaks.items()},
+            "skips": skip_count(arch.genotype()),
+            "genotype": str(genotype),
+            "alphas": {label: alpha.tolist() for label, alpha in arch.named_parameters()},
+            **self.judge(genotype),
+            "seconds": progress.seconds + time.perf_counter() - started,
+        }
+        self.folder.append_record(record)
+        self._save(epoch + 1, _Epoch())
+        self._say(_epoch_line(record, config.epochs))
+
+    def _summarize(self) -> dict[str, Any]:
+        records = self.folder.records
+        last = records[-1]
+        dropped = {"epoch", "p", "sparse_share", "alphas", "seconds"}
+        summary = {
+            "method": self.config.method,
+            "seed": self.config.seed,
+            **{key: value for key, value in last.items() if key not in dropped},
+            "seconds": sum(record["seconds"] for record in records),
+        }
+        self.folder.write("genotype.json", {"space": self.space, "genotype": summary["genotype"], "edges": self.arch.genotype()})
+        self.folder.write("summary.json", summary)
+        self._say(_closing_lines(summary, self.folder.path))
+        return summary
+
+    # Checkpoints
+
+    def _save(self, epoch: int, progress: _Epoch) -> None:
+        """All that the next step depends on; the draws depend on (seed, epoch, step) alone."""
+        self.folder.save_checkpoint(
+            {
+                "epoch": epoch,
+                "progress": asdict(progress),
+                "model": self.arch.model.state_dict(),
+                "weight_optimizer": self.weight_optimizer.state_dict(),
+                "alpha_optimizer": self.alpha_optimizer.state_dict(),
+                "phi": self.phi.state_dict(),
+                "rng": torch.get_rng_state(),
+            }
+        )
+
+    def _restore(self) -> tuple[int, _Epoch]:
+        state = self.folder.load_checkpoint(self.accelerator.device) if self.config.resume else None
+        if state is None:
+            self.folder.keep_records(0)
+            return 0, _Epoch()
+        self.arch.model.load_state_dict(state["model"])
+        self.weight_optimizer.load_state_dict(state["weight_optimizer"])
+        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        self.phi.load_state_dict(state["phi"])
+        torch.set_rng_state(state["rng"].cpu())
+        self.folder.keep_records(state["epoch"])
+        return state["epoch"], _Epoch(**state["progress"])
+
+    # Details
+
+    def _held(self, epoch: int) -> SearchConfig:
+        """The configuration with the temperatures of this epoch."""
+        config = self.config
+        if config.hold_epoch is None or config.hold_sparse is None or epoch < config.hold_epoch:
+            return config
+        smooth = config.smooth / config.sparse * config.hold_sparse
+        return SearchConfig(**{**vars(config), "sparse": config.hold_sparse, "smooth": smooth})
+
+    def _jsonable(self) -> dict[str, Any]:
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.config).items()} | {"space": self.space}
+
+    def _quiet(self) -> bool | None:
+        return None if self.accelerator.is_main_process else True  # None: only a terminal sees the bar
+
+    def _say(self, text: str) -> None:
+        self.accelerator.print(text, flush=True)
+
+
+class _Repeatable:
+    """An iterable that begins anew each time: what a function returns."""
+
+    def __init__(self, begin: Callable[[], Iterator[Any]]) -> None:
+        self.begin = begin
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.begin()
+
+
+@contextmanager
+def _stop_requests() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, so that a step is finished first; a second Ctrl-C stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def request(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _command_line() -> str:
+    arguments = [argument for argument in sys.argv if argument != "--resume"]
+    return shlex.join([*arguments, "--resume"])
+
+
+def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:
+    leak = sum(record["output_leakage"].values()) / len(record["output_leakage"])
+    true = f"  true {record['true_accuracy']:.2f} % (rank {record['true_rank']})" if "true_accuracy" in record else ""
+    return (
+        f"epoch {record['epoch'] + 1:3}/{epochs}"
+        f"  loss {record['train_loss']:.3f} / {record['val_loss']:.3f}"
+        f"  p {record['p']:.2f} (sparse {record['sparse_share']:.2f})"
+        f"  supernet {100 * record['supernet_accuracy']:.1f} %  discretised {100 * record['discretized_accuracy']:.1f} %"
+        f"  entropy {record['entropy_sparse']:.2f} at t_sp, {record['entropy']:.2f} at 1  leakage {leak:.2f}"
+        f"  skips {record['skips']}  {record['genotype']}{true}  {record['seconds']:.1f} s"
+    )
+
+
+def _closing_lines(summary: Mapping[str, Any], path: Path) -> str:
+    lines = [
+        f"discovered: {summary['genotype']}",
+        f"supernet {100 * summary['supernet_accuracy']:.1f} %, discretised {100 * summary['discretized_accuracy']:.1f} %, "
+        f"skip connections {summary['skips']}, {summary['seconds']:.0f} s",
+    ]
+    if "true_accuracy" in summary:
+        lines.append(
+            f"true accuracy {summary['true_accuracy']:.2f} %, rank {summary['true_rank']} of {summary['table_size']}, "
+            f"{summary['true_gap']:.2f} points below the best"
+        )
+    return "\n".join([*lines, f"written to {path}"])

@@ -1,0 +1,170 @@
+"""Benchmark tables: the accuracy that an architecture reached when it was trained, looked up instead of trained again.
+
+``python -m sparsemix.tables convert NATS-tss-v1_0-3ffb9-simple nb201.csv`` makes the compact table of NAS-Bench-201 from
+the official file; ``python -m sparsemix.tables show nb201.csv "|nor_conv_3x3~0|+|...|"`` looks an architecture up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import bz2
+import csv
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .genotype import NB201Genotype
+from .unpickle import load_plain_pickle
+
+__all__ = ["NB201Table", "convert_nats_bench"]
+
+
+class NB201Table:
+    """Test accuracy, in percent, of the 15,625 cells of NAS-Bench-201 after 200 epochs.
+
+    Args:
+        path: a CSV file with a column ``architecture`` and one for each data set (:attr:`COLUMNS`). It is read at the
+            first question.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file has other columns, or (at a question) a malformed architecture or unknown data set.
+        KeyError: an architecture that the table lacks.
+
+    Source: Dong and Yang, "NAS-Bench-201"; Dong et al., "NATS-Bench".
+    """
+
+    COLUMNS = {  # noqa: RUF012
+        "cifar10": "cifar10_test",
+        "cifar100": "cifar100_test",
+        "imagenet16-120": "imagenet16_120_test",
+    }
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"NB201Table: no file {self.path}; make one with python -m sparsemix.tables convert")
+
+    @cached_property
+    def _rows(self) -> dict[str, dict[str, float]]:
+        with self.path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            missing = {"architecture", *self.COLUMNS.values()} - set(reader.fieldnames or ())
+            if missing:
+                raise ValueError(f"NB201Table: {self.path} lacks the columns {', '.join(sorted(missing))}")
+            return {
+                row["architecture"]: {name: float(row[column]) for name, column in self.COLUMNS.items()}
+                for row in reader
+            }
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def _column(self, dataset: str) -> list[float]:
+        if dataset not in self.COLUMNS:
+            raise ValueError(f"NB201Table: unknown data set {dataset!r}, known are {', '.join(self.COLUMNS)}")
+        return [row[dataset] for row in self._rows.values()]
+
+    def accuracy(self, architecture: NB201Genotype | str, dataset: str) -> float:
+        """Test accuracy of an architecture, in percent."""
+        genotype = NB201Genotype.parse(architecture) if isinstance(architecture, str) else architecture
+        self._column(dataset)
+        try:
+            return self._rows[str(genotype)][dataset]
+        except KeyError:
+            raise KeyError(f"NB201Table: {self.path} has {len(self)} architectures, but not {genotype}") from None
+
+    def rank(self, architecture: NB201Genotype | str, dataset: str) -> int:
+        """1 for the best architecture of the table; equal accuracies share the better rank."""
+        own = self.accuracy(architecture, dataset)
+        return 1 + sum(other > own for other in self._column(dataset))
+
+    def best(self, dataset: str) -> float:
+        """The highest accuracy of the table, in percent."""
+        return max(self._column(dataset))
+
+
+# data set -> (its name in the official file, the set that is reported as test accuracy)
+_OFFICIAL = {
+    "cifar10": ("cifar10", "ori-test"),
+    "cifar100": ("cifar100", "x-test"),
+    "imagenet16-120": ("ImageNet16-120", "x-test"),
+}
+
+
+def convert_nats_bench(source: str | Path, target: str | Path) -> int:
+    """Convert the official topology file of NATS-Bench into the compact CSV; the mean over the trained seeds.
+
+    Args:
+        source: the folder ``NATS-tss-v1_0-3ffb9-simple`` (one file an architecture), or the single
+            ``NATS-tss-v1_0-3ffb9.pickle.pbz2``.
+        target: the CSV to write.
+
+    Returns:
+        The number of architectures.
+
+    Raises:
+        FileNotFoundError: the source is neither.
+        ValueError: a file is damaged, or holds more than plain data (nothing in it is executed).
+    """
+    from tqdm.auto import tqdm
+
+    source = Path(source)
+    if source.is_dir():
+        architectures = _load(source / "meta.pickle.pbz2")["meta_archs"]
+        results: Iterator[Any] = (_load(_architecture_file(source, i)) for i in range(len(architectures)))
+    elif source.is_file():
+        benchmark = _load(source)
+        architectures = benchmark["meta_archs"]
+        results = (benchmark["arch2infos"][i] for i in range(len(architectures)))
+    else:
+        raise FileNotFoundError(f"convert_nats_bench: {source} is neither a folder nor a file")
+    with Path(target).open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["architecture", *NB201Table.COLUMNS.values()])
+        for architecture, result in zip(tqdm(architectures, disable=None), results, strict=True):
+            accuracies = [_mean_accuracy(result["200"], *official) for official in _OFFICIAL.values()]
+            writer.writerow([architecture, *(round(accuracy, 4) for accuracy in accuracies)])
+    return len(architectures)
+
+
+def _load(path: Path) -> Any:
+    with bz2.open(path) as file:
+        return load_plain_pickle(file, path)
+
+
+def _architecture_file(folder: Path, index: int) -> Path:
+    padded = folder / f"{index:06d}.pickle.pbz2"
+    return padded if padded.is_file() else folder / f"{index}.pickle.pbz2"
+
+
+def _mean_accuracy(result: dict[str, Any], dataset: str, test_set: str) -> float:
+    trials = [result["all_results"][dataset, seed] for seed in result["dataset_seed"][dataset]]
+    return sum(float(trial["eval_acc1es"][f"{test_set}@{trial['epochs'] - 1}"]) for trial in trials) / len(trials)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m sparsemix.tables", description="Benchmark tables.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    convert = commands.add_parser("convert", help="make the compact table from the official NATS-Bench file")
+    convert.add_argument("source", type=Path)
+    convert.add_argument("target", type=Path)
+    show = commands.add_parser("show", help="look an architecture up")
+    show.add_argument("table", type=Path)
+    show.add_argument("architecture")
+    args = parser.parse_args()
+    if args.command == "convert":
+        print(f"{convert_nats_bench(args.source, args.target)} architectures written to {args.target}")
+        return
+    table = NB201Table(args.table)
+    for dataset in NB201Table.COLUMNS:
+        accuracy, rank = table.accuracy(args.architecture, dataset), table.rank(args.architecture, dataset)
+        print(f"{dataset:15} {accuracy:6.2f} %  rank {rank} of {len(table)}, best {table.best(dataset):.2f} %")
+
+
+if __name__ == "__main__":
+    main()
