@@ -3,7 +3,8 @@
     accelerate launch benchmarks/nb201_space.py --preset proxy                        # embedded digits, on a laptop
     accelerate launch benchmarks/nb201_space.py --dataset cifar10 --download          # the paper's setting
     accelerate launch benchmarks/nb201_space.py --dataset cifar10 --method darts --order second
-    accelerate launch benchmarks/nb201_space.py --preset proxy --dataset folder --data DIR --table nb201.csv --table-dataset cifar10
+    accelerate launch benchmarks/nb201_space.py --preset proxy --dataset folder --data DIR \
+        --table nb201.csv --table-dataset cifar10                                     # images from a folder, judged
 
 Every flag: --help. An interrupted run goes on with --resume.
 """
@@ -16,7 +17,6 @@ from typing import Any
 import timm
 from accelerate.utils import set_seed
 
-import sparsemix.models
 from sparsemix import ArchParameterGroup
 from sparsemix.data import open_pairs
 from sparsemix.genotype import NB201Genotype

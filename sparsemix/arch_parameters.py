@@ -163,7 +163,7 @@ class ArchParameterGroup:
 
     @contextmanager
     def fixed_alphas(self) -> Iterator[None]:
-        """Within the context, the relaxed weights are constants, so that a weights update computes no alpha gradient."""
+        """Within the context, relaxed weights are constants: a weights update then computes no alpha gradient."""
         previous, self._alphas_fixed = self._alphas_fixed, True
         try:
             yield
@@ -193,7 +193,7 @@ class ArchParameterGroup:
         """
         self.release()
         try:
-            # A deep copy that meets a mixed operation takes its choice instead; inner ones are chosen before outer ones.
+            # A deep copy that meets a mixed operation takes its choice instead; inner ones are chosen first.
             memo: dict[int, Any] = {}
             for op in reversed(list(self._labels)):
                 memo[id(op)] = copy.deepcopy(op.fuse(), memo)

@@ -44,9 +44,9 @@ def unrolled_alpha_gradient(
 ) -> tuple[Gradients, Tensor]:
     """Second-order gradient of the alphas: of the validation loss after one virtual step of the weights (DARTS-V2).
 
-    ``grad L_val(w') - xi [grad L_train(w+) - grad L_train(w-)] / (2 R)`` with ``w'`` one SGD step of learning rate xi with
-    the optimizer's momentum and weight decay, ``w+- = w +- R grad_w' L_val`` and ``R = 0.01 / |grad_w' L_val|``. The
-    finite difference stands for the product of the Hessian with ``grad_w' L_val``. Weights and buffers (running
+    ``grad L_val(w') - xi [grad L_train(w+) - grad L_train(w-)] / (2 R)`` with ``w'`` one SGD step of learning rate xi,
+    with the optimizer's momentum and weight decay, ``w+- = w +- R grad_w' L_val`` and ``R = 0.01 / |grad_w' L_val|``.
+    The finite difference stands for the product of the Hessian with ``grad_w' L_val``. Weights and buffers (running
     statistics) are afterwards what they were, to the last bit.
 
     Args:
@@ -92,14 +92,16 @@ def _virtual_sgd_step(
     """What SGD would add to each weight for these gradients, and minus the derivative of that by the gradient."""
     sgd = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     if not isinstance(sgd, torch.optim.SGD):
-        raise TypeError(f"the virtual step of second order needs torch.optim.SGD for the weights, got {type(sgd).__name__}")
+        raise TypeError(
+            f"the virtual step of second order needs torch.optim.SGD for the weights, got {type(sgd).__name__}"
+        )
     groups = {weight: group for group in sgd.param_groups for weight in group["params"]}
     steps, rates = [], []
     for weight, gradient in zip(weights, gradients, strict=True):
         group = groups[weight]
         decayed = gradient + group["weight_decay"] * weight.detach()
         velocity, gain = decayed, 1.0
-        momentum, buffer = group["momentum"], sgd.state[weight].get("momentum_buffer")
+        momentum, buffer = group["momentum"], sgd.state.get(weight, {}).get("momentum_buffer")
         if momentum and buffer is not None:
             gain = 1 - group["dampening"]
             velocity = momentum * buffer + gain * decayed
@@ -136,9 +138,9 @@ class SearchStep:
         loss: function of a batch that runs the model and returns a scalar.
         weight_optimizer: over ``arch.weight_parameters()``.
         alpha_optimizer: over ``arch.parameters()``.
-        order: ``"first"``: alpha's gradient at the present weights; ``"second"``: through a virtual step of the weights,
-            which must be trained by SGD; ``"single"``: no bilevel problem, both are updated by one backward pass of the
-            training loss and the validation batch is not used.
+        order: ``"first"``: alpha's gradient at the present weights; ``"second"``: through a virtual step of the
+            weights, which must be trained by SGD; ``"single"``: no bilevel problem, both are updated by one backward
+            pass of the training loss and the validation batch is not used.
         weights_first: the weights' update before the alphas' (Algorithm 1), or after (DARTS code).
         max_norm: the weights' gradient is clipped to this norm; None: not at all.
         clip_alphas: take alpha's gradients, present and stale, into the norm that is clipped, as published

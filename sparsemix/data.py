@@ -15,8 +15,11 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from einops import rearrange
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor, resize
 from tqdm.auto import tqdm
 
 from .schedule import seeded_generator
@@ -48,7 +51,9 @@ class Images:
         counts = torch.bincount(self.labels, minlength=len(self.classes))
         empty = [name for name, count in zip(self.classes, counts.tolist(), strict=True) if count == 0]
         if empty:
-            raise ValueError(f"no images of {', '.join(empty)} among {len(self.labels)} images of {len(counts)} classes")
+            raise ValueError(
+                f"no images of {', '.join(empty)} among {len(self.labels)} images of {len(counts)} classes"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -103,7 +108,9 @@ def halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     ranks, counts = _class_ranks(labels, seed)
     if int(counts.min()) < 2:
         short = labels[counts < 2].unique().tolist()
-        raise ValueError(f"classes {short} have fewer than 2 images: none is left for one of the halves; raise the limit")
+        raise ValueError(
+            f"classes {short} have fewer than 2 images: none is left for one of the halves; raise the limit"
+        )
     return (ranks % 2 == 0).nonzero().squeeze(1), (ranks % 2 == 1).nonzero().squeeze(1)
 
 
@@ -122,12 +129,12 @@ def digits(root: Path, train: bool, download: bool) -> Images:
 
 
 def _torchvision(name: str, root: Path, download: bool, **split: Any) -> Any:
-    import torchvision
-
     try:
         return getattr(torchvision.datasets, name)(root, download=download, **split)
     except RuntimeError as error:
-        raise FileNotFoundError(f"{name} is not in {root.resolve()}: {error} (on the command line: --download)") from error
+        raise FileNotFoundError(
+            f"{name} is not in {root.resolve()}: {error} (on the command line: --download)"
+        ) from error
 
 
 def cifar10(root: Path, train: bool, download: bool) -> Images:
@@ -193,34 +200,30 @@ class _Folder:
 
     @classmethod
     def find(cls, root: Path) -> _Folder:
-        from torchvision.datasets import ImageFolder
-
         if not root.is_dir():
             raise FileNotFoundError(f"image folder: {root.resolve()} is not a folder")
         try:
-            found = ImageFolder(str(root))
+            found = torchvision.datasets.ImageFolder(str(root))
         except FileNotFoundError as error:
             raise ValueError(f"image folder {root.resolve()}: {error}") from error
         files, labels = zip(*found.samples, strict=True)
         return cls(list(files), torch.tensor(labels), tuple(found.classes))
 
     def height(self) -> int:
-        from PIL import Image
-
         with Image.open(self.files[0]) as image:
             return image.height
 
     def decode(self, indices: Tensor, size: int) -> Images:
-        from torchvision.io import ImageReadMode, decode_image
-        from torchvision.transforms.functional import resize
-
         pixels = torch.empty(len(indices), size, size, 3, dtype=torch.uint8)
-        for row, index in enumerate(tqdm(indices.tolist(), desc="decoding", disable=None, leave=False)):
-            image = decode_image(self.files[index], ImageReadMode.RGB)
-            if image.shape[1:] != (size, size):
-                image = resize(image, [size, size], antialias=True)
-            pixels[row] = rearrange(image, "c h w -> h w c")
+        for row, index in enumerate(tqdm(indices.tolist(), "decoding", disable=None, leave=False)):
+            image = resize(_read_rgb(self.files[index]), [size, size])
+            pixels[row] = rearrange(pil_to_tensor(image), "c h w -> h w c")
         return Images(pixels, self.labels[indices], self.classes)
+
+
+def _read_rgb(file: str) -> Image.Image:
+    with Image.open(file) as image:
+        return image.convert("RGB")
 
 
 # Loaders of pairs
@@ -362,7 +365,9 @@ class StreamedPairs:
         workers: int = 2,
     ) -> None:
         if min(len(weights), len(alphas)) < batch_size:
-            raise ValueError(f"batches of {batch_size} cannot be cut from halves of {len(weights)} and {len(alphas)} images")
+            raise ValueError(
+                f"batches of {batch_size} cannot be cut from halves of {len(weights)} and {len(alphas)} images"
+            )
         self.classes = folder.classes
         self.image_size = image_size
         self.device = torch.device(device)
@@ -376,7 +381,8 @@ class StreamedPairs:
     def _loader(folder: _Folder, indices: Tensor, **options: Any) -> Any:
         from timm.data import create_loader
 
-        return create_loader(_FolderSubset(folder, indices), **options)
+        dataset: Any = _FolderSubset(folder, indices)
+        return create_loader(dataset, **options)
 
     def __len__(self) -> int:
         return min(len(self._train), len(self._val))
@@ -406,10 +412,7 @@ class _FolderSubset(torch.utils.data.Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        from PIL import Image
-
-        with Image.open(self.files[index]) as image:
-            return self.transform(image.convert("RGB")), self.labels[index]
+        return self.transform(_read_rgb(self.files[index])), self.labels[index]
 
 
 def open_pairs(

@@ -66,9 +66,9 @@ class Leakage:
 
     Attributes:
         weight: ``1 - max_m a_m``, the weight that does not belong to the strongest operation k.
-        output: ``|rest| / (|a_k o_k(x)| + |rest|)`` with ``rest = sum_{m != k} a_m o_m(x)`` and the Euclidean norm over a
-            batch: the share of the edge's output that comes from the others. 1 where the strongest operation is ``none``
-            and yet something passes; 0 where nothing passes at all.
+        output: ``|rest| / (|a_k o_k(x)| + |rest|)`` with ``rest = sum_{m != k} a_m o_m(x)`` and the Euclidean norm over
+            a batch: the share of the edge's output that comes from the others. 1 where the strongest operation is
+            ``none`` and yet something passes; 0 where nothing passes at all.
     """
 
     weight: float
@@ -86,9 +86,9 @@ def leakage(arch: ArchParameterGroup, x: Tensor) -> dict[str, Leakage]:
         Label -> :class:`Leakage`; rows shared by several mixed operations have their mean.
 
     Example:
-        >>> op = MixedOp({"skip": nn.Identity(), "same": nn.Identity()})
-        >>> leak = leakage(ArchParameterGroup(nn.Sequential(op), lambda alpha, phi: torch.full_like(alpha, 0.5)), torch.ones(1, 4))
-        >>> leak["0"]
+        >>> model = nn.Sequential(MixedOp({"skip": nn.Identity(), "same": nn.Identity()}))
+        >>> arch = ArchParameterGroup(model, lambda alpha, phi: torch.full_like(alpha, 0.5))
+        >>> leakage(arch, torch.ones(1, 4))["0"]
         Leakage(weight=0.5, output=0.5)
     """
     outputs: dict[MixedOp, float] = {}

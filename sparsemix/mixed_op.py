@@ -33,16 +33,16 @@ class Source:
 class MixedOp(nn.Module):
     """Candidate operations on one edge, and their weighted sum ``sum_m a_m o_m(x)`` (Eq. 2).
 
-    The weights come from one of three places. Given explicitly, ``mixed_op(x, weights)``, they are used as they are, as
-    in DARTS code. Bound to an :class:`~sparsemix.ArchParameterGroup`, they are that group's relaxed weights. Alone, they
-    are ``softmax(alpha)``. An operation with a single candidate has nothing to mix: without explicit weights it is that
-    candidate, at no cost.
+    The weights come from one of three places. Given explicitly, ``mixed_op(x, weights)``, they are used as they are,
+    as in DARTS code. Bound to an :class:`~sparsemix.ArchParameterGroup`, they are that group's relaxed weights. Alone,
+    they are ``softmax(alpha)``. An operation with a single candidate has nothing to mix: without explicit weights it is
+    that candidate, at no cost.
 
     Candidates whose outputs disagree in shape are an error, raised at the first input that shows it
     (:meth:`~sparsemix.ArchParameterGroup.dry_run` shows it before training).
 
     Args:
-        candidates: name -> module, in the order of the alphas. Names must be valid module names (no dots).
+        candidates: name -> module, in the order of the alphas.
         label: mixed operations with the same label share one row of alphas once a group holds them; they must name the
             same candidates. Without a label the row is the operation's own.
 
@@ -50,11 +50,12 @@ class MixedOp(nn.Module):
         input and output as the candidates have them; ``weights`` is ``(M,)``, one for each candidate.
 
     Raises:
-        ValueError: no candidates; weights of another length; candidate outputs of different shapes.
+        ValueError: no candidates; a name that no module can have; weights of another length; candidate outputs of
+            different shapes.
         TypeError: a candidate is not a module.
 
     Example:
-        >>> op = MixedOp({"skip": nn.Identity(), "half": nn.AvgPool2d(3, 1, 1)})
+        >>> op = MixedOp({"skip": nn.Identity(), "pool": nn.AvgPool2d(3, 1, 1)})
         >>> op(torch.ones(1, 2, 4, 4), torch.tensor([1.0, 0.0])).shape
         torch.Size([1, 2, 4, 4])
 
@@ -68,6 +69,10 @@ class MixedOp(nn.Module):
         for name, candidate in candidates.items():
             if not isinstance(candidate, nn.Module):
                 raise TypeError(f"MixedOp: candidate {name!r} must be a torch.nn.Module, got {candidate!r}")
+            if not name or "." in name or hasattr(nn.ModuleDict, name):
+                raise ValueError(
+                    f"MixedOp: {name!r} cannot name a module (it has a dot, or torch uses it); choose another"
+                )
         self.candidates = nn.ModuleDict(candidates)
         self.alpha = nn.Parameter(1e-3 * torch.randn(len(candidates)))
         self.label = label
@@ -85,7 +90,7 @@ class MixedOp(nn.Module):
         return mixed
 
     def operation_weights(self, explicit: Tensor | None = None) -> Weights:
-        """This forward's weights as scalars, one for each candidate: the explicit ones, the group's, or softmax(alpha)."""
+        """This forward's weights as scalars, one a candidate: the explicit ones, the group's, or softmax(alpha)."""
         if explicit is not None:
             if explicit.shape != self.alpha.shape:
                 raise ValueError(
@@ -113,8 +118,9 @@ def fan_out(x: Tensor, edges: Sequence[nn.Module]) -> list[Tensor]:
     """The outputs of all edges that leave one node, with the work they have in common done once.
 
     Equal to ``[edge(x) for edge in edges]`` up to rounding. Candidates of mixed operations that know how to run
-    together (they define ``sharing_key`` and ``contributions``, see :mod:`sparsemix.spaces.ops`) share a ReLU, a pooling
-    or one wide convolution. Edges that are no MixedOp, and mixed operations with forward hooks, are called on their own.
+    together (they define ``sharing_key`` and ``contributions``, see :mod:`sparsemix.spaces.ops`) share a ReLU, a
+    pooling or one wide convolution. Edges that are no MixedOp, and mixed operations with forward hooks, are called on
+    their own.
 
     Args:
         x: the node's value.

@@ -24,7 +24,7 @@ CellFactory = Callable[[int, nn.Module | None], DenseCell]
 
 
 class NB201Network(nn.Module):
-    """The skeleton of NAS-Bench-201: a stem, three stages of N cells with residual reductions between, and a classifier.
+    """The skeleton of NAS-Bench-201: a stem, three stages of N cells with reductions between, and a classifier.
 
     Args:
         make_cell: (channels, drop_path) -> cell; the supernet's or that of a genotype.
@@ -59,7 +59,7 @@ class NB201Network(nn.Module):
         widths = [channels, 2 * channels, 4 * channels]
         self.stem = nn.Sequential(nn.Conv2d(in_chans, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
         stages: list[nn.Module] = []
-        drop_rates = calculate_drop_path_rates(drop_path_rate, [cells] * len(widths), stagewise=True)
+        drop_rates: Any = calculate_drop_path_rates(drop_path_rate, [cells] * len(widths), stagewise=True)
         for i, (width, rates) in enumerate(zip(widths, drop_rates, strict=True)):
             reduction = [ResidualReduction(widths[i - 1], width)] if i else []
             stages.append(
@@ -96,7 +96,11 @@ class NB201Network(nn.Module):
         self.num_classes = num_classes
         device, dtype = self.norm.weight.device, self.norm.weight.dtype
         self.global_pool, self.fc = create_classifier(
-            self.num_features, num_classes, pool_type=global_pool or self.global_pool.pool_type, device=device, dtype=dtype
+            self.num_features,
+            num_classes,
+            pool_type=global_pool or self.global_pool.pool_type,
+            device=device,
+            dtype=dtype,
         )
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
 
@@ -144,13 +148,17 @@ def sparsemix_nb201_supernet(pretrained: bool = False, **kwargs: Any) -> NB201Ne
     return _create("sparsemix_nb201_supernet", nb201.mixed_cell, pretrained, **kwargs)
 
 
+RESNET_LIKE = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|"
+
+
 @register_model
 def sparsemix_nb201(
     pretrained: bool = False,
-    genotype: NB201Genotype | str = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|",
+    genotype: NB201Genotype
+    | str = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|",
     **kwargs: Any,
 ) -> NB201Network:
-    """The network of a NAS-Bench-201 cell, given as the benchmark writes it; by default a cell built like a ResNet's."""
+    """The network of a NAS-Bench-201 cell, given as the benchmark writes it; by default one with a residual path."""
     cell = NB201Genotype.parse(genotype) if isinstance(genotype, str) else genotype
     return _create(
         "sparsemix_nb201", lambda channels, drop_path: nb201.cell(cell, channels, drop_path), pretrained, **kwargs

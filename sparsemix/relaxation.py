@@ -105,7 +105,9 @@ class SparseSmoothSoftmax(nn.Module):
     def __init__(self, sparse: float = 1e-3, smooth: float = 1e-2) -> None:
         super().__init__()
         if not (sparse > 0 and smooth > 0):
-            raise ValueError(f"SparseSmoothSoftmax: temperatures must be positive, got sparse={sparse}, smooth={smooth}")
+            raise ValueError(
+                f"SparseSmoothSoftmax: temperatures must be positive, got sparse={sparse}, smooth={smooth}"
+            )
         if not sparse < smooth:
             raise ValueError(f"SparseSmoothSoftmax: sparse must be below smooth, got sparse={sparse}, smooth={smooth}")
         self.sparse = sparse

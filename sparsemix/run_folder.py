@@ -30,7 +30,9 @@ class RunFolder:
         ValueError: the run was configured differently; names the fields with both values.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any], resume: bool, movable: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, path: Path, config: Mapping[str, Any], resume: bool, movable: frozenset[str] = frozenset()
+    ) -> None:
         self.path = path
         self._config = path / "config.json"
         self._records = path / "records.jsonl"

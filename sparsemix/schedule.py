@@ -53,7 +53,7 @@ class _HasPhi(Protocol):
 
 
 class BatchMixedScheduler:
-    """Batch-mixed sparse training: sets ``arch.phi`` for each batch, phi ~ Bernoulli(p), with p of Eq. 20 (Algorithm 1).
+    """Batch-mixed sparse training (Algorithm 1): sets ``arch.phi`` for each batch, phi ~ Bernoulli(p), p of Eq. 20.
 
     Called as timm's schedulers are: ``step(epoch)`` at the start of an epoch, ``step_update(num_updates)`` before each
     batch. One phi serves both updates of a step, and every edge. It is a pure function of (seed, epoch, step).
@@ -64,7 +64,7 @@ class BatchMixedScheduler:
         steps_per_epoch: batches an epoch.
         p_low, p_up: bounds of p, ``0 <= p_low <= p_up <= 1``.
         warmup_epochs: i_wp, epochs at first without sparse batches; less than ``epochs``.
-        hold_epoch: from this epoch on p stays what it is then (a detail of some published runs); None: it rises to the end.
+        hold_epoch: from this epoch on p stays what it is then (a detail of some published runs); None: it never stops.
         seed: of the draws.
 
     Attributes:
@@ -101,7 +101,8 @@ class BatchMixedScheduler:
     ) -> None:
         if epochs < 1 or steps_per_epoch < 1:
             raise ValueError(
-                f"BatchMixedScheduler: epochs and steps_per_epoch must be at least 1, got {epochs} and {steps_per_epoch}"
+                f"BatchMixedScheduler: epochs and steps_per_epoch must be at least 1, "
+                f"got {epochs} and {steps_per_epoch}"
             )
         if not 0 <= p_low <= p_up <= 1:
             raise ValueError(f"BatchMixedScheduler: need 0 <= p_low <= p_up <= 1, got p_low={p_low}, p_up={p_up}")

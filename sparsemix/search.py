@@ -284,7 +284,8 @@ class Search:
         first, progress = self._restore()
         self._say(
             f"{config.method} on {self.space}, {config.dataset} {self.pairs.image_size}x{self.pairs.image_size}, "
-            f"{config.epochs} epochs of {len(self.pairs)} steps on {self.accelerator.device}; run folder {self.folder.path}"
+            f"{config.epochs} epochs of {len(self.pairs)} steps on {self.accelerator.device}; "
+            f"run folder {self.folder.path}"
         )
         with _stop_requests() as stop:
             for epoch in range(first, config.epochs):
@@ -302,7 +303,12 @@ class Search:
         started, steps = time.perf_counter() - progress.seconds, len(self.pairs)
         pairs = self.pairs.epoch(epoch, progress.step)
         bar = tqdm(
-            pairs, f"epoch {epoch + 1}/{config.epochs}", steps, initial=progress.step, leave=False, disable=self._quiet()
+            pairs,
+            f"epoch {epoch + 1}/{config.epochs}",
+            steps,
+            initial=progress.step,
+            leave=False,
+            disable=self._quiet(),
         )
         for train_batch, val_batch in bar:
             self.phi.step_update(epoch * steps + progress.step)
@@ -361,7 +367,9 @@ class Search:
             **{key: value for key, value in last.items() if key not in dropped},
             "seconds": sum(record["seconds"] for record in records),
         }
-        self.folder.write("genotype.json", {"space": self.space, "genotype": summary["genotype"], "edges": self.arch.genotype()})
+        self.folder.write(
+            "genotype.json", {"space": self.space, "genotype": summary["genotype"], "edges": self.arch.genotype()}
+        )
         self.folder.write("summary.json", summary)
         self._say(_closing_lines(summary, self.folder.path))
         return summary
@@ -458,7 +466,7 @@ def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:
         f"epoch {record['epoch'] + 1:3}/{epochs}"
         f"  loss {record['train_loss']:.3f} / {record['val_loss']:.3f}"
         f"  p {record['p']:.2f} (sparse {record['sparse_share']:.2f})"
-        f"  supernet {100 * record['supernet_accuracy']:.1f} %  discretised {100 * record['discretized_accuracy']:.1f} %"
+        f"  supernet {record['supernet_accuracy']:.1%}  discretised {record['discretized_accuracy']:.1%}"
         f"  entropy {record['entropy_sparse']:.2f} at t_sp, {record['entropy']:.2f} at 1  leakage {leak:.2f}"
         f"  skips {record['skips']}  {record['genotype']}{true}  {record['seconds']:.1f} s"
     )
@@ -467,7 +475,7 @@ def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:
 def _closing_lines(summary: Mapping[str, Any], path: Path) -> str:
     lines = [
         f"discovered: {summary['genotype']}",
-        f"supernet {100 * summary['supernet_accuracy']:.1f} %, discretised {100 * summary['discretized_accuracy']:.1f} %, "
+        f"supernet {summary['supernet_accuracy']:.1%}, discretised {summary['discretized_accuracy']:.1%}, "
         f"skip connections {summary['skips']}, {summary['seconds']:.0f} s",
     ]
     if "true_accuracy" in summary:

@@ -1,7 +1,7 @@
 """Benchmark tables: the accuracy that an architecture reached when it was trained, looked up instead of trained again.
 
-``python -m sparsemix.tables convert NATS-tss-v1_0-3ffb9-simple nb201.csv`` makes the compact table of NAS-Bench-201 from
-the official file; ``python -m sparsemix.tables show nb201.csv "|nor_conv_3x3~0|+|...|"`` looks an architecture up.
+python -m sparsemix.tables convert NATS-tss-v1_0-3ffb9-simple nb201.csv   # NAS-Bench-201, from the official file
+python -m sparsemix.tables show nb201.csv "|nor_conv_3x3~0|+|...|"        # look an architecture up
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class NB201Table:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise FileNotFoundError(f"NB201Table: no file {self.path}; make one with python -m sparsemix.tables convert")
+            raise FileNotFoundError(
+                f"NB201Table: no file {self.path}; make one with python -m sparsemix.tables convert"
+            )
 
     @cached_property
     def _rows(self) -> dict[str, dict[str, float]]:

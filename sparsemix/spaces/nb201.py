@@ -6,6 +6,7 @@ Source: Dong and Yang, "NAS-Bench-201: Extending the Scope of Reproducible Neura
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -50,7 +51,7 @@ def genotype(arch: ArchParameterGroup) -> NB201Genotype:
 
 
 # Settings of a search (fields of sparsemix.search.SearchConfig): preset -> data set -> settings; "*" is for all.
-_PAPER = {
+_PAPER: dict[str, Any] = {
     "channels": 16,
     "cells": 5,
     "epochs": 50,
@@ -67,7 +68,7 @@ _PAPER = {
 _AUTHORS = {**_PAPER, "smooth": 1.21e-2, "clip_alphas": True, "replacement": True}
 _PROXY = {**_PAPER, "cells": 1, "epochs": 25, "batch_size": 64, "image_size": 16, "limit": 12_800}
 
-PRESETS: dict[str, dict[str, dict[str, object]]] = {
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # Table II
     "paper": {"*": _PAPER, "cifar100": {"sparse": 1.3e-3, "smooth": 1.3e-2, "p_up": 0.9}},
     # what the published code does differently; its CIFAR-100 split, which takes test images, is not copied

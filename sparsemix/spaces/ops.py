@@ -8,6 +8,7 @@ A primitive that can run together with its like on other edges of the same sourc
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +47,9 @@ class AvgPool(nn.AvgPool2d):
     def sharing_key(self) -> Hashable:
         return ("avg_pool", self.stride)
 
-    def contributions(self, ops: Sequence[AvgPool], source: Source, weights: Sequence[Tensor]) -> Iterable[Contribution]:
+    def contributions(
+        self, ops: Sequence[AvgPool], source: Source, weights: Sequence[Tensor]
+    ) -> Iterable[Contribution]:
         pooled = self(source.x)
         return [(pooled, weight) for weight in weights]
 
@@ -64,7 +67,13 @@ class ReLUConvBN(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, dilation: int = 1, affine: bool = True
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        dilation: int = 1,
+        affine: bool = True,
     ) -> None:
         super().__init__()
         padding = dilation * (kernel_size - 1) // 2
@@ -96,25 +105,21 @@ class ReLUConvBN(nn.Module):
 
 
 def scaled_batch_norm(norms: Sequence[nn.BatchNorm2d], y: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """``cat([w * bn(part) for ...])`` over the channel blocks of ``y`` as one batch norm; updates running statistics."""
+    """``cat([w * bn(part), ...])`` over the channel blocks of ``y`` as one batch norm; updates running statistics."""
     first = norms[0]
     scale = torch.cat([weight.expand(first.num_features) for weight in weights])
     shift = None
     if first.affine:
         shift = scale * torch.cat([norm.bias for norm in norms])
         scale = scale * torch.cat([norm.weight for norm in norms])
-    if not first.track_running_stats:
-        return F.batch_norm(y, None, None, scale, shift, True, 0.0, first.eps)
-    if not first.training:
-        mean, var = (torch.cat(stats) for stats in zip(*((n.running_mean, n.running_var) for n in norms), strict=True))
-        return F.batch_norm(y, mean, var, scale, shift, False, 0.0, first.eps)
-    means, variances = [n.running_mean for n in norms], [n.running_var for n in norms]
-    mean, var = torch.cat(means), torch.cat(variances)
-    assert first.momentum is not None
-    y = F.batch_norm(y, mean, var, scale, shift, True, first.momentum, first.eps)
-    with torch.no_grad():
-        torch._foreach_copy_(means, mean.chunk(len(norms)))
-        torch._foreach_copy_(variances, var.chunk(len(norms)))
-        torch._foreach_add_([n.num_batches_tracked for n in norms], 1)
+    tracked = first.track_running_stats
+    means: list[Any] = [norm.running_mean for norm in norms]
+    variances: list[Any] = [norm.running_var for norm in norms]
+    mean, var = (torch.cat(means), torch.cat(variances)) if tracked else (None, None)
+    y = F.batch_norm(y, mean, var, scale, shift, first.training or not tracked, first.momentum or 0.0, first.eps)
+    if mean is not None and var is not None and first.training:
+        with torch.no_grad():
+            torch._foreach_copy_(means, mean.chunk(len(norms)))
+            torch._foreach_copy_(variances, var.chunk(len(norms)))
+            torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)
     return y
-

@@ -1,0 +1,92 @@
+"""The dense formulation of the published codes, as the yardstick for speed and the oracle for correctness.
+
+Every candidate of every edge runs in both updates, its output is multiplied by its weight, and each update is a full
+backward pass through weights and alphas alike (NAS-Bench-201's DARTS, as most repositories that followed it).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsemix.genotype import NB201Genotype
+from sparsemix.mixed_op import MixedOp
+from sparsemix.models import NB201Network
+from sparsemix.spaces.cells import DenseCell
+from sparsemix.spaces.ops import Zero
+
+__all__ = ["PublishedSupernet", "published_step"]
+
+
+class _PublishedMixedOp(nn.Module):
+    def __init__(self, op: MixedOp) -> None:
+        super().__init__()
+        self.ops = nn.ModuleList(op.candidates.values())
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        outputs = [x.mul(0.0) if isinstance(op, Zero) else op(x) for op in self.ops]
+        return torch.as_tensor(sum(w * out for w, out in zip(weights, outputs, strict=True)))
+
+
+class _PublishedCell(nn.Module):
+    def __init__(self, cell: DenseCell) -> None:
+        super().__init__()
+        self.edges = nn.ModuleDict({name: _PublishedMixedOp(cast(MixedOp, op)) for name, op in cell.edges.items()})
+
+    def forward(self, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+        nodes = [x]
+        for j in range(1, 4):
+            nodes.append(sum(self.edges[f"{j}<-{i}"](nodes[i], weights[f"{j}<-{i}"]) for i in range(j)))
+        return nodes[-1]
+
+
+class PublishedSupernet(nn.Module):
+    """The dense NAS-Bench-201 supernet with the weights and alphas of one of this library's, which stays as it is."""
+
+    def __init__(self, supernet: NB201Network, temperature: float) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(supernet)
+        rows = {m.label: m.alpha for m in self.net.modules() if isinstance(m, MixedOp)}
+        self.alphas = nn.Parameter(torch.stack([rows[edge].detach() for edge in NB201Genotype.EDGES]))
+        self.temperature = temperature
+        for stage in self.net.stages:
+            for name, block in stage.named_children():
+                if isinstance(block, DenseCell):
+                    setattr(stage, name, _PublishedCell(block))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = dict(zip(NB201Genotype.EDGES, F.softmax(self.alphas / self.temperature, dim=-1), strict=True))
+        x = self.net.stem(x)
+        for stage in self.net.stages:
+            for block in stage.children():
+                x = block(x, weights) if isinstance(block, _PublishedCell) else block(x)
+        return self.net.forward_head(F.relu(self.net.norm(x)))
+
+    def weight_parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.parameters() if parameter is not self.alphas]
+
+
+def published_step(
+    model: PublishedSupernet,
+    weight_optimizer: torch.optim.Optimizer,
+    alpha_optimizer: torch.optim.Optimizer,
+    train_batch: Sequence[Tensor],
+    val_batch: Sequence[Tensor],
+    max_norm: float = 5.0,
+) -> None:
+    """Weights, then alphas, each by one full backward pass."""
+    x, y = train_batch
+    weight_optimizer.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    nn.utils.clip_grad_norm_(model.weight_parameters(), max_norm)
+    weight_optimizer.step()
+
+    x, y = val_batch
+    alpha_optimizer.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    alpha_optimizer.step()

@@ -1,0 +1,32 @@
+import pytest
+import torch
+from torch import nn
+
+from sparsemix import MixedOp
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def plain_supernet():
+    """A user's supernet: no knowledge of the spaces, candidates that differ in number, a label shared by two edges."""
+
+    def build(channels=4, classes=3):
+        def conv(size):
+            return nn.Conv2d(channels, channels, size, padding=size // 2)
+
+        return nn.Sequential(
+            nn.Conv2d(2, channels, 3, padding=1),
+            MixedOp({"skip": nn.Identity(), "conv": conv(3)}, label="shared"),
+            nn.Tanh(),
+            MixedOp({"skip": nn.Identity(), "conv": conv(3)}, label="shared"),
+            MixedOp({"skip": nn.Identity(), "conv1": conv(1), "conv3": conv(3), "pool": nn.AvgPool2d(3, 1, 1)}),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(channels, classes),
+        )
+
+    return build

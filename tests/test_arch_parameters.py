@@ -1,0 +1,243 @@
+import copy
+import io
+
+import pytest
+import reference
+import torch
+from timm.utils.model import reparameterize_model
+from torch import nn
+
+from sparsemix import ArchParameterGroup, MixedOp, SparseSmoothSoftmax
+from sparsemix.arch_parameters import tie_alphas_
+
+
+@pytest.fixture
+def x():
+    return torch.randn(2, 2, 6, 6)
+
+
+def choose(model, **choices):
+    """Make these candidates the strongest of their rows."""
+    arch = ArchParameterGroup(model)
+    with torch.no_grad():
+        for label, ops in arch.rows.items():
+            if label in choices:
+                ops[0].alpha.copy_(torch.tensor([float(name == choices[label]) for name in ops[0].names]))
+    return arch
+
+
+def test_the_split_is_disjoint_and_complete(plain_supernet):
+    model = plain_supernet()
+    arch = ArchParameterGroup(model)
+    alphas, weights = {id(p) for p in arch.parameters()}, {id(p) for p in arch.weight_parameters()}
+    assert not alphas & weights
+    assert alphas | weights == {id(p) for p in model.parameters()}
+    assert [tuple(a.shape) for a in arch.parameters()] == [(2,), (4,)]
+
+
+def test_rows_are_found_by_label_or_path(plain_supernet):
+    arch = ArchParameterGroup(plain_supernet())
+    assert {label: len(ops) for label, ops in arch.rows.items()} == {"shared": 2, "4": 1}
+    assert arch.rows["shared"][0].alpha is arch.rows["shared"][1].alpha
+
+
+def test_alphas_are_parameters_in_the_state_dict(plain_supernet):
+    model, other = plain_supernet(), plain_supernet()
+    arch, other_arch = ArchParameterGroup(model), ArchParameterGroup(other)
+    assert {"1.alpha", "3.alpha", "4.alpha"} <= set(model.state_dict())
+    other.load_state_dict(model.state_dict())
+    for a, b in zip(arch.parameters(), other_arch.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_weights_are_the_relaxation_of_each_row(plain_supernet):
+    arch = ArchParameterGroup(plain_supernet(), SparseSmoothSoftmax(1e-3, 1e-2))
+    for arch.phi, temperature in ((True, 1e-3), (False, 1e-2)):
+        for label, alpha in arch.named_parameters():
+            expected = torch.tensor(reference.softmax(alpha.tolist(), temperature))
+            torch.testing.assert_close(arch.weights()[label], expected)
+
+
+def test_phi_decides_what_the_model_computes(plain_supernet, x):
+    model = plain_supernet()
+    arch = ArchParameterGroup(model)
+    outputs = []
+    for phi in (True, False):
+        arch.phi = phi
+        outputs.append(model(x))
+        explicit = x
+        for module in model:
+            row = next((label for label, ops in arch.rows.items() if module in ops), None)
+            explicit = module(explicit, arch.weights()[row]) if row else module(explicit)
+        torch.testing.assert_close(outputs[-1], explicit)
+    assert not torch.allclose(*outputs)
+
+
+def test_rows_are_relaxed_once_a_forward(plain_supernet, x):
+    calls = []
+
+    def relaxation(alpha, phi):
+        calls.append(alpha.shape)
+        return alpha.softmax(-1)
+
+    model = plain_supernet()
+    ArchParameterGroup(model, relaxation)
+    model(x)
+    assert calls == [(2, 4)]
+
+
+def test_parts_of_the_model_can_be_called_alone(plain_supernet, x):
+    model = plain_supernet()
+    arch = ArchParameterGroup(model)
+    whole = model(x)
+    arch.phi = True
+    parts = x
+    for module in model:
+        parts = module(parts)
+    assert not torch.allclose(whole, parts)
+    torch.testing.assert_close(model(x), parts)
+
+
+def test_fixed_alphas_are_constants(plain_supernet, x):
+    model = plain_supernet()
+    arch = ArchParameterGroup(model)
+    with arch.fixed_alphas():
+        model(x).sum().backward()
+    assert all(a.grad is None for a in arch.parameters())
+    model(x).sum().backward()
+    assert all(a.grad is not None for a in arch.parameters())
+
+
+def test_entropy_is_taken_at_the_temperature_asked_for(plain_supernet):
+    arch = ArchParameterGroup(plain_supernet())
+    for temperature in (1.0, 1e-3):
+        rows = [reference.softmax(alpha.tolist(), temperature) for alpha in arch.parameters()]
+        assert arch.entropy(temperature) == pytest.approx(reference.entropy(rows), rel=1e-5)
+
+
+def test_genotype_ties_go_to_the_lower_index(plain_supernet):
+    arch = ArchParameterGroup(plain_supernet())
+    with torch.no_grad():
+        arch.parameters()[1].copy_(torch.tensor([0.0, 0.5, 0.5, 0.1]))
+        arch.parameters()[0].zero_()
+    assert arch.genotype() == {"shared": "skip", "4": "conv1"}
+
+
+def test_discretize_leaves_an_ordinary_module(plain_supernet, x):
+    model = plain_supernet()
+    arch = choose(model, shared="skip", **{"4": "conv3"})
+    before = copy.deepcopy(model.state_dict())
+    final = arch.discretize()
+    assert not any(isinstance(m, MixedOp) for m in final.modules())
+    assert not final._forward_hooks
+    assert not final._forward_pre_hooks
+    assert isinstance(final[1], nn.Identity)
+    assert final[4].kernel_size == (3, 3)
+    with torch.no_grad(), arch.discretized():
+        torch.testing.assert_close(final(x), model(x))
+    buffer = io.BytesIO()
+    torch.save(final, buffer)  # nothing of the search is left to pickle
+    nn.init.zeros_(final[4].weight)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    model(x).sum().backward()  # still bound
+    assert arch.parameters()[0].grad is not None
+
+
+def test_discretize_meets_nested_mixed_operations():
+    inner = MixedOp({"tanh": nn.Tanh(), "relu": nn.ReLU()})
+    outer = MixedOp({"branch": nn.Sequential(nn.Linear(3, 3), inner), "skip": nn.Identity()})
+    model = nn.Sequential(outer)
+    arch = choose(model, **{"0": "branch", "0.candidates.branch.1": "relu"})
+    final = arch.discretize()
+    assert [type(m).__name__ for m in final[0]] == ["Linear", "ReLU"]
+    assert not any(isinstance(m, MixedOp) for m in final.modules())
+
+
+def test_discretize_of_a_lone_mixed_operation():
+    op = MixedOp({"tanh": nn.Tanh(), "relu": nn.ReLU()})
+    assert type(ArchParameterGroup(op).discretize()) in (nn.Tanh, nn.ReLU)
+
+
+def test_timm_discretises_by_reparameterisation(plain_supernet, x):
+    model = plain_supernet().eval()
+    arch = choose(model, shared="conv", **{"4": "pool"})
+    with torch.no_grad():
+        torch.testing.assert_close(reparameterize_model(model)(x), arch.discretize()(x))
+
+
+def test_a_copied_model_has_a_group_of_its_own(plain_supernet, x):
+    model = plain_supernet()
+    ArchParameterGroup(model)
+    model(x).sum().backward()
+    twin = copy.deepcopy(model)
+    torch.testing.assert_close(twin(x), model(x))
+    with torch.no_grad():
+        twin[1].alpha.copy_(torch.tensor([5.0, -5.0]))
+    assert twin[1].group.model is twin
+    assert twin[1].alpha is twin[3].alpha
+    assert not torch.allclose(twin(x), model(x))
+
+
+def test_the_last_group_holds_the_model(plain_supernet, x):
+    model = plain_supernet()
+    first, second = ArchParameterGroup(model), ArchParameterGroup(model, SparseSmoothSoftmax(1e-4, 1.0))
+    first.phi = True
+    smooth = model(x)
+    second.phi = True
+    assert not torch.allclose(model(x), smooth)
+    assert len(model._forward_pre_hooks) == 1
+
+
+def test_release(plain_supernet):
+    model = plain_supernet()
+    ArchParameterGroup(model).release()
+    assert not model._forward_pre_hooks
+    assert not model._forward_hooks
+    assert all(m.group is None for m in model.modules() if isinstance(m, MixedOp))
+
+
+def test_the_hook_survives_an_error_in_forward(plain_supernet, x):
+    model = plain_supernet()
+    arch = ArchParameterGroup(model)
+    with pytest.raises(RuntimeError):
+        model(torch.randn(2, 5, 6, 6))
+    arch.phi = True
+    torch.testing.assert_close(model(x), nn.Sequential(*model)(x))
+
+
+def test_no_mixed_operation():
+    with pytest.raises(ValueError, match="no MixedOp among the 3 modules of Sequential"):
+        ArchParameterGroup(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+
+
+def test_a_label_for_different_candidates():
+    model = nn.Sequential(
+        MixedOp({"a": nn.Identity(), "b": nn.Tanh()}, label="row"), MixedOp({"a": nn.Identity()}, label="row")
+    )
+    with pytest.raises(ValueError, match="'row' must name the same candidates: a, b at first, a at '1'"):
+        tie_alphas_(model)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_an_alpha_that_is_not_finite(plain_supernet, bad):
+    arch = ArchParameterGroup(plain_supernet())
+    arch.check_finite()
+    with torch.no_grad():
+        arch.parameters()[1][2] = bad
+    with pytest.raises(FloatingPointError, match="alpha of '4' is not finite"):
+        arch.check_finite()
+
+
+def test_dry_run_shows_disagreement_and_leaves_no_trace():
+    def build(second):
+        return nn.Sequential(nn.BatchNorm2d(3), MixedOp({"skip": nn.Identity(), "second": second}), nn.Dropout())
+
+    model = build(nn.Tanh())
+    model[2].eval()
+    before = copy.deepcopy(model.state_dict())
+    ArchParameterGroup(model).dry_run(torch.randn(4, 3, 8, 8))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert [m.training for m in model] == [True, True, False]
+    with pytest.raises(ValueError, match="'skip' and 'second' disagree"):
+        ArchParameterGroup(build(nn.MaxPool2d(2))).dry_run(torch.randn(4, 3, 8, 8))

@@ -1,0 +1,265 @@
+import copy
+
+import pytest
+import reference
+import timm
+import torch
+import torch.nn.functional as F
+from published import PublishedSupernet, published_step
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import sparsemix.models  # noqa: F401
+from sparsemix import ArchParameterGroup, MixedOp
+from sparsemix.bilevel import SearchStep, alpha_gradient, unrolled_alpha_gradient
+from sparsemix.relaxation import Softmax
+from sparsemix.spaces.nb201 import OPERATIONS
+
+
+@pytest.fixture
+def small():
+    """A float64 model with batch norm, two mixed edges, its group at temperature 1, and batches for both halves."""
+    net = nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1),
+        MixedOp({name: make(3, False) for name, make in OPERATIONS.items()}),
+        nn.Tanh(),
+        MixedOp({"skip": nn.Identity(), "conv": nn.Conv2d(3, 3, 3, padding=1)}),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(3, 4),
+    ).double()
+    arch = ArchParameterGroup(net, Softmax())
+    with torch.no_grad():
+        for alpha in arch.parameters():
+            alpha.copy_(torch.randn_like(alpha))
+    batches = [(torch.randn(5, 2, 4, 4, dtype=torch.float64), torch.randint(4, (5,))) for _ in range(2)]
+    return arch, lambda batch: F.cross_entropy(net(batch[0]), batch[1]), *batches
+
+
+def difference_quotient(arch, value, epsilon=1e-5):
+    """Gradient of ``value()`` in every alpha by central differences."""
+    gradients = []
+    for alpha in arch.parameters():
+        gradient = torch.zeros_like(alpha)
+        for i in range(len(alpha)):
+            values = []
+            for sign in (1, -1):
+                with torch.no_grad():
+                    alpha[i] += sign * epsilon
+                values.append(value())
+                with torch.no_grad():
+                    alpha[i] -= sign * epsilon
+            gradient[i] = (values[0] - values[1]) / (2 * epsilon)
+        gradients.append(gradient)
+    return gradients
+
+
+def test_first_order_gradient_is_the_difference_quotient(small):
+    arch, loss, _, val = small
+    gradients, value = alpha_gradient(arch, loss, val)
+    assert value == loss(val)
+    expected = difference_quotient(arch, lambda: loss(val).item())
+    torch.testing.assert_close(list(gradients), expected, rtol=1e-5, atol=1e-8)
+
+
+SGD = {
+    "plain": {},
+    "momentum": {"momentum": 0.9, "weight_decay": 0.1},
+    "nesterov": {"momentum": 0.9, "weight_decay": 0.1, "nesterov": True},
+}
+
+
+@pytest.mark.parametrize("settings", SGD.values(), ids=SGD)
+def test_second_order_gradient_is_that_of_the_unrolled_loss(small, settings):
+    """Against autograd through the virtual step, differentiated twice: the finite difference is the only error."""
+    arch, loss, train, val = small
+    optimizer = torch.optim.SGD(arch.weight_parameters(), lr=0.1, **settings)
+    for _ in range(2):  # fill the momentum buffers
+        optimizer.zero_grad()
+        with arch.fixed_alphas():
+            loss(train).backward()
+        optimizer.step()
+    names = {id(p): name for name, p in arch.model.named_parameters()}
+    alphas = [names[id(a)] for a in arch.parameters()]
+    buffers = {
+        names[id(w)]: s["momentum_buffer"] for w, s in optimizer.state.items() if s.get("momentum_buffer") is not None
+    }
+    expected = reference.unrolled_alpha_gradient(
+        copy.deepcopy(arch.model),
+        alphas,
+        F.cross_entropy,
+        train,
+        val,
+        lr=0.1,
+        momentum=settings.get("momentum", 0.0),
+        decay=settings.get("weight_decay", 0.0),
+        buffers=buffers,
+        nesterov=settings.get("nesterov", False),
+    )
+    first, _ = alpha_gradient(arch, loss, val)
+    before = copy.deepcopy(arch.model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    gradients, _ = unrolled_alpha_gradient(arch, loss, optimizer, train, val)
+    torch.testing.assert_close(list(gradients), list(expected), rtol=2e-3, atol=1e-6)
+    assert not torch.allclose(gradients[0], first[0], rtol=2e-3)
+    for name, value in arch.model.state_dict().items():
+        assert torch.equal(value, before[0][name]), name
+    assert str(optimizer.state_dict()) == str(before[1])
+
+
+def test_second_order_needs_sgd(small):
+    arch, loss, train, val = small
+    with pytest.raises(TypeError, match=r"needs torch\.optim\.SGD for its virtual step, got AdamW"):
+        unrolled_alpha_gradient(arch, loss, torch.optim.AdamW(arch.weight_parameters()), train, val)
+
+
+def search_step(arch, loss, **options):
+    return SearchStep(
+        arch,
+        loss,
+        torch.optim.SGD(arch.weight_parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4),
+        torch.optim.Adam(arch.parameters(), lr=3e-4, betas=(0.5, 0.999)),
+        **options,
+    )
+
+
+class ConvolutionBackward(TorchDispatchMode):
+    """Which gradients (input, weight, bias) every convolution's backward pass was asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.masks = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution_backward.default:
+            self.masks.append(tuple(args[-1]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_each_update_computes_its_own_gradients_only(small, order):
+    arch, loss, train, val = small
+    step = search_step(arch, loss, order=order)
+    step.update_weights(train)
+    assert all(a.grad is None for a in arch.parameters())
+    before = [w.grad.clone() for w in arch.weight_parameters()]
+    step.update_alphas(train, val)
+    assert all(torch.equal(w.grad, b) for w, b in zip(arch.weight_parameters(), before, strict=True))
+
+
+def test_the_alpha_update_runs_no_convolution_for_weights(small):
+    arch, loss, train, val = small
+    step = search_step(arch, loss)
+    with ConvolutionBackward() as alpha_update:
+        step.update_alphas(train, val)
+    with ConvolutionBackward() as weights_update:
+        step.update_weights(train)
+    assert {mask[1] for mask in alpha_update.masks} == {False}
+    assert {mask[1] for mask in weights_update.masks} == {True}
+
+
+def test_steps_follow_the_published_dense_formulation():
+    """Weights, alphas, momentum, Adam's moments and running statistics after several steps, in float64."""
+    supernet = timm.create_model("sparsemix_nb201_supernet", channels=4, cells=1, num_classes=3).double()
+    dense = PublishedSupernet(supernet, temperature=0.01)
+    arch = ArchParameterGroup(supernet, Softmax(0.01))
+    step = search_step(arch, lambda batch: F.cross_entropy(supernet(batch[0]), batch[1]))
+    dense_weights = torch.optim.SGD(dense.weight_parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    dense_alphas = torch.optim.Adam([dense.alphas], lr=3e-4, betas=(0.5, 0.999))
+    for _ in range(3):
+        train, val = ((torch.randn(6, 3, 8, 8).double(), torch.randint(3, (6,))) for _ in range(2))
+        step(train, val)
+        published_step(dense, dense_weights, dense_alphas, train, val)
+    torch.testing.assert_close(torch.stack(arch.parameters()), dense.alphas, rtol=1e-8, atol=1e-10)
+    for weight, expected in zip(arch.weight_parameters(), dense.weight_parameters(), strict=True):
+        torch.testing.assert_close(weight, expected, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(
+            step.weight_optimizer.state[weight]["momentum_buffer"],
+            dense_weights.state[expected]["momentum_buffer"],
+            rtol=1e-5,
+            atol=1e-8,
+        )
+    for moment in ("exp_avg", "exp_avg_sq"):
+        ours = torch.stack([step.alpha_optimizer.state[a][moment] for a in arch.parameters()])
+        torch.testing.assert_close(ours, dense_alphas.state[dense.alphas][moment], rtol=1e-5, atol=1e-10)
+    for buffer, expected in zip(supernet.buffers(), dense.net.buffers(), strict=True):
+        torch.testing.assert_close(buffer, expected)
+
+
+def test_order_of_the_updates(small):
+    arch, loss, train, val = small
+    seen = []
+
+    def watched(batch):
+        seen.append("train" if batch is train else "val")
+        return loss(batch)
+
+    search_step(arch, watched)(train, val)
+    search_step(arch, watched, weights_first=False)(train, val)
+    assert seen == ["train", "val", "val", "train"]
+
+
+def test_single_level_is_one_pass_for_both(small):
+    arch, loss, train, val = small
+    seen = []
+    twin = copy.deepcopy(arch)
+    step = search_step(arch, lambda batch: seen.append(batch is train) or loss(batch), order="single", max_norm=None)
+    first, second = step(train, val)
+    assert first == second
+    assert seen == [True]
+    expected = torch.autograd.grad(
+        F.cross_entropy(twin.model(train[0]), train[1]), [*twin.parameters(), *twin.weight_parameters()]
+    )
+    actual = [p.grad for p in (*arch.parameters(), *arch.weight_parameters())]
+    torch.testing.assert_close(actual, list(expected))
+    assert all(not torch.equal(a, b) for a, b in zip(arch.parameters(), twin.parameters(), strict=True))
+
+
+def test_clipping_and_what_it_covers(small):
+    arch, loss, train, val = small
+
+    def norm(parameters):
+        return float(torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in parameters])))
+
+    for clip_alphas in (False, True):
+        step = search_step(arch, loss, max_norm=1e-3, clip_alphas=clip_alphas)
+        step(train, val)  # leaves alpha's gradient behind
+        step.update_weights(train)
+        clipped = [*arch.weight_parameters(), *(arch.parameters() if clip_alphas else [])]
+        assert norm(clipped) == pytest.approx(1e-3, rel=1e-3)
+    assert norm(arch.weight_parameters()) < 0.998e-3  # stale alpha gradients shrink the weights' update
+
+
+def test_reduce_and_backward_are_called(small):
+    arch, loss, train, val = small
+    backwards = []
+
+    def reduce(gradients):
+        for gradient in gradients:
+            gradient.zero_()
+
+    before = [a.detach().clone() for a in arch.parameters()]
+    step = search_step(arch, loss, reduce=reduce, backward=lambda value: (backwards.append(value), value.backward()))
+    step(train, val)
+    assert len(backwards) == 1
+    assert all(torch.equal(a, b) for a, b in zip(arch.parameters(), before, strict=True))
+
+
+def test_a_row_that_the_loss_does_not_reach_keeps_its_alpha(small):
+    arch, _, train, val = small
+    step = search_step(arch, lambda batch: arch.model[:3](batch[0]).square().mean())
+    before = arch.parameters()[1].detach().clone()
+    step(train, val)
+    assert torch.equal(arch.parameters()[1], before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"order": "third"}, "order must be one of first, second, single, got 'third'"),
+        ({"max_norm": 0}, "max_norm must be positive or None, got 0"),
+    ],
+)
+def test_bad_options(small, options, message):
+    arch, loss, *_ = small
+    with pytest.raises(ValueError, match=message):
+        search_step(arch, loss, **options)

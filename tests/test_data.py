@@ -1,0 +1,210 @@
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sparsemix.data import Images, ResidentPairs, halves, open_pairs, stratified_subset
+
+
+def write_folder(root, counts, size=8):
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = np.random.default_rng(i).integers(0, 256, (size, size, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+def tiny_images(n=20, size=8, classes=2, **options):
+    pixels = torch.arange(n * size * size * 3).remainder(251).to(torch.uint8).view(n, size, size, 3)
+    return Images(pixels, torch.arange(n) % classes, tuple("abcdefghij"[:classes]), **options)
+
+
+def test_digits_are_real_images_in_ten_classes():
+    pairs = open_pairs("digits", batch_size=64)
+    assert (pairs.in_chans, pairs.image_size, len(pairs.classes)) == (1, 8, 10)
+    seen = sum(len(y) for (_, y), _ in pairs.epoch(0))
+    assert len(pairs) == -(-seen // 64)
+    assert 700 < seen < 800
+
+
+def test_halves_are_disjoint_complete_and_stratified():
+    labels = torch.cat([torch.full((n,), c) for c, n in enumerate((7, 30, 64))])
+    a, b = halves(labels, seed=3)
+    assert sorted([*a.tolist(), *b.tolist()]) == list(range(101))
+    for c in range(3):
+        assert abs(int((labels[a] == c).sum()) - int((labels[b] == c).sum())) <= 1
+    assert torch.equal(a, halves(labels, seed=3)[0])
+    assert not torch.equal(a, halves(labels, seed=4)[0])
+
+
+def test_a_limit_keeps_every_class_its_share():
+    labels = torch.arange(1000) % 10
+    subset = stratified_subset(labels, 205, seed=0)
+    counts = Counter(labels[subset].tolist())
+    assert sum(counts.values()) == 205
+    assert set(counts.values()) <= {20, 21}
+    assert torch.equal(stratified_subset(labels, None, 0), torch.arange(1000))
+
+
+def test_an_epoch_visits_every_image_of_the_weights_half_once():
+    images = tiny_images(20)
+    pairs = ResidentPairs(images, images, batch_size=6, seed=1)
+    assert [len(y) for (_, y), _ in pairs.epoch(0)] == [6, 6, 6, 2]
+    order = torch.cat([y for (_, y), _ in pairs.epoch(0)])
+    assert order.bincount().tolist() == [10, 10]
+
+
+def test_batches_are_a_pure_function_of_seed_epoch_and_step():
+    images = tiny_images(20)
+    pairs = ResidentPairs(images, images, batch_size=6, seed=1)
+    torch.manual_seed(5)
+    whole = list(pairs.epoch(3))
+    torch.manual_seed(6)
+    for (a, b), (c, d) in zip(whole[2:], pairs.epoch(3, start=2), strict=True):
+        assert all(torch.equal(p, q) for p, q in zip((*a, *b), (*c, *d), strict=True))
+    other = next(pairs.epoch(4))
+    assert not torch.equal(other[0][0], whole[0][0][0])
+
+
+def test_augmentation_is_a_shifted_and_mirrored_window_of_the_image():
+    """Every training image is found among the windows of its padded original, plain or mirrored."""
+    images = tiny_images(6, classes=2)
+    pairs = ResidentPairs(images, images, batch_size=6)
+    padded = torch.nn.functional.pad(images.pixels, (0, 0, 1, 1, 1, 1))
+    windows = {}
+    for n in range(6):
+        for dy in range(3):
+            for dx in range(3):
+                window = padded[n, dy : dy + 8, dx : dx + 8]
+                windows[window.numpy().tobytes()] = (n, False)
+                windows[window.flip(1).numpy().tobytes()] = (n, True)
+    seen = Counter()
+    for epoch in range(20):
+        for (x, y), _ in pairs.epoch(epoch):
+            pixels = (x.permute(0, 2, 3, 1) * pairs._std + pairs._mean).round().to(torch.uint8)
+            for image, label in zip(pixels, y, strict=True):
+                n, mirrored = windows[image.contiguous().numpy().tobytes()]
+                assert images.labels[n] == label
+                seen[mirrored] += 1
+    assert min(seen[True], seen[False]) > 20
+
+
+def test_digits_are_not_mirrored():
+    assert open_pairs("digits").mirror is False
+
+
+def test_normalisation_and_memory_format():
+    pairs = ResidentPairs(tiny_images(64), tiny_images(64), batch_size=64)
+    x = torch.cat([x for x, _ in pairs.validation()])
+    torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(x.std((0, 2, 3)), torch.ones(3), atol=1e-3, rtol=0)
+    assert x.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_validation_is_the_alpha_half_in_order():
+    weights, alphas = tiny_images(10), tiny_images(21)
+    labels = torch.cat([y for _, y in ResidentPairs(weights, alphas, batch_size=2).validation()])
+    assert torch.equal(labels, alphas.labels)
+
+
+def test_replacement_draws_some_images_twice():
+    alphas = tiny_images(100, classes=10)
+    plain = ResidentPairs(alphas, alphas, 10)
+    drawn = ResidentPairs(alphas, alphas, 10, replacement=True)
+    assert torch.cat([y for _, (_, y) in plain.epoch(0)]).bincount().tolist() == [10] * 10
+    assert torch.cat([y for _, (_, y) in drawn.epoch(0)]).bincount(minlength=10).tolist() != [10] * 10
+
+
+def test_small_image_folders_are_resident(tmp_path):
+    root = write_folder(tmp_path, {"cat": 6, "dog": 8})
+    pairs = open_pairs("folder", root=root, batch_size=3)
+    assert isinstance(pairs, ResidentPairs)
+    assert pairs.classes == ("cat", "dog")
+    (x, _), _ = next(pairs.epoch(0))
+    assert x.shape == (3, 3, 8, 8)
+    resized = open_pairs("folder", root=root, batch_size=3, image_size=16)
+    assert next(resized.epoch(0))[0][0].shape == (3, 3, 16, 16)
+
+
+def test_large_image_folders_are_streamed(tmp_path):
+    root = write_folder(tmp_path, {"cat": 6, "dog": 8}, size=80)
+    pairs = open_pairs("folder", root=root, batch_size=3, workers=0)
+    assert pairs.image_size == 80
+    batches = list(pairs.epoch(0))
+    assert len(batches) == len(pairs) == 2
+    (x, y), (x_val, y_val) = batches[0]
+    assert x.shape == x_val.shape == (3, 3, 80, 80)
+    assert y.shape == y_val.shape == (3,)
+    assert len(list(pairs.epoch(0, start=1))) == 1
+    assert sum(len(y) for _, y in pairs.validation()) == 7
+    with pytest.raises(ValueError, match="batches of 8 cannot be cut from halves of 7 and 7 images"):
+        open_pairs("folder", root=root, batch_size=8)
+
+
+def test_imagenet16_120_from_batch_files(tmp_path):
+    rng = np.random.default_rng(0)
+    images = {}
+    for part in range(1, 11):
+        labels = [*range(part * 12 - 11, part * 12 + 1)] * 2 + [121, 1000]
+        pixels = rng.integers(0, 256, (len(labels), 768), dtype=np.uint8)
+        for row, label in zip(pixels, labels, strict=True):
+            images.setdefault(label - 1, []).append(row.reshape(3, 16, 16).transpose(1, 2, 0))
+        with (tmp_path / f"train_data_batch_{part}").open("wb") as file:
+            pickle.dump({"data": pixels, "labels": labels}, file)
+    pairs = open_pairs("imagenet16-120", root=tmp_path, batch_size=64)
+    assert (len(pairs.classes), pairs.image_size, pairs.in_chans) == (120, 16, 3)
+    x, y = next(pairs.validation())
+    pixels = (x.permute(0, 2, 3, 1) * pairs._std + pairs._mean).round().to(torch.uint8).numpy()
+    for image, label in zip(pixels, y.tolist(), strict=True):
+        assert any(np.array_equal(image, original) for original in images[label])
+    (tmp_path / "train_data_batch_4").unlink()
+    with pytest.raises(FileNotFoundError, match="lacks train_data_batch_4"):
+        open_pairs("imagenet16-120", root=tmp_path)
+
+
+def test_cifar_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"CIFAR10 is not in .*--download"):
+        open_pairs("cifar10", root=tmp_path)
+
+
+def test_unknown_data_set():
+    with pytest.raises(ValueError, match="unknown data set 'mnist'; known are digits, cifar10"):
+        open_pairs("mnist")
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
+        open_pairs("folder", root=tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="Couldn't find any class folder"):
+        open_pairs("folder", root=tmp_path / "empty")
+    write_folder(tmp_path / "some", {"cat": 4, "dog": 0})
+    with pytest.raises(ValueError, match="no valid file for the classes dog"):
+        open_pairs("folder", root=tmp_path / "some")
+
+
+def test_limits_and_sizes_that_are_too_small():
+    with pytest.raises(ValueError, match=r"no images of .* among 3 images of 10 classes"):
+        open_pairs("digits", limit=3)
+    with pytest.raises(ValueError, match="fewer than 2 images"):
+        open_pairs("digits", limit=10)
+    with pytest.raises(ValueError, match="at least 1 image, got 0"):
+        open_pairs("digits", limit=0)
+    with pytest.raises(ValueError, match="image size must be at least 4, got 2"):
+        open_pairs("digits", image_size=2)
+    with pytest.raises(ValueError, match="batch size must be at least 1, got 0"):
+        open_pairs("digits", batch_size=0)
+
+
+def test_a_class_without_images():
+    with pytest.raises(ValueError, match="no images of b among 3 images of 2 classes"):
+        Images(torch.zeros(3, 4, 4, 3, dtype=torch.uint8), torch.zeros(3, dtype=torch.long), ("a", "b"))
+
+
+def test_halves_that_disagree():
+    with pytest.raises(ValueError, match="the halves disagree"):
+        ResidentPairs(tiny_images(size=8), tiny_images(size=16), batch_size=2)

@@ -1,0 +1,178 @@
+import copy
+import re
+
+import pytest
+import reference
+import torch
+from torch import nn
+
+from sparsemix import ArchParameterGroup, MixedOp
+from sparsemix.mixed_op import fan_out
+from sparsemix.spaces.nb201 import OPERATIONS
+from sparsemix.spaces.ops import ReLUConvBN, Zero
+
+
+class Counting(nn.Module):
+    """Twice the input; counts its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return 2 * x
+
+
+def nb201_edge(channels=4, affine=False, label=None):
+    return MixedOp({name: make(channels, affine) for name, make in OPERATIONS.items()}, label)
+
+
+def test_explicit_weights_are_used_as_they_are():
+    op = nb201_edge().double()
+    x, weights = torch.randn(3, 4, 6, 6, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    twin = copy.deepcopy(op)
+    torch.testing.assert_close(op(x, weights), reference.mixed(twin.candidates.values(), weights, x))
+
+
+def test_alone_it_is_darts():
+    op = MixedOp({"skip": nn.Identity(), "twice": Counting()})
+    with torch.no_grad():
+        op.alpha.copy_(torch.tensor([0.5, -0.5]))
+    first, second = reference.softmax([0.5, -0.5], 1.0)
+    torch.testing.assert_close(op(torch.ones(2, 3)), torch.full((2, 3), first + 2 * second))
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_edges_of_one_source_share_work_exactly(affine, training):
+    """Outputs, gradients of input, weights and alphas, and running statistics, against each operation on its own."""
+    edges = nn.ModuleList([nb201_edge(affine=affine) for _ in range(3)]).double()
+    for module in edges.modules():
+        if isinstance(module, nn.BatchNorm2d) and affine:
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    edges.train(training)
+    slow = copy.deepcopy(edges)
+    x = torch.randn(4, 4, 6, 6, dtype=torch.float64, requires_grad=True)
+    x_slow = x.detach().clone().requires_grad_()
+    shared = fan_out(x, list(edges))
+    apart = [reference.mixed(e.candidates.values(), e.alpha.softmax(-1), x_slow) for e in slow]
+    target = torch.randn_like(x)
+    sum((out * target * (i + 1)).sum() for i, out in enumerate(shared)).backward()
+    sum((out * target * (i + 1)).sum() for i, out in enumerate(apart)).backward()
+    for out, expected in zip(shared, apart, strict=True):
+        torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(x.grad, x_slow.grad)
+    for (name, p), q in zip(edges.named_parameters(), slow.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=name)
+    for (name, b), c in zip(edges.named_buffers(), slow.buffers(), strict=True):
+        torch.testing.assert_close(b, c, msg=name)
+
+
+def test_edges_with_different_candidates_share_what_they_can():
+    edges = [
+        MixedOp({"a": ReLUConvBN(4, 4, 3, affine=False), "b": nn.Identity()}),
+        MixedOp({"c": ReLUConvBN(4, 4, 3, affine=False), "d": Zero(), "e": nn.AvgPool2d(3, 1, 1)}),
+        nn.Conv2d(4, 4, 1),
+        MixedOp({"only": nn.Conv2d(4, 4, 1)}),
+    ]
+    x = torch.randn(2, 4, 6, 6)
+    for together, alone in zip(fan_out(x, edges), [edge(x) for edge in copy.deepcopy(edges)], strict=True):
+        torch.testing.assert_close(together, alone)
+
+
+def test_an_edge_that_someone_watches_is_called_on_its_own():
+    edges, seen = [nb201_edge(), nb201_edge()], []
+    edges[1].register_forward_hook(lambda op, args, out: seen.append(out))
+    x = torch.randn(2, 4, 6, 6)
+    [_, watched] = fan_out(x, edges)
+    assert len(seen) == 1
+    assert seen[0] is watched
+
+
+def test_synchronised_batch_norm_is_left_alone():
+    """A converted norm is no plain BatchNorm2d: the operation is called as it is, not run by a formula of another."""
+    op = ReLUConvBN(4, 4, 3)
+    assert op.sharing_key is not None
+    assert nn.SyncBatchNorm.convert_sync_batchnorm(op).sharing_key is None
+
+
+def test_one_candidate_is_called_directly():
+    only = Counting()
+    op = MixedOp({"only": only})
+    x = torch.ones(2)
+    assert torch.equal(op(x), 2 * x)
+    assert torch.equal(op(x, torch.tensor([0.25])), 0.5 * x)
+
+
+def test_without_gradients_zero_weights_do_not_run():
+    strong, weak = Counting(), Counting()
+    model = nn.Sequential(MixedOp({"strong": strong, "weak": weak}))
+    with torch.no_grad():
+        model[0].alpha.copy_(torch.tensor([1.0, 0.0]))
+    arch = ArchParameterGroup(model)
+    with torch.no_grad(), arch.discretized():
+        assert torch.equal(model(torch.ones(2)), torch.full((2,), 2.0))
+    assert (strong.calls, weak.calls) == (1, 0)
+
+
+def test_nothing_has_the_right_shape():
+    model = nn.Sequential(MixedOp({"none": Zero(stride=2), "pool": nn.AvgPool2d(2)}))
+    with torch.no_grad():
+        model[0].alpha.copy_(torch.tensor([1.0, 0.0]))
+    arch = ArchParameterGroup(model)
+    with torch.no_grad(), arch.discretized():
+        assert torch.equal(model(torch.ones(1, 2, 4, 4)), torch.zeros(1, 2, 2, 2))
+
+
+def test_all_weights_zero():
+    model = nn.Sequential(MixedOp({"skip": nn.Identity(), "twice": Counting()}))
+    ArchParameterGroup(model, lambda alpha, phi: torch.zeros_like(alpha))
+    with torch.no_grad(), pytest.raises(ValueError, match="all weights of skip, twice are zero"):
+        model(torch.ones(2))
+
+
+def test_disagreeing_shapes_name_both_candidates():
+    op = MixedOp({"conv3": nn.Conv2d(16, 16, 3, padding=1), "pool": nn.AvgPool2d(2)})
+    message = "MixedOp: candidates 'conv3' and 'pool' disagree for input (2, 16, 8, 8): (2, 16, 8, 8) and (2, 16, 4, 4)"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        op(torch.randn(2, 16, 8, 8))
+
+
+def test_shapes_that_would_broadcast_disagree_as_well():
+    op = MixedOp({"skip": nn.Identity(), "squeeze": nn.AdaptiveAvgPool2d(1)})
+    with pytest.raises(ValueError, match="'skip' and 'squeeze' disagree"):
+        op(torch.randn(2, 4, 8, 8))
+
+
+@pytest.mark.parametrize("weights", [torch.ones(3), torch.ones(2, 2), torch.tensor(1.0)])
+def test_weights_of_the_wrong_shape(weights):
+    op = MixedOp({"skip": nn.Identity(), "twice": Counting()})
+    message = f"expected weights of shape (2,), one for each of skip, twice; got shape {tuple(weights.shape)}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        op(torch.ones(2), weights)
+
+
+def test_no_candidates():
+    with pytest.raises(ValueError, match="no candidates"):
+        MixedOp({})
+
+
+def test_a_candidate_that_is_no_module():
+    with pytest.raises(TypeError, match="candidate 'relu' must be a"):
+        MixedOp({"relu": torch.relu})
+
+
+def test_fuse_returns_the_chosen_candidate_and_ties_go_to_the_first():
+    op = MixedOp({"a": nn.Identity(), "b": nn.Tanh(), "c": nn.Sigmoid()})
+    with torch.no_grad():
+        op.alpha.copy_(torch.tensor([0.0, 1.0, 1.0]))
+    assert op.choice() == "b"
+    assert op.fuse() is op.candidates["b"]
+
+
+@pytest.mark.parametrize("name", ["conv.3", "", "double", "forward"])
+def test_a_name_that_no_module_can_have(name):
+    with pytest.raises(ValueError, match=f"{name!r} cannot name a module"):
+        MixedOp({"skip": nn.Identity(), name: nn.Tanh()})

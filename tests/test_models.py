@@ -1,0 +1,172 @@
+import pytest
+import timm
+import torch
+from timm.optim import param_groups_weight_decay
+from timm.utils.model import reparameterize_model
+from torch import nn
+
+import sparsemix.models  # noqa: F401
+from sparsemix import ArchParameterGroup, MixedOp
+from sparsemix.genotype import NB201Genotype
+from sparsemix.spaces import nb201
+
+CONV3 = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
+NAMES = ["sparsemix_nb201_supernet", "sparsemix_nb201"]
+CONV1 = "|nor_conv_1x1~0|+|none~0|none~1|+|none~0|none~1|avg_pool_3x3~2|"
+SKIPS = CONV3.replace("nor_conv_3x3", "skip_connect")
+
+
+def create(name, **options):
+    return timm.create_model(name, **{"channels": 4, "cells": 1, **options})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_registered(name):
+    assert name in timm.list_models("sparsemix_*")
+    assert timm.get_pretrained_cfg(name).num_classes == 10
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_timm_contract(name):
+    model = create(name, num_classes=7, in_chans=1, drop_rate=0.1, drop_path_rate=0.2, global_pool="avg")
+    x = torch.randn(2, 1, 16, 16)
+    features = model.forward_features(x)
+    assert features.shape == (2, model.num_features, 4, 4)
+    assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
+    assert model(x).shape == (2, 7)
+    assert model.get_classifier().out_features == 7
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3)
+    model.reset_classifier(0)
+    assert model(x).shape == (2, model.num_features)
+    model.reset_classifier(5, "catavgmax")
+    assert model(x).shape == (2, 5)
+    names = {n for n, _ in model.named_parameters()}
+    assert model.no_weight_decay() <= names
+    groups = timm.models.group_parameters(model, model.group_matcher())
+    assert sorted(n for group in groups.values() for n in group) == sorted(names)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_only(name):
+    model = create(name, features_only=True)
+    shapes = [tuple(f.shape) for f in model(torch.randn(2, 3, 32, 32))]
+    assert shapes == [(2, 4, 32, 32), (2, 8, 16, 16), (2, 16, 8, 8)]
+    assert model.feature_info.channels() == [4, 8, 16]
+    assert model.feature_info.reduction() == [1, 2, 4]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_one_training_step(name, checkpointing):
+    model = create(name, drop_path_rate=0.1)
+    model.set_grad_checkpointing(checkpointing)
+    optimizer = timm.optim.create_optimizer_v2(model, opt="adamw", lr=0.01, weight_decay=0.05)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    nn.functional.cross_entropy(model(torch.randn(4, 3, 16, 16)), torch.tensor([0, 1, 2, 3])).backward()
+    optimizer.step()
+    assert all(not torch.equal(p, before[n]) for n, p in model.named_parameters() if p.grad is not None)
+    unused = {n for n, p in model.named_parameters() if p.grad is None}
+    assert unused == set()
+
+
+def test_checkpointing_does_not_change_gradients():
+    model = create("sparsemix_nb201_supernet").double()
+    arch = ArchParameterGroup(model)
+    x = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    gradients = []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        gradients.append(torch.autograd.grad(model(x).square().sum(), [*arch.parameters(), model.stem[0].weight]))
+    torch.testing.assert_close(*gradients)
+
+
+def test_alphas_are_not_decayed_with_the_weights():
+    model = create("sparsemix_nb201_supernet")
+    arch = ArchParameterGroup(model)
+    _, decayed = param_groups_weight_decay(model, 0.1, no_weight_decay_list=model.no_weight_decay())
+    alphas = {id(p) for p in arch.parameters()}
+    assert len(model.no_weight_decay()) == 6
+    assert decayed["weight_decay"] == 0.1
+    assert not alphas & {id(p) for p in decayed["params"]}
+
+
+@pytest.mark.parametrize("options", [{"channels": 5}, {"cells": 2}, {"in_chans": 2}, {"num_classes": 3}])
+@pytest.mark.parametrize("size", [8, 20])
+def test_any_size(options, size):
+    model = create("sparsemix_nb201_supernet", **options)
+    x = torch.randn(2, options.get("in_chans", 3), size, size)
+    assert model(x).shape == (2, options.get("num_classes", 10))
+    assert sum(isinstance(m, MixedOp) for m in model.modules()) == 3 * 6 * options.get("cells", 1)
+
+
+@pytest.mark.parametrize("bad", [{"channels": 0}, {"cells": 0}])
+def test_sizes_that_make_no_network(bad):
+    with pytest.raises(ValueError, match="channels and cells must be at least 1"):
+        create("sparsemix_nb201_supernet", **bad)
+
+
+@pytest.mark.parametrize(
+    ("genotype", "parameters"),
+    [
+        # the benchmark lists the first two, in millions, as 1.531546 and 0.073306; the third is counted by hand
+        (CONV3, 1_531_546),
+        (SKIPS, 73_306),
+        (
+            "|nor_conv_1x1~0|+|none~0|none~1|+|none~0|none~1|avg_pool_3x3~2|",
+            73_306 + 5 * (16**2 + 32**2 + 64**2 + 2 * 112),
+        ),
+    ],
+)
+def test_final_networks_have_the_benchmark_s_size(genotype, parameters):
+    model = timm.create_model("sparsemix_nb201", genotype=genotype)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_a_malformed_genotype():
+    with pytest.raises(ValueError, match="NB201Genotype: node 1"):
+        create("sparsemix_nb201", genotype="resnet")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_discretised_supernet_and_final_network_are_one(seed):
+    """Same names, same weights, same outputs: the final network only adds the identity scale of its batch norms."""
+    torch.manual_seed(seed)
+    supernet = create("sparsemix_nb201_supernet", cells=2)
+    arch = ArchParameterGroup(supernet)
+    supernet(torch.randn(8, 3, 16, 16))  # give the running statistics something to say
+    cut = arch.discretize().eval()
+    final = create("sparsemix_nb201", cells=2, genotype=nb201.genotype(arch)).eval()
+    missing, unexpected = final.load_state_dict(cut.state_dict(), strict=False)
+    assert not unexpected
+    assert all(name.endswith(("bn.weight", "bn.bias")) for name in missing)
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(final(x), cut(x))
+        torch.testing.assert_close(reparameterize_model(supernet.eval())(x), cut(x))
+
+
+def test_a_cell_computes_its_graph():
+    """Hand-wired: node 1 = pool(x), node 2 = x + node 1, node 3 = node 2 (none elsewhere)."""
+    cell = nb201.cell(
+        NB201Genotype.parse("|avg_pool_3x3~0|+|skip_connect~0|skip_connect~1|+|none~0|none~1|skip_connect~2|"),
+        channels=2,
+    )
+    x = torch.randn(1, 2, 4, 4)
+    pooled = nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+    torch.testing.assert_close(cell(x), x + pooled)
+
+
+def test_drop_path_spares_identity_edges():
+    model = create(
+        "sparsemix_nb201", drop_path_rate=1 - 1e-6, cells=2, genotype=CONV3.replace("nor_conv_3x3", "skip_connect")
+    )
+    x = torch.randn(2, 3, 16, 16)
+    torch.manual_seed(0)
+    first = model(x)
+    torch.testing.assert_close(model(x), first)
+
+
+def test_the_supernet_shares_its_rows_without_a_group():
+    model = create("sparsemix_nb201_supernet", cells=2)
+    assert len({id(m.alpha) for m in model.modules() if isinstance(m, MixedOp)}) == 6

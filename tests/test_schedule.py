@@ -1,0 +1,124 @@
+from types import SimpleNamespace
+
+import pytest
+import reference
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparsemix import BatchMixedScheduler
+from sparsemix.schedule import seeded_generator, sparse_probability
+
+
+def schedule(**changes):
+    settings = {"epochs": 50, "steps_per_epoch": 100, **changes}
+    return BatchMixedScheduler(SimpleNamespace(phi=False), **settings)
+
+
+@given(st.integers(1, 100), st.data())
+def test_p_is_equation_20(epochs, data):
+    warmup = data.draw(st.integers(0, epochs - 1))
+    low, up = sorted(data.draw(st.tuples(st.floats(0, 1), st.floats(0, 1))))
+    for epoch in range(epochs + 1):
+        expected = reference.sparse_probability(epoch, epochs, low, up, warmup)
+        assert sparse_probability(epoch, epochs, low, up, warmup) == pytest.approx(expected)
+
+
+def test_p_at_its_ends():
+    """Epochs count from 0: the last one is a step short of p_up, which is reached when the search is over."""
+    assert sparse_probability(0, 50) == 0
+    assert sparse_probability(1, 50, p_low=0.2) == pytest.approx(0.2)
+    assert sparse_probability(49, 50) == pytest.approx(48 / 49)
+    assert sparse_probability(50, 50) == 1
+    assert sparse_probability(60, 50, p_up=0.9) == pytest.approx(0.9)
+    assert sparse_probability(45, 50, p_up=0.9) == pytest.approx(0.808, abs=5e-4)  # as the published code logs it
+
+
+def test_hold_epoch_freezes_p():
+    held = schedule(p_up=0.9, hold_epoch=45)
+    assert held.probability(44) < held.probability(45) == held.probability(49) == pytest.approx(0.808, abs=5e-4)
+
+
+@pytest.mark.parametrize(("epoch", "p"), [(13, 12 / 49), (25, 24 / 49), (45, 44 / 49)])
+def test_phi_has_the_frequency_p(epoch, p):
+    """4 standard deviations of a binomial over 4,000 draws."""
+    n = 4000
+    phis = schedule()
+    share = sum(phis.draw(epoch, step) for step in range(n)) / n
+    assert abs(share - p) < 4 * (p * (1 - p) / n) ** 0.5
+
+
+def test_phi_is_never_drawn_in_the_warmup_and_always_at_the_end():
+    phis = schedule(warmup_epochs=3)
+    assert not any(phis.draw(epoch, step) for epoch in range(3) for step in range(100))
+    assert all(phis.draw(50, step) for step in range(100))
+
+
+def test_phi_is_a_pure_function_of_seed_epoch_and_step():
+    one, two, other = schedule(seed=1), schedule(seed=1), schedule(seed=2)
+    keys = [(epoch, step) for epoch in range(10, 40) for step in range(20)]
+    forwards = [one.draw(*key) for key in keys]
+    assert forwards == [two.draw(*key) for key in reversed(keys)][::-1]
+    assert forwards != [other.draw(*key) for key in keys]
+
+
+def test_the_global_generator_is_not_touched():
+    before = torch.get_rng_state()
+    phis = schedule()
+    phis.step_update(2345)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_steps_and_updates_agree():
+    phis = schedule()
+    for epoch in (0, 7, 31):
+        phis.step(epoch)
+        assert phis.p == phis.probability(epoch)
+        for step in range(100):
+            phis.step_update(epoch * 100 + step)
+            assert phis.phi == phis.arch.phi == phis.draw(epoch, step)
+            assert phis.p == phis.probability(epoch)
+
+
+def test_timm_loops_may_step_past_the_last_epoch():
+    phis = schedule()
+    phis.step(50, metric=0.1)
+    assert phis.p == 1
+
+
+def test_state_dict_resumes_and_refuses_another_schedule():
+    phis, copy = schedule(seed=3), schedule(seed=3)
+    phis.step_update(1234)
+    copy.load_state_dict(phis.state_dict())
+    assert (copy.num_updates, copy.p, copy.phi) == (1234, phis.p, phis.phi)
+    with pytest.raises(ValueError, match="seed was 3 and is 4"):
+        schedule(seed=4).load_state_dict(phis.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"p_low": 0.6, "p_up": 0.5}, "got p_low=0.6, p_up=0.5"),
+        ({"p_up": 1.1}, "got p_low=0.0, p_up=1.1"),
+        ({"p_low": -0.1}, "got p_low=-0.1"),
+        ({"warmup_epochs": 50}, "got warmup_epochs=50 of epochs=50"),
+        ({"warmup_epochs": -1}, "got warmup_epochs=-1"),
+        ({"epochs": 0}, "at least 1, got 0 and 100"),
+        ({"steps_per_epoch": 0}, "at least 1, got 50 and 0"),
+    ],
+)
+def test_bad_settings(changes, message):
+    with pytest.raises(ValueError, match=message):
+        schedule(**changes)
+
+
+def test_negative_updates():
+    with pytest.raises(ValueError, match="count from 0, got -1"):
+        schedule().step_update(-1)
+
+
+def test_generators_differ_by_every_part_of_their_key():
+    draws = {
+        torch.rand(1, generator=seeded_generator(*key)).item() for key in [("a", 1), ("b", 1), ("a", 2), ("a", 1, 0)]
+    }
+    assert len(draws) == 4
