@@ -17,6 +17,7 @@ from typing import Any
 import timm
 from accelerate.utils import set_seed
 
+import sparsemix.models  # noqa: F401  (registers the supernet)
 from sparsemix import ArchParameterGroup
 from sparsemix.data import open_pairs
 from sparsemix.genotype import NB201Genotype

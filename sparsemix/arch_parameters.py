@@ -209,6 +209,8 @@ class ArchParameterGroup:
         Raises:
             FloatingPointError: names the first such row and shows its values.
         """
+        if bool(torch.cat([alpha.detach() for alpha in self.parameters()]).isfinite().all()):  # one transfer
+            return
         for label, alpha in self.named_parameters():
             if not bool(alpha.isfinite().all()):
                 raise FloatingPointError(

@@ -312,6 +312,7 @@ class Search:
         )
         for train_batch, val_batch in bar:
             self.phi.step_update(epoch * steps + progress.step)
+            arch.check_finite()
             train_loss, val_loss = self.search_step(train_batch, val_batch)
             progress.step += 1
             progress.sparse += self.phi.phi

@@ -1,0 +1,30 @@
+# make search: a search on embedded data, to the end.  make test: all checks.  Both set up .venv first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+CPUS := $(shell nproc 2>/dev/null || echo 1)
+
+.PHONY: search test setup clean
+
+search: $(READY)
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		--num_cpu_threads_per_process $(CPUS) benchmarks/nb201_space.py --preset proxy \
+		--output runs/search-$$(date +%Y%m%d-%H%M%S)
+
+test: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,73 @@
+import ast
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import sparsemix
+
+ROOT = Path(__file__).parent.parent
+MODULES = ["sparsemix", *(m.name for m in pkgutil.walk_packages(sparsemix.__path__, "sparsemix."))]
+HEAVY = {"timm", "accelerate", "torchvision", "matplotlib", "sklearn", "tyro", "einops"}
+
+
+def test_import_is_light():
+    code = f"import sys, sparsemix; print([m for m in {sorted(HEAVY)} if m in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_public_names_are_documented(name):
+    module = importlib.import_module(name)
+    assert module.__doc__
+    for public in getattr(module, "__all__", ()):
+        value = getattr(module, public)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert value.__doc__, f"{name}.{public}"
+            assert not value.__doc__.startswith(f"{public}("), f"{name}.{public} has only its dataclass signature"
+
+
+def test_imports_run_one_way():
+    """relaxation -> mixed_op -> arch_parameters -> schedule, bilevel, metrics -> spaces -> models -> search."""
+    order = [
+        "relaxation", "mixed_op", "arch_parameters", "schedule", "genotype", "unpickle", "run_folder",
+        "bilevel", "metrics", "tables", "spaces", "models", "data", "search",
+    ]  # fmt: skip
+    for path in (ROOT / "sparsemix").rglob("*.py"):
+        parts = path.relative_to(ROOT / "sparsemix").with_suffix("").parts
+        own = parts[0]
+        if own == "__init__":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            inner = len(parts) - 1
+            if isinstance(node, ast.ImportFrom) and node.level > inner:
+                imported = (node.module or node.names[0].name).split(".")[0]
+                typing_only = own == "mixed_op" and imported == "arch_parameters"
+                assert typing_only or order.index(imported) < order.index(own), f"{path} imports {imported}"
+
+
+def test_wheel_and_sdist(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path, ROOT], check=True, capture_output=True
+    )
+    [wheel] = tmp_path.glob("*.whl")
+    assert [*tmp_path.glob("*.tar.gz")]
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        metadata = archive.read(next(n for n in names if n.endswith("METADATA"))).decode()
+    assert "sparsemix/py.typed" in names
+    assert not [n for n in names if n.startswith(("tests/", "benchmarks/"))]
+    assert f"Version: {sparsemix.__version__}" in metadata
+    required = {
+        line.split()[1].split(">")[0]
+        for line in metadata.splitlines()
+        if line.startswith("Requires-Dist") and ";" not in line
+    }
+    assert required == {"torch", "torchvision", "timm", "einops", "accelerate"}
+    assert "License-Expression: Apache-2.0" in metadata

@@ -1,0 +1,250 @@
+"""The loop through its command line, on the embedded data, as small as it gets."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nb201_space
+import pytest
+import torch
+
+from sparsemix import BatchMixedScheduler
+from sparsemix.bilevel import SearchStep
+from sparsemix.genotype import NB201Genotype
+from sparsemix.run_folder import RunFolder
+from sparsemix.search import SearchConfig, SearchInterrupted, _stop_requests, config_from_flags, make_accelerator
+from sparsemix.spaces import nb201
+
+SCRIPT = Path(nb201_space.__file__)
+TINY = [
+    "--preset",
+    "proxy",
+    "--device",
+    "cpu",
+    "--channels",
+    "4",
+    "--epochs",
+    "3",
+    "--batch-size",
+    "40",
+    "--limit",
+    "400",
+    "--image-size",
+    "8",
+    "--seed",
+    "1",
+]
+
+
+def search(output, *flags):
+    return nb201_space.main(config_from_flags(nb201.PRESETS, [*TINY, "--output", str(output), *flags]))
+
+
+def records(output):
+    return [json.loads(line) for line in (output / "records.jsonl").read_text().splitlines()]
+
+
+def without_time(record):
+    return {key: value for key, value in record.items() if key != "seconds"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A table that knows every cell, and a finished search that was judged by it."""
+    folder = tmp_path_factory.mktemp("finished")
+    table = folder / "table.csv"
+    rows = "".join(f"{cell},{i / 200},{i / 300},{i / 400}\n" for i, cell in enumerate(NB201Genotype.all()))
+    table.write_text("architecture,cifar10_test,cifar100_test,imagenet16_120_test\n" + rows)
+    output = folder / "run"
+    return output, search(output, "--table", str(table), "--table-dataset", "cifar10"), table
+
+
+def test_what_a_run_leaves_behind(finished):
+    output, summary, _ = finished
+    assert json.loads((output / "summary.json").read_text()) == summary
+    config = json.loads((output / "config.json").read_text())
+    assert (config["channels"], config["epochs"], config["sparse"], config["space"]) == (4, 3, 1.1e-3, "nb201")
+    genotype = json.loads((output / "genotype.json").read_text())
+    assert genotype["genotype"] == str(NB201Genotype.from_edges(genotype["edges"])) == summary["genotype"]
+    assert {
+        "method", "seed", "genotype", "supernet_accuracy", "discretized_accuracy", "entropy_sparse", "entropy",
+        "skips", "true_accuracy", "true_rank", "seconds",
+    } <= set(summary)  # fmt: skip
+
+
+def test_a_record_each_epoch(finished):
+    output, summary, _ = finished
+    lines = records(output)
+    assert [line["epoch"] for line in lines] == [0, 1, 2]
+    assert [line["p"] for line in lines] == [0, 0, 0.5]
+    steps = 5
+    for line in lines:
+        phis = BatchMixedScheduler(type("Arch", (), {"phi": False})(), 3, steps, seed=1)
+        assert line["sparse_share"] == sum(phis.draw(line["epoch"], step) for step in range(steps)) / steps
+        assert line["discretization_gap"] == line["supernet_accuracy"] - line["discretized_accuracy"]
+        assert 0 <= line["entropy_sparse"] <= line["entropy"] <= 9.66
+        assert set(line["output_leakage"]) == set(NB201Genotype.EDGES)
+    assert summary["seconds"] == sum(line["seconds"] for line in lines)
+
+
+def test_the_judge_s_entries(finished):
+    _, summary, _ = finished
+    index = NB201Genotype.all().index(NB201Genotype.parse(summary["genotype"]))
+    assert summary["true_accuracy"] == index / 200
+    assert summary["true_rank"] == 15_625 - index
+    assert summary["true_gap"] == pytest.approx(15_624 / 200 - index / 200)
+
+
+def test_the_same_seed_gives_the_same_run(finished, tmp_path):
+    output, _, table = finished
+    search(tmp_path / "run", "--table", str(table), "--table-dataset", "cifar10")
+    assert [without_time(r) for r in records(tmp_path / "run")] == [without_time(r) for r in records(output)]
+
+
+@pytest.mark.parametrize("flags", [["--method", "darts"], ["--order", "second"], ["--order", "single"]])
+def test_other_methods_and_orders(tmp_path, flags):
+    summary = search(tmp_path / "run", *flags, "--epochs", "2", "--batch-size", "100")
+    assert NB201Genotype.parse(summary["genotype"])
+    if "darts" in flags:
+        assert [r["sparse_share"] for r in records(tmp_path / "run")] == [0, 0]
+
+
+@pytest.mark.parametrize("stop_at", [2, 5, 8])
+def test_interrupted_and_resumed_is_as_if_never_interrupted(finished, tmp_path, monkeypatch, stop_at):
+    """Within the first epoch, at its very end, and within the second; weights and alphas to the last bit."""
+    output, _, table = finished
+    flags = ["--table", str(table), "--table-dataset", "cifar10"]
+    calls, step = [], SearchStep.__call__
+
+    def interrupting(self, train_batch, val_batch):
+        calls.append(1)
+        if len(calls) == stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, train_batch, val_batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SearchStep, "__call__", interrupting)
+        with pytest.raises(SearchInterrupted, match=r"to go on, run the same command with --resume"):
+            search(tmp_path / "run", *flags)
+    torch.manual_seed(99)
+    search(tmp_path / "run", *flags, "--resume")
+    assert [without_time(r) for r in records(tmp_path / "run")] == [without_time(r) for r in records(output)]
+    whole, parts = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (output, tmp_path / "run"))
+    for name, value in whole["model"].items():
+        assert torch.equal(value, parts["model"][name]), name
+
+
+def test_resuming_a_finished_run_changes_nothing(finished):
+    output, summary, table = finished
+    before = (output / "records.jsonl").read_text()
+    assert search(output, "--resume", "--table", str(table), "--table-dataset", "cifar10") == summary
+    assert (output / "records.jsonl").read_text() == before
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(finished):
+    output, *_ = finished
+    with pytest.raises(FileExistsError, match="holds a run already: continue it with --resume, or give another"):
+        search(output)
+
+
+def test_resuming_with_another_configuration_names_the_fields(finished):
+    output, *_ = finished
+    with pytest.raises(ValueError, match=r"alpha_lr was 0\.0003 and is now 0\.001, epochs was 3 and is now 7"):
+        search(output, "--resume", "--epochs", "7", "--alpha-lr", "1e-3")
+
+
+def test_resuming_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no run to resume"):
+        search(tmp_path / "nothing", "--resume")
+
+
+def test_an_alpha_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    step_update = BatchMixedScheduler.step_update
+
+    def poison(self, num_updates, metric=None):
+        step_update(self, num_updates)
+        if num_updates == 7:
+            with torch.no_grad():
+                self.arch.parameters()[2][1] = torch.nan
+
+    monkeypatch.setattr(BatchMixedScheduler, "step_update", poison)
+    with pytest.raises(FloatingPointError, match="alpha of '2<-1' is not finite"):
+        search(tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert state["epoch"] == 1
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+def test_ctrl_c_from_outside(tmp_path):
+    """A real signal to a real process; then it is resumed."""
+    command = [sys.executable, str(SCRIPT), *TINY, "--epochs", "40", "--output", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not (tmp_path / "run" / "records.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "stopped in epoch" in output
+    assert "Traceback" not in output
+    done = len(records(tmp_path / "run"))
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["epoch"] == done < 40
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    with _stop_requests() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.wait(5)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+    folder = RunFolder(tmp_path / "run", {"seed": 0}, resume=False)
+    folder.save_checkpoint({"epoch": 1})
+
+    class Unsavable:
+        def __reduce__(self):
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        folder.save_checkpoint({"epoch": 2, "bad": Unsavable()})
+    assert folder.load_checkpoint(torch.device("cpu")) == {"epoch": 1}
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (
+            [],
+            {"preset": "paper", "dataset": "digits", "cells": 5, "batch_size": 256, "sparse": 1.1e-3, "smooth": 1.1e-2},
+        ),
+        (["--dataset", "cifar100"], {"sparse": 1.3e-3, "smooth": 1.3e-2, "p_up": 0.9, "warmup_epochs": 1}),
+        (["--preset", "authors"], {"smooth": 11 * 1.1e-3, "clip_alphas": True, "replacement": True}),
+        (["--preset", "authors", "--dataset", "cifar100"], {"hold_epoch": 45, "hold_sparse": 6e-4}),
+        (["--preset", "proxy", "--dataset", "cifar10"], {"cells": 1, "image_size": 16, "limit": 12_800, "epochs": 25}),
+        (["--method", "darts"], {"weight_lr": 0.025, "alpha_weight_decay": 1e-3, "p_up": 0.0, "batch_size": 64}),
+        (["--method", "darts", "--batch-size", "7"], {"batch_size": 7}),
+    ],
+)
+def test_presets_and_flags(flags, expected):
+    config = config_from_flags(nb201.PRESETS, flags)
+    assert {name: getattr(config, name) for name in expected} == pytest.approx(expected)
+
+
+def test_an_unknown_preset(capsys):
+    with pytest.raises(SystemExit):
+        config_from_flags(nb201.PRESETS, ["--preset", "best"])
+    assert "invalid choice: 'best'" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ValueError, match="--device cuda is not available here; found cpu"):
+        make_accelerator(SearchConfig(device="cuda"))
