@@ -20,7 +20,7 @@ from sparsemix.models import NB201Network
 from sparsemix.spaces.cells import DenseCell
 from sparsemix.spaces.ops import Zero
 
-__all__ = ["PublishedSupernet", "published_step"]
+__all__ = ["DiscreteNetwork", "PublishedSupernet", "published_step"]
 
 
 class _PublishedMixedOp(nn.Module):
@@ -90,3 +90,24 @@ def published_step(
     alpha_optimizer.zero_grad()
     F.cross_entropy(model(x), y).backward()
     alpha_optimizer.step()
+
+
+class DiscreteNetwork(nn.Module):
+    """A NAS-Bench-201 network written out by hand, one operation an edge, with the modules of a final network."""
+
+    def __init__(self, network: NB201Network) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(network)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.net.stem(x)
+        for stage in self.net.stages:
+            for block in stage.children():
+                if isinstance(block, DenseCell):
+                    e = block.edges
+                    n1 = e["1<-0"](x)
+                    n2 = e["2<-0"](x) + e["2<-1"](n1)
+                    x = e["3<-0"](x) + e["3<-1"](n1) + e["3<-2"](n2)
+                else:
+                    x = block(x)
+        return self.net.forward_head(F.relu(self.net.norm(x)))

@@ -41,7 +41,7 @@ TINY = [
 
 
 def search(output, *flags):
-    return nb201_space.main(config_from_flags(nb201.PRESETS, [*TINY, "--output", str(output), *flags]))
+    return nb201_space.main(config_from_flags(nb201.PRESETS, [*TINY_FLAGS, "--output", str(output), *flags]))
 
 
 def records(output):
@@ -181,7 +181,7 @@ def test_an_alpha_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint
 
 def test_ctrl_c_from_outside(tmp_path):
     """A real signal to a real process; then it is resumed."""
-    command = [sys.executable, str(SCRIPT), *TINY, "--epochs", "40", "--output", str(tmp_path / "run")]
+    command = [sys.executable, str(SCRIPT), *TINY_FLAGS, "--epochs", "40", "--output", str(tmp_path / "run")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 120
     while process.poll() is None and not (tmp_path / "run" / "records.jsonl").exists() and time.monotonic() < deadline:
