@@ -20,24 +20,17 @@ from sparsemix.search import SearchConfig, SearchInterrupted, _stop_requests, co
 from sparsemix.spaces import nb201
 
 SCRIPT = Path(nb201_space.__file__)
-TINY = [
-    "--preset",
-    "proxy",
-    "--device",
-    "cpu",
-    "--channels",
-    "4",
-    "--epochs",
-    "3",
-    "--batch-size",
-    "40",
-    "--limit",
-    "400",
-    "--image-size",
-    "8",
-    "--seed",
-    "1",
-]
+TINY = {
+    "preset": "proxy",
+    "device": "cpu",
+    "channels": "4",
+    "epochs": "3",
+    "batch-size": "40",
+    "limit": "400",
+    "image-size": "8",
+    "seed": "1",
+}
+TINY_FLAGS = [word for flag, value in TINY.items() for word in (f"--{flag}", value)]
 
 
 def search(output, *flags):
