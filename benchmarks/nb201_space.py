@@ -57,6 +57,10 @@ def main(config: SearchConfig) -> dict[str, Any]:
 def true_accuracy(table: NB201Table, config: SearchConfig) -> Any:
     """A judge of cells: accuracy and rank in the table, and the distance to its best, for the data set searched on."""
     dataset = config.table_dataset or config.dataset
+    if dataset not in table.COLUMNS:
+        raise ValueError(
+            f"--table has no column for {dataset!r}: name one of {', '.join(table.COLUMNS)} by --table-dataset"
+        )
     best = table.best(dataset)
 
     def judge(cell: NB201Genotype) -> dict[str, Any]:

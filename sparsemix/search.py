@@ -238,7 +238,6 @@ class Search:
             FloatingPointError: an alpha is not finite; the last checkpoint is of before that epoch.
         """
         config, arch = self.config, self.arch
-        self.folder = RunFolder(config.named_output(self.space), self._jsonable(), config.resume, _MOVABLE)
         arch.model.to(self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.weight_optimizer = torch.optim.SGD(
             arch.weight_parameters(),
@@ -281,6 +280,8 @@ class Search:
             clip_alphas=config.clip_alphas,
             backward=self.accelerator.backward,
         )
+        # Only now, when everything fits together, is there a run to keep.
+        self.folder = RunFolder(config.named_output(self.space), self._jsonable(), config.resume, _MOVABLE)
         first, progress = self._restore()
         self._say(
             f"{config.method} on {self.space}, {config.dataset} {self.pairs.image_size}x{self.pairs.image_size}, "

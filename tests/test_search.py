@@ -241,3 +241,15 @@ def test_a_device_that_is_not_there():
         pytest.skip("this machine has a GPU")
     with pytest.raises(ValueError, match="--device cuda is not available here; found cpu"):
         make_accelerator(SearchConfig(device="cuda"))
+
+
+def test_a_configuration_that_cannot_run_leaves_no_folder(tmp_path):
+    with pytest.raises(ValueError, match="got warmup_epochs=3 of epochs=3"):
+        search(tmp_path / "run", "--warmup-epochs", "3")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_table_without_the_data_set(finished):
+    output, _, table = finished
+    with pytest.raises(ValueError, match="no column for 'digits': name one of cifar10, .* by --table-dataset"):
+        search(output, "--table", str(table))
