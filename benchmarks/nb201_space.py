@@ -19,9 +19,10 @@ from accelerate.utils import set_seed
 
 import sparsemix.models  # noqa: F401  (registers the supernet)
 from sparsemix import ArchParameterGroup
+from sparsemix.config import METHODS, SearchConfig, config_from_flags
 from sparsemix.data import open_pairs
 from sparsemix.genotype import NB201Genotype
-from sparsemix.search import METHODS, Search, SearchConfig, SearchInterrupted, config_from_flags, make_accelerator
+from sparsemix.search import Search, SearchInterrupted, make_accelerator
 from sparsemix.spaces import nb201
 from sparsemix.tables import NB201Table
 

@@ -92,9 +92,7 @@ def _virtual_sgd_step(
     """What SGD would add to each weight for these gradients, and minus the derivative of that by the gradient."""
     sgd = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     if not isinstance(sgd, torch.optim.SGD):
-        raise TypeError(
-            f"the virtual step of second order needs torch.optim.SGD for the weights, got {type(sgd).__name__}"
-        )
+        raise TypeError(f"second order needs torch.optim.SGD for its virtual step, got {type(sgd).__name__}")
     groups = {weight: group for group in sgd.param_groups for weight in group["params"]}
     steps, rates = [], []
     for weight, gradient in zip(weights, gradients, strict=True):

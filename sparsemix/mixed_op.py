@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from .arch_parameters import ArchParameterGroup
-
 __all__ = ["MixedOp", "Source", "fan_out"]
 
 # A weight of None marks a candidate that does not run: its weight is exactly zero and nobody asks for a gradient.
 Weights = Sequence[Tensor | None]
+
+
+class Binding(Protocol):
+    """Where a bound mixed operation gets its weights: an :class:`~sparsemix.ArchParameterGroup`."""
+
+    def operation_weights(self, op: MixedOp) -> Weights: ...
+
+    def release(self) -> None: ...
 
 
 class Source:
@@ -76,7 +81,7 @@ class MixedOp(nn.Module):
         self.candidates = nn.ModuleDict(candidates)
         self.alpha = nn.Parameter(1e-3 * torch.randn(len(candidates)))
         self.label = label
-        self.group: ArchParameterGroup | None = None
+        self.group: Binding | None = None
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,3 +1,7 @@
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny tensors: threads that wait for one another on a busy machine take minutes
+
 import pytest
 import torch
 from torch import nn

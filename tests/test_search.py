@@ -14,9 +14,10 @@ import torch
 
 from sparsemix import BatchMixedScheduler
 from sparsemix.bilevel import SearchStep
+from sparsemix.config import SearchConfig, config_from_flags
 from sparsemix.genotype import NB201Genotype
 from sparsemix.run_folder import RunFolder
-from sparsemix.search import SearchConfig, SearchInterrupted, _stop_requests, config_from_flags, make_accelerator
+from sparsemix.search import SearchInterrupted, _stop_requests, make_accelerator
 from sparsemix.spaces import nb201
 
 SCRIPT = Path(nb201_space.__file__)
@@ -251,5 +252,5 @@ def test_a_configuration_that_cannot_run_leaves_no_folder(tmp_path):
 
 def test_a_table_without_the_data_set(finished):
     output, _, table = finished
-    with pytest.raises(ValueError, match="no column for 'digits': name one of cifar10, .* by --table-dataset"):
+    with pytest.raises(ValueError, match=r"no column for 'digits': name one of cifar10, .* by --table-dataset"):
         search(output, "--table", str(table))

@@ -50,7 +50,7 @@ def genotype(arch: ArchParameterGroup) -> NB201Genotype:
     return NB201Genotype.from_edges(arch.genotype())
 
 
-# Settings of a search (fields of sparsemix.search.SearchConfig): preset -> data set -> settings; "*" is for all.
+# Settings of a search (fields of sparsemix.config.SearchConfig): preset -> data set -> settings; "*" is for all.
 _PAPER: dict[str, Any] = {
     "channels": 16,
     "cells": 5,

@@ -1,232 +1,28 @@
-"""Data sets, their split into a half for the weights and a half for the alphas, and loaders of (train, val) pairs.
+"""Loaders of (train, val) pairs of batches: of images that stay on the device, or that are streamed from disk.
 
-Small images are decoded once, kept as uint8 on the device and augmented there a batch at a time
-(:class:`ResidentPairs`); larger ones are read from disk through timm's loader (:class:`StreamedPairs`). Order and
-augmentation of resident images are pure functions of (seed, epoch, step).
+Order and augmentation of resident images are pure functions of (seed, epoch, step).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from einops import rearrange
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor, resize
-from tqdm.auto import tqdm
 
-from .schedule import seeded_generator
-from .unpickle import load_plain_pickle
+from ..schedule import seeded_generator
+from .datasets import DATASETS, Folder, read_rgb
+from .images import Images, halves, stratified_subset
 
-__all__ = ["DATASETS", "Images", "Pairs", "ResidentPairs", "StreamedPairs", "halves", "open_pairs", "stratified_subset"]
+__all__ = ["Pairs", "ResidentPairs", "StreamedPairs", "open_pairs"]
 
 RESIDENT_SIZE = 64  # images up to this height are kept in memory
 Batch = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Images:
-    """Labelled images in memory.
-
-    Attributes:
-        pixels: uint8, shape ``(N, H, W, C)``.
-        labels: int64, shape ``(N,)``.
-        classes: their names.
-        mirror: whether a horizontally flipped image is still of its class.
-    """
-
-    pixels: Tensor
-    labels: Tensor
-    classes: tuple[str, ...]
-    mirror: bool = True
-
-    def __post_init__(self) -> None:
-        counts = torch.bincount(self.labels, minlength=len(self.classes))
-        empty = [name for name, count in zip(self.classes, counts.tolist(), strict=True) if count == 0]
-        if empty:
-            raise ValueError(
-                f"no images of {', '.join(empty)} among {len(self.labels)} images of {len(counts)} classes"
-            )
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, indices: Tensor) -> Images:
-        return Images(self.pixels[indices], self.labels[indices], self.classes, self.mirror)
-
-    def resized(self, size: int) -> Images:
-        """To ``size`` x ``size``, bilinear with antialiasing."""
-        if self.pixels.shape[1:3] == (size, size):
-            return self
-        parts = [
-            F.interpolate(
-                rearrange(part, "n h w c -> n c h w").float(), (size, size), mode="bilinear", antialias=True
-            ).round()
-            for part in self.pixels.split(1000)
-        ]
-        pixels = rearrange(torch.cat(parts).to(torch.uint8), "n c h w -> n h w c").contiguous()
-        return Images(pixels, self.labels, self.classes, self.mirror)
-
-
-# Subsets and halves
-
-
-def _class_ranks(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Each image's place in a random order of its class, and the size of its class."""
-    order = torch.randperm(len(labels), generator=seeded_generator("split", seed))
-    by_class = order[labels[order].argsort(stable=True)]
-    counts = torch.bincount(labels)
-    starts = counts.cumsum(0) - counts
-    ranks = torch.empty_like(labels)
-    ranks[by_class] = torch.arange(len(labels)) - starts[labels[by_class]]
-    return ranks, counts[labels]
-
-
-def stratified_subset(labels: Tensor, limit: int | None, seed: int) -> Tensor:
-    """Indices of ``limit`` images in which every class keeps its share, drawn with a seed; all of them for None."""
-    if limit is None or limit >= len(labels):
-        return torch.arange(len(labels))
-    if limit < 1:
-        raise ValueError(f"the limit must be at least 1 image, got {limit}")
-    ranks, counts = _class_ranks(labels, seed)
-    return ((ranks + 0.5) / counts).argsort(stable=True)[:limit].sort().values
-
-
-def halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of a weights half and an alpha half, drawn with a seed; the classes are split evenly to one image.
-
-    Raises:
-        ValueError: a class has fewer than two images.
-    """
-    ranks, counts = _class_ranks(labels, seed)
-    if int(counts.min()) < 2:
-        short = labels[counts < 2].unique().tolist()
-        raise ValueError(
-            f"classes {short} have fewer than 2 images: none is left for one of the halves; raise the limit"
-        )
-    return (ranks % 2 == 0).nonzero().squeeze(1), (ranks % 2 == 1).nonzero().squeeze(1)
-
-
-# Data sets: one function each, (root, train, download) -> Images
-
-
-def digits(root: Path, train: bool, download: bool) -> Images:
-    """Handwritten digits, 8x8 with one channel, shipped with scikit-learn; every sixth image is for testing."""
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    chosen = (torch.arange(len(labels)) % 6 != 5) == train
-    grey = (torch.tensor(pixels) * (255 / 16)).round().to(torch.uint8)
-    images = rearrange(grey, "n (h w) -> n h w 1", h=8)
-    return Images(images[chosen], torch.tensor(labels).long()[chosen], tuple("0123456789"), mirror=False)
-
-
-def _torchvision(name: str, root: Path, download: bool, **split: Any) -> Any:
-    try:
-        return getattr(torchvision.datasets, name)(root, download=download, **split)
-    except RuntimeError as error:
-        raise FileNotFoundError(
-            f"{name} is not in {root.resolve()}: {error} (on the command line: --download)"
-        ) from error
-
-
-def cifar10(root: Path, train: bool, download: bool) -> Images:
-    """CIFAR-10 through torchvision."""
-    data = _torchvision("CIFAR10", root, download, train=train)
-    return Images(torch.as_tensor(data.data), torch.tensor(data.targets), tuple(data.classes))
-
-
-def cifar100(root: Path, train: bool, download: bool) -> Images:
-    """CIFAR-100 through torchvision."""
-    data = _torchvision("CIFAR100", root, download, train=train)
-    return Images(torch.as_tensor(data.data), torch.tensor(data.targets), tuple(data.classes))
-
-
-def svhn(root: Path, train: bool, download: bool) -> Images:
-    """Street View House Numbers through torchvision."""
-    data = _torchvision("SVHN", root, download, split="train" if train else "test")
-    pixels = rearrange(torch.as_tensor(data.data), "n c h w -> n h w c").contiguous()
-    return Images(pixels, torch.as_tensor(data.labels).long(), tuple("0123456789"), mirror=False)
-
-
-def imagenet16_120(root: Path, train: bool, download: bool) -> Images:
-    """ImageNet16-120, the first 120 classes of the 16x16 ImageNet, from its batch files.
-
-    Source: Chrabaszcz et al., "A Downsampled Variant of ImageNet"; the 120 classes are NAS-Bench-201's.
-    """
-    names = [f"train_data_batch_{i}" for i in range(1, 11)] if train else ["val_data"]
-    missing = [name for name in names if not (root / name).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"ImageNet16-120: {root.resolve()} lacks {', '.join(missing)}; the files come from the downsampled ImageNet"
-        )
-    pixels, labels = [], []
-    for name in names:
-        with (root / name).open("rb") as file:
-            batch = load_plain_pickle(file, root / name)
-        target = torch.as_tensor(batch["labels"])
-        kept = target <= 120
-        pixels.append(rearrange(torch.as_tensor(batch["data"])[kept], "n (c h w) -> n h w c", c=3, h=16))
-        labels.append(target[kept].long() - 1)
-    return Images(torch.cat(pixels).contiguous(), torch.cat(labels), tuple(str(i) for i in range(1, 121)))
-
-
-DATASETS: dict[str, Callable[[Path, bool, bool], Images]] = {
-    "digits": digits,
-    "cifar10": cifar10,
-    "cifar100": cifar100,
-    "svhn": svhn,
-    "imagenet16-120": imagenet16_120,
-}
-
-
-# Image folders
-
-
-@dataclass(frozen=True)
-class _Folder:
-    """The files of an image folder with one folder a class, not yet read."""
-
-    files: list[str]
-    labels: Tensor
-    classes: tuple[str, ...]
-
-    @classmethod
-    def find(cls, root: Path) -> _Folder:
-        if not root.is_dir():
-            raise FileNotFoundError(f"image folder: {root.resolve()} is not a folder")
-        try:
-            found = torchvision.datasets.ImageFolder(str(root))
-        except FileNotFoundError as error:
-            raise ValueError(f"image folder {root.resolve()}: {error}") from error
-        files, labels = zip(*found.samples, strict=True)
-        return cls(list(files), torch.tensor(labels), tuple(found.classes))
-
-    def height(self) -> int:
-        with Image.open(self.files[0]) as image:
-            return image.height
-
-    def decode(self, indices: Tensor, size: int) -> Images:
-        pixels = torch.empty(len(indices), size, size, 3, dtype=torch.uint8)
-        for row, index in enumerate(tqdm(indices.tolist(), "decoding", disable=None, leave=False)):
-            image = resize(_read_rgb(self.files[index]), [size, size])
-            pixels[row] = rearrange(pil_to_tensor(image), "c h w -> h w c")
-        return Images(pixels, self.labels[indices], self.classes)
-
-
-def _read_rgb(file: str) -> Image.Image:
-    with Image.open(file) as image:
-        return image.convert("RGB")
-
-
-# Loaders of pairs
 
 
 class Pairs(Protocol):
@@ -356,7 +152,7 @@ class StreamedPairs:
 
     def __init__(
         self,
-        folder: _Folder,
+        folder: Folder,
         weights: Tensor,
         alphas: Tensor,
         image_size: int,
@@ -378,7 +174,7 @@ class StreamedPairs:
         self._validation = self._loader(folder, alphas, **options, batch_size=4 * batch_size, persistent_workers=False)
 
     @staticmethod
-    def _loader(folder: _Folder, indices: Tensor, **options: Any) -> Any:
+    def _loader(folder: Folder, indices: Tensor, **options: Any) -> Any:
         from timm.data import create_loader
 
         dataset: Any = _FolderSubset(folder, indices)
@@ -404,7 +200,7 @@ class _FolderSubset(torch.utils.data.Dataset):
 
     transform: Callable[[Any], Tensor]
 
-    def __init__(self, folder: _Folder, indices: Tensor) -> None:
+    def __init__(self, folder: Folder, indices: Tensor) -> None:
         self.files = [folder.files[i] for i in indices.tolist()]
         self.labels = folder.labels[indices].tolist()
 
@@ -412,7 +208,7 @@ class _FolderSubset(torch.utils.data.Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(_read_rgb(self.files[index])), self.labels[index]
+        return self.transform(read_rgb(self.files[index])), self.labels[index]
 
 
 def open_pairs(
@@ -464,7 +260,7 @@ def open_pairs(
         images = images[stratified_subset(images.labels, limit, seed)]
         images = images.resized(image_size or images.pixels.shape[1])
     else:
-        folder = _Folder.find(root)
+        folder = Folder.find(root)
         subset = stratified_subset(folder.labels, limit, seed)
         size = image_size or min(folder.height(), 224)
         if size > RESIDENT_SIZE:

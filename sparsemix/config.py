@@ -1,0 +1,152 @@
+"""The frozen configuration of a search, the methods as data, and the command line that shows it as flags."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .arch_parameters import Relaxation
+from .bilevel import Order
+from .relaxation import Softmax, SparseSmoothSoftmax
+
+__all__ = ["METHODS", "SearchConfig", "config_from_flags"]
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """A search, completely: what a run folder's ``config.json`` holds. Presets give these fields; flags change them."""
+
+    method: Literal["sp-darts", "darts"] = "sp-darts"
+    """What relaxes the alphas."""
+    preset: str = "paper"
+    """The row of settings that the other flags start from."""
+    seed: int = 0
+    """Of initialisation, data order, augmentation and phi."""
+    output: Path | None = None
+    """Run folder; by default runs/<space>-<dataset>-<method>-<preset>-seed<seed>."""
+    resume: bool = False
+    """Continue the run in the output folder."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to run; auto takes what Accelerate finds."""
+
+    dataset: str = "digits"
+    """digits (embedded), cifar10, cifar100, svhn, imagenet16-120, or folder."""
+    data: Path = Path("data")
+    """Where the data set is; for folder, the folder with one folder a class."""
+    download: bool = False
+    """Fetch the data set if it is not there."""
+    image_size: int | None = None
+    """Resize images to this height and width."""
+    limit: int | None = None
+    """Use this many training images in all, every class keeping its share."""
+    replacement: bool = False
+    """Draw the alpha batches with replacement."""
+    workers: int = 2
+    """Processes that decode images too large to stay in memory."""
+
+    channels: int = 16
+    """C of the first stage."""
+    cells: int = 5
+    """N, cells a stage."""
+
+    epochs: int = 50
+    """I, the length of the search."""
+    batch_size: int = 256
+    """Images a batch, of each half."""
+    order: Order = "first"
+    """first: alpha's gradient at the present weights; second: through a virtual step; single: no bilevel problem."""
+    weights_first: bool = True
+    """The weights' update before the alphas' (Algorithm 1)."""
+    weight_lr: float = 0.05
+    """Learning rate of the weights' SGD, ..."""
+    weight_lr_min: float = 0.05
+    """... and where its cosine ends."""
+    weight_decay: float = 5e-4
+    """Of the weights."""
+    momentum: float = 0.9
+    """Of the weights' SGD."""
+    nesterov: bool = True
+    """Nesterov's momentum."""
+    max_norm: float = 5.0
+    """The weights' gradient is clipped to this norm."""
+    clip_alphas: bool = False
+    """Take alpha's gradients into that norm, as published code does."""
+    alpha_lr: float = 3e-4
+    """Learning rate of alpha's Adam."""
+    alpha_betas: tuple[float, float] = (0.5, 0.999)
+    """Its betas."""
+    alpha_weight_decay: float = 0.0
+    """Its weight decay."""
+
+    sparse: float = 1.1e-3
+    """t_sp, the temperature of sparse batches."""
+    smooth: float = 1.1e-2
+    """t_sm, the temperature of the others."""
+    p_low: float = 0.0
+    """Probability of a sparse batch after the warm-up, ..."""
+    p_up: float = 1.0
+    """... and at the end (Eq. 20)."""
+    warmup_epochs: int = 1
+    """Epochs without sparse batches."""
+    hold_epoch: int | None = None
+    """From this epoch on p stays what it is ..."""
+    hold_sparse: float | None = None
+    """... and t_sp becomes this, t_sm keeping its ratio to it."""
+    eval_temperature: float = 1e-4
+    """Temperature at which the supernet is evaluated."""
+
+    table: Path | None = None
+    """Benchmark table (CSV) with true accuracies."""
+    table_dataset: str | None = None
+    """Its column, by default the data set's."""
+
+    def named_output(self, space: str) -> Path:
+        return self.output or Path("runs") / f"{space}-{self.dataset}-{self.method}-{self.preset}-seed{self.seed}"
+
+
+# method -> (its relaxation, the settings in which it departs from a preset)
+METHODS: dict[str, tuple[Callable[[SearchConfig], Relaxation], dict[str, Any]]] = {
+    "sp-darts": (lambda config: SparseSmoothSoftmax(config.sparse, config.smooth), {}),
+    "darts": (
+        lambda config: Softmax(),
+        {
+            "weight_lr": 0.025,
+            "weight_lr_min": 0.001,
+            "alpha_weight_decay": 1e-3,
+            "batch_size": 64,
+            "p_up": 0.0,
+            "clip_alphas": False,
+            "hold_epoch": None,
+            "hold_sparse": None,
+            "eval_temperature": 1.0,
+        },
+    ),
+}
+
+
+def config_from_flags(
+    presets: Mapping[str, Mapping[str, Mapping[str, Any]]], args: list[str] | None = None
+) -> SearchConfig:
+    """The configuration of a command line: a preset's settings, the data set's and the method's, and then the flags.
+
+    Args:
+        presets: preset -> data set (``"*"`` for all) -> settings.
+        args: the command line; by default the process's own.
+
+    Raises:
+        SystemExit: a flag is unknown or malformed (shown with the usage), as command lines do.
+    """
+    import tyro
+
+    defaults = SearchConfig()
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", choices=sorted(presets), default=defaults.preset)
+    first.add_argument("--dataset", default=defaults.dataset)
+    first.add_argument("--method", choices=sorted(METHODS), default=defaults.method)
+    chosen, _ = first.parse_known_args(args)
+    preset = presets[chosen.preset]
+    settings = {**preset["*"], **preset.get(chosen.dataset, {}), **METHODS[chosen.method][1], **vars(chosen)}
+    return tyro.cli(SearchConfig, args=args, default=SearchConfig(**settings))

@@ -1,0 +1,94 @@
+"""Labelled images in memory, and how they are divided: stratified subsets, and halves for weights and alphas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from ..schedule import seeded_generator
+
+__all__ = ["Images", "halves", "stratified_subset"]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images in memory.
+
+    Attributes:
+        pixels: uint8, shape ``(N, H, W, C)``.
+        labels: int64, shape ``(N,)``.
+        classes: their names.
+        mirror: whether a horizontally flipped image is still of its class.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    mirror: bool = True
+
+    def __post_init__(self) -> None:
+        counts = torch.bincount(self.labels, minlength=len(self.classes))
+        empty = [name for name, count in zip(self.classes, counts.tolist(), strict=True) if count == 0]
+        if empty:
+            raise ValueError(
+                f"no images of {', '.join(empty)} among {len(self.labels)} images of {len(counts)} classes"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, indices: Tensor) -> Images:
+        return Images(self.pixels[indices], self.labels[indices], self.classes, self.mirror)
+
+    def resized(self, size: int) -> Images:
+        """To ``size`` x ``size``, bilinear with antialiasing."""
+        if self.pixels.shape[1:3] == (size, size):
+            return self
+        parts = [
+            F.interpolate(
+                rearrange(part, "n h w c -> n c h w").float(), (size, size), mode="bilinear", antialias=True
+            ).round()
+            for part in self.pixels.split(1000)
+        ]
+        pixels = rearrange(torch.cat(parts).to(torch.uint8), "n c h w -> n h w c").contiguous()
+        return Images(pixels, self.labels, self.classes, self.mirror)
+
+
+def _class_ranks(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Each image's place in a random order of its class, and the size of its class."""
+    order = torch.randperm(len(labels), generator=seeded_generator("split", seed))
+    by_class = order[labels[order].argsort(stable=True)]
+    counts = torch.bincount(labels)
+    starts = counts.cumsum(0) - counts
+    ranks = torch.empty_like(labels)
+    ranks[by_class] = torch.arange(len(labels)) - starts[labels[by_class]]
+    return ranks, counts[labels]
+
+
+def stratified_subset(labels: Tensor, limit: int | None, seed: int) -> Tensor:
+    """Indices of ``limit`` images in which every class keeps its share, drawn with a seed; all of them for None."""
+    if limit is None or limit >= len(labels):
+        return torch.arange(len(labels))
+    if limit < 1:
+        raise ValueError(f"the limit must be at least 1 image, got {limit}")
+    ranks, counts = _class_ranks(labels, seed)
+    return ((ranks + 0.5) / counts).argsort(stable=True)[:limit].sort().values
+
+
+def halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of a weights half and an alpha half, drawn with a seed; the classes are split evenly to one image.
+
+    Raises:
+        ValueError: a class has fewer than two images.
+    """
+    ranks, counts = _class_ranks(labels, seed)
+    if int(counts.min()) < 2:
+        short = labels[counts < 2].unique().tolist()
+        raise ValueError(
+            f"classes {short} have fewer than 2 images: none is left for one of the halves; raise the limit"
+        )
+    return (ranks % 2 == 0).nonzero().squeeze(1), (ranks % 2 == 1).nonzero().squeeze(1)
