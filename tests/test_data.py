@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sparsemix.data import Images, ResidentPairs, halves, open_pairs, stratified_subset
+from sparsemix.data import DATASETS, Images, ResidentPairs, halves, open_pairs, stratified_subset
 
 
 def write_folder(root, counts, size=8):
@@ -208,3 +208,28 @@ def test_a_class_without_images():
 def test_halves_that_disagree():
     with pytest.raises(ValueError, match="the halves disagree"):
         ResidentPairs(tiny_images(size=8), tiny_images(size=16), batch_size=2)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
+@pytest.mark.parametrize("train", [True, False])
+def test_torchvision_s_layouts(monkeypatch, tmp_path, name, train):
+    """Pixels and labels as torchvision's data sets hold them, which differ: channels last or first, list or array."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
+    asked = {}
+
+    class Stored:
+        classes = [str(i) for i in range(10)]  # noqa: RUF012
+        data = pixels.transpose(0, 3, 1, 2) if name == "svhn" else pixels
+        targets = [*range(10)] * 2
+        labels = np.array(targets)
+
+        def __init__(self, root, **options):
+            asked.update(options, root=root)
+
+    monkeypatch.setattr(f"torchvision.datasets.{name.upper()}", Stored)
+    images = DATASETS[name](tmp_path, train, True)
+    assert np.array_equal(images.pixels.numpy(), pixels)
+    assert images.labels.tolist() == Stored.targets
+    assert images.mirror == (name != "svhn")
+    assert asked["download"] is True
+    assert asked.get("train", asked.get("split") == "train") == train
