@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.hooks import RemovableHandle
 
-from .mixed_op import MixedOp, Weights
-from .relaxation import Argmax, SparseSmoothSoftmax, entropy, softmax
+from .mixed_op import MixedOp, Weights, check_same_shape
+from .relaxation import Argmax, Softmax, SparseSmoothSoftmax, entropy
 
 __all__ = ["ArchParameterGroup", "evaluating", "labelled_rows", "tie_alphas_"]
 
@@ -23,13 +24,18 @@ def labelled_rows(model: nn.Module) -> dict[str, list[MixedOp]]:
     """The mixed operations of a module tree by label, in module order; without a label, the module's path is its own.
 
     Raises:
-        ValueError: two operations share a label but not their candidates.
+        ValueError: two operations share a label but not their candidates, or a label is another operation's path.
     """
     rows: dict[str, list[MixedOp]] = {}
     for path, module in model.named_modules():
         if isinstance(module, MixedOp):
             row = rows.setdefault(module.label or path, [])
             row.append(module)
+            if module.label != row[0].label:
+                raise ValueError(
+                    f"label {module.label or row[0].label!r} is also the path of a mixed operation without a label; "
+                    f"choose another"
+                )
             if module.names != row[0].names:
                 raise ValueError(
                     f"mixed operations labelled {module.label!r} must name the same candidates: "
@@ -70,9 +76,10 @@ class ArchParameterGroup:
     """The architecture parameters of any model that holds :class:`~sparsemix.MixedOp` modules.
 
     The group finds every mixed operation of the module tree, ties the alphas of those with one label, and from then on
-    relaxes all rows in one operation at the start of each forward of ``model``. It splits the model's parameters into
-    alphas and weights, disjoint and complete, and reads the architecture out. It is a handle, not a module: the alphas
-    stay in the model and in its ``state_dict``. A model belongs to the group made last.
+    relaxes all rows in one operation at the start of each forward of ``model`` (where a part of the model is called by
+    itself, each of its operations asks for its own). It splits the model's parameters into alphas and weights, disjoint
+    and complete, and reads the architecture out. It is a handle, not a module: the alphas stay in the model and in its
+    ``state_dict``. A second group on the same model releases the first.
 
     Args:
         model: the supernet. Its ``forward`` may be called directly or through wrappers such as DDP.
@@ -84,7 +91,8 @@ class ArchParameterGroup:
         rows: label -> the mixed operations that share that row of alphas.
 
     Raises:
-        ValueError: the model holds no mixed operation, or a label is shared by different candidates.
+        ValueError: the model holds no mixed operation, a label is shared by different candidates, or some of the mixed
+            operations are held by the group of another model.
 
     Example:
         >>> model = nn.Sequential(MixedOp({"skip": nn.Identity(), "pool": nn.AvgPool2d(3, 1, 1)}), nn.Flatten())
@@ -109,10 +117,15 @@ class ArchParameterGroup:
             )
         self._labels = {op: label for label, ops in self.rows.items() for op in ops}
         self._alphas_fixed = False
-        self._in_forward = False
-        self._relaxed: dict[str, Weights] | None = None
-        for previous in {op.group for op in self._labels if op.group is not None}:
-            previous.release()
+        self._relaxed: dict[str, Weights] | None = None  # within a forward of the model
+        self._hooks: tuple[RemovableHandle, ...] = ()
+        for holder in {op.group for op in self._labels if op.group is not None}:
+            if holder.model is not model:
+                raise ValueError(
+                    f"ArchParameterGroup: mixed operations of {type(model).__name__} are held by the group of another "
+                    f"module, {type(holder.model).__name__}; release() that one first"
+                )
+            holder.release()
         self._bind()
 
     # The two sets of parameters
@@ -126,7 +139,14 @@ class ArchParameterGroup:
         return [alpha for _, alpha in self.named_parameters()]
 
     def weight_parameters(self) -> list[nn.Parameter]:
-        """Every other parameter of the model, for the weights' optimizer: disjoint from the alphas, and complete."""
+        """Every other parameter of the model, for the weights' optimizer: disjoint from the alphas, and complete.
+
+        Raises:
+            RuntimeError: a row's operations no longer share their alpha (``load_state_dict(..., assign=True)``).
+        """
+        for label, ops in self.rows.items():
+            if any(op.alpha is not ops[0].alpha for op in ops):
+                raise RuntimeError(f"the alphas of row {label!r} are no longer one parameter; make a new group")
         alphas = set(self.parameters())
         return [parameter for parameter in self.model.parameters() if parameter not in alphas]
 
@@ -140,10 +160,12 @@ class ArchParameterGroup:
 
     def operation_weights(self, op: MixedOp) -> Weights:
         """The scalar weights of one mixed operation, as its forward uses them."""
-        # A backward pass runs forwards again where activations are checkpointed: with the weights of the last forward.
-        recomputing = torch._C._current_graph_task_id() != -1
-        current = self._relaxed if self._in_forward or recomputing else None
-        return (current or self._relax_to_scalars())[self._labels[op]]
+        if op not in self._labels:
+            raise RuntimeError(
+                "a mixed operation runs that its group does not know: a replica of DataParallel, or a copy of a part "
+                "of the model; use DistributedDataParallel, or make a group for the copy"
+            )
+        return (self._relaxed or self._relax_to_scalars())[self._labels[op]]
 
     @contextmanager
     def using(self, relaxation: Relaxation) -> Iterator[None]:
@@ -154,7 +176,7 @@ class ArchParameterGroup:
         finally:
             self.relaxation = previous
 
-    def discretized(self) -> Any:
+    def discretized(self) -> AbstractContextManager[None]:
         """Within the context, the model runs with only the strongest operation of each row (Fig. 3b).
 
         Without gradients the others are not executed.
@@ -176,11 +198,11 @@ class ArchParameterGroup:
         """Information entropy summation over the rows, in nats (Eq. 21).
 
         Args:
-            temperature: 1 as the paper prints Eq. 21; t_sp, ``arch.relaxation.sparse``, as its code logs it. Alphas
+            temperature: positive; 1 as the paper prints Eq. 21; ``arch.relaxation.sparse`` as its code logs it. Alphas
                 move by thousandths, so that only the latter tells a decided row from an undecided one.
         """
         with torch.no_grad():
-            return float(entropy(self._relax(lambda alpha, phi: softmax(alpha, temperature))))
+            return float(entropy(self._relax(Softmax(temperature))))
 
     def genotype(self) -> dict[str, str]:
         """The strongest candidate of every row: label -> name (Eq. 4); an exact tie goes to the earlier candidate."""
@@ -191,6 +213,7 @@ class ArchParameterGroup:
 
         An ordinary module without alphas, hooks or discarded candidates; the model itself stays as it is.
         """
+        bound = bool(self._hooks)
         self.release()
         try:
             # A deep copy that meets a mixed operation takes its choice instead; inner ones are chosen first.
@@ -199,7 +222,8 @@ class ArchParameterGroup:
                 memo[id(op)] = copy.deepcopy(op.fuse(), memo)
             return copy.deepcopy(self.model, memo)
         finally:
-            self._bind()
+            if bound:
+                self._bind()
 
     # Guards
 
@@ -224,8 +248,19 @@ class ArchParameterGroup:
         Raises:
             ValueError: candidates of some mixed operation disagree in shape; both are named.
         """
-        with evaluating(self.model), torch.no_grad(), self.using(lambda alpha, phi: softmax(alpha)):
-            self.model(x)
+
+        def check(op: MixedOp, args: tuple[Any, ...], mixed: Tensor) -> None:
+            x = args[0]
+            for name, candidate in op.candidates.items():  # those that add nothing to the sum, too
+                check_same_shape(op.names[0], mixed.shape, name, candidate(x).shape, x.shape)
+
+        hooks = [op.register_forward_hook(check) for op in self._labels]
+        try:
+            with evaluating(self.model), torch.no_grad(), self.using(Softmax()):
+                self.model(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     # The bond with the model
 
@@ -233,12 +268,14 @@ class ArchParameterGroup:
         """Let the model go: its mixed operations are on their own again, and no hook is left behind."""
         for hook in self._hooks:
             hook.remove()
+        self._hooks = ()
         for op in self._labels:
-            op.group = None
+            if op.group is self:
+                op.group = None
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles of the model: everything but the last forward's weights, which belong to its graph."""
-        return {**self.__dict__, "_in_forward": False, "_relaxed": None}
+        return {**self.__dict__, "_relaxed": None}
 
     def _bind(self) -> None:
         self._hooks = (
@@ -250,10 +287,9 @@ class ArchParameterGroup:
 
     def _begin_forward(self, model: nn.Module, args: Any) -> None:
         self._relaxed = self._relax_to_scalars()
-        self._in_forward = True
 
     def _end_forward(self, model: nn.Module, args: Any, output: Any) -> None:
-        self._in_forward = False
+        self._relaxed = None
 
     def _relax(self, relaxation: Relaxation) -> Tensor:
         """All rows at once, shape (rows, widest row)."""

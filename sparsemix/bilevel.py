@@ -1,7 +1,8 @@
 """One search step: the weights' update and the alphas' update, and alpha's gradient in first and second order.
 
-A loss here is a function of a batch, ``loss(batch) -> scalar``, that runs the model. Nothing is known of devices or
-processes: gradients pass through ``reduce`` before they are used, and the weights' backward pass through ``backward``.
+A loss here is a function of a batch, ``loss(batch) -> scalar``, that runs the model. Nothing is known of processes:
+alpha's gradients, and in second order those of the virtual step, pass through ``reduce`` before they are used; the
+weights' backward pass is ``backward``, which may reduce theirs (as DistributedDataParallel does).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ __all__ = ["SearchStep", "alpha_gradient", "unrolled_alpha_gradient"]
 Loss = Callable[[Any], Tensor]
 Order = Literal["first", "second", "single"]
 Gradients = Sequence[Tensor]
+Reduce = Callable[[Gradients], None]
 
 
 def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -40,38 +42,50 @@ def alpha_gradient(arch: ArchParameterGroup, loss: Loss, batch: Any) -> tuple[Gr
 
 
 def unrolled_alpha_gradient(
-    arch: ArchParameterGroup, loss: Loss, optimizer: torch.optim.Optimizer, train_batch: Any, val_batch: Any
+    arch: ArchParameterGroup,
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    train_batch: Any,
+    val_batch: Any,
+    reduce: Reduce | None = None,
 ) -> tuple[Gradients, Tensor]:
     """Second-order gradient of the alphas: of the validation loss after one virtual step of the weights (DARTS-V2).
 
     ``grad L_val(w') - xi [grad L_train(w+) - grad L_train(w-)] / (2 R)`` with ``w'`` one SGD step of learning rate xi,
     with the optimizer's momentum and weight decay, ``w+- = w +- R grad_w' L_val`` and ``R = 0.01 / |grad_w' L_val|``.
-    The finite difference stands for the product of the Hessian with ``grad_w' L_val``. Weights and buffers (running
-    statistics) are afterwards what they were, to the last bit.
+    The finite difference stands for the product of the Hessian with ``grad_w' L_val``. Its two passes see the same
+    random numbers (dropout). Weights, buffers (running statistics) and the random state are afterwards what they were.
 
     Args:
         arch: the model's architecture parameters.
         loss: function of a batch.
         optimizer: the weights' SGD; its state is read, not changed.
         train_batch, val_batch: batches of the two halves.
+        reduce: averages a list of gradients over processes, in place: the weights' gradients before the virtual step
+            and before the finite difference. Alpha's gradients are returned as they are.
 
     Returns:
         One gradient for each of ``arch.parameters()``, and the detached validation loss at ``w'``.
 
     Raises:
         TypeError: the optimizer is not ``torch.optim.SGD``.
+        ValueError: a weight of the model is not in the optimizer.
 
     Source: Liu et al., "DARTS", Eq. 7 and 8.
     """
     weights = [weight for weight in arch.weight_parameters() if weight.requires_grad]
     alphas = arch.parameters()
+    reduce = reduce or (lambda gradients: None)
     with _restored(arch), arch.fixed_alphas():
-        steps, rates = _virtual_sgd_step(optimizer, weights, _gradients(loss(train_batch), weights))
+        gradients = _gradients(loss(train_batch), weights)
+    reduce(gradients)
+    steps, rates = _virtual_sgd_step(optimizer, weights, gradients)
     with _restored(arch):
         _shift(weights, steps)
         value = loss(val_batch)
         gradients = _gradients(value, [*alphas, *weights])
     gradient, outer = gradients[: len(alphas)], gradients[len(alphas) :]
+    reduce(outer)
     vector = [rate * g for rate, g in zip(rates, outer, strict=True)]  # xi grad_w' L_val, so that R absorbs xi
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(vector)))
     if norm == 0:
@@ -94,17 +108,21 @@ def _virtual_sgd_step(
     if not isinstance(sgd, torch.optim.SGD):
         raise TypeError(f"second order needs torch.optim.SGD for its virtual step, got {type(sgd).__name__}")
     groups = {weight: group for group in sgd.param_groups for weight in group["params"]}
+    missing = [tuple(weight.shape) for weight in weights if weight not in groups]
+    if missing:
+        raise ValueError(f"second order needs every weight in its optimizer; not there: weights of shape {missing}")
     steps, rates = [], []
     for weight, gradient in zip(weights, gradients, strict=True):
         group = groups[weight]
-        decayed = gradient + group["weight_decay"] * weight.detach()
-        velocity, gain = decayed, 1.0
+        sign = -1.0 if group["maximize"] else 1.0
+        decayed = sign * gradient + group["weight_decay"] * weight.detach()
+        velocity, gain = decayed, sign
         momentum, buffer = group["momentum"], sgd.state.get(weight, {}).get("momentum_buffer")
         if momentum and buffer is not None:
-            gain = 1 - group["dampening"]
-            velocity = momentum * buffer + gain * decayed
+            velocity = momentum * buffer + (1 - group["dampening"]) * decayed
+            gain = sign * (1 - group["dampening"])
         if group["nesterov"]:
-            velocity, gain = decayed + momentum * velocity, 1 + momentum * gain
+            velocity, gain = decayed + momentum * velocity, sign + momentum * gain
         steps.append(-group["lr"] * velocity)
         rates.append(group["lr"] * gain)
     return steps, rates
@@ -112,11 +130,13 @@ def _virtual_sgd_step(
 
 @contextmanager
 def _restored(arch: ArchParameterGroup) -> Iterator[None]:
-    """Weights and buffers of the model are put back at the end, to the last bit."""
+    """Weights and buffers of the model, and the random state, are put back at the end, to the last bit."""
     tensors = [*arch.weight_parameters(), *arch.model.buffers()]
     saved = [tensor.detach().clone() for tensor in tensors]
+    devices = {tensor.device.index for tensor in tensors if tensor.device.type == "cuda"}
     try:
-        yield
+        with torch.random.fork_rng(devices):
+            yield
     finally:
         with torch.no_grad():
             for tensor, value in zip(tensors, saved, strict=True):
@@ -177,7 +197,7 @@ class SearchStep:
         weights_first: bool = True,
         max_norm: float | None = 5.0,
         clip_alphas: bool = False,
-        reduce: Callable[[Gradients], None] | None = None,
+        reduce: Reduce | None = None,
         backward: Callable[[Tensor], None] = torch.Tensor.backward,
     ) -> None:
         if order not in get_args(Order):
@@ -219,7 +239,7 @@ class SearchStep:
         """One step of alpha's optimizer on the loss of ``val_batch``; no weight gradient is left behind."""
         if self.order == "second":
             gradients, loss = unrolled_alpha_gradient(
-                self.arch, self.loss, self.weight_optimizer, train_batch, val_batch
+                self.arch, self.loss, self.weight_optimizer, train_batch, val_batch, self.reduce
             )
         else:
             gradients, loss = alpha_gradient(self.arch, self.loss, val_batch)

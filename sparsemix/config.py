@@ -103,11 +103,22 @@ class SearchConfig:
     table_dataset: str | None = None
     """Its column, by default the data set's."""
 
+    def __post_init__(self) -> None:
+        for name in ("channels", "cells", "epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"SearchConfig: {name} must be at least 1, got {getattr(self, name)}")
+        for name in ("sparse", "smooth", "eval_temperature", "hold_sparse", "weight_lr", "alpha_lr"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"SearchConfig: {name} must be positive, got {value}")
+        if self.hold_sparse is not None and self.hold_epoch is None:
+            raise ValueError(f"SearchConfig: hold_sparse={self.hold_sparse} needs a hold_epoch from which it holds")
+
     def named_output(self, space: str) -> Path:
         return self.output or Path("runs") / f"{space}-{self.dataset}-{self.method}-{self.preset}-seed{self.seed}"
 
 
-# method -> (its relaxation, the settings in which it departs from a preset)
+# method -> (its relaxation, the settings in which it departs from a preset); darts as NAS-Bench-201 runs it
 METHODS: dict[str, tuple[Callable[[SearchConfig], Relaxation], dict[str, Any]]] = {
     "sp-darts": (lambda config: SparseSmoothSoftmax(config.sparse, config.smooth), {}),
     "darts": (

@@ -37,6 +37,7 @@ class NB201Genotype:
     EDGES: ClassVar[tuple[str, ...]] = ("1<-0", "2<-0", "2<-1", "3<-0", "3<-1", "3<-2")
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "operations", tuple(self.operations))
         if len(self.operations) != len(self.EDGES):
             raise ValueError(
                 f"NB201Genotype: a cell has {len(self.EDGES)} edges ({', '.join(self.EDGES)}), "
@@ -59,8 +60,8 @@ class NB201Genotype:
         operations = []
         nodes = text.strip().split("+")
         for node, part in enumerate(nodes, start=1):
-            edges = re.fullmatch(r"\|(?:[^|~]+~\d+\|)+", part)
-            pairs = re.findall(r"([^|~]+)~(\d+)", part)
+            edges = re.fullmatch(r"\|(?:[^|~]+~[0-9]\|)+", part)
+            pairs = re.findall(r"([^|~]+)~([0-9])", part)
             if edges is None or [int(source) for _, source in pairs] != list(range(node)):
                 expected = "|" + "".join(f"op~{source}|" for source in range(node))
                 raise ValueError(f"NB201Genotype: node {node} of {text!r} reads {part!r}, expected {expected!r}")

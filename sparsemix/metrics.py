@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +84,8 @@ def leakage(arch: ArchParameterGroup, x: Tensor) -> dict[str, Leakage]:
         x: a batch of its input.
 
     Returns:
-        Label -> :class:`Leakage`; rows shared by several mixed operations have their mean.
+        Label -> :class:`Leakage`; rows shared by several mixed operations have their mean, rows of which none ran are
+        left out.
 
     Example:
         >>> model = nn.Sequential(MixedOp({"skip": nn.Identity(), "same": nn.Identity()}))
@@ -91,30 +93,32 @@ def leakage(arch: ArchParameterGroup, x: Tensor) -> dict[str, Leakage]:
         >>> leakage(arch, torch.ones(1, 4))["0"]
         Leakage(weight=0.5, output=0.5)
     """
-    outputs: dict[MixedOp, float] = {}
+    measured: dict[MixedOp, Leakage] = {}
 
-    def measure(op: MixedOp, args: tuple[Tensor], mixed: Tensor) -> None:
-        k = int(op.alpha.argmax())
-        weight = op.operation_weights()[k]
-        strongest = torch.zeros_like(mixed) if weight is None else weight * op.fuse()(args[0])
+    def measure(op: MixedOp, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], mixed: Tensor) -> None:
+        weights = op.operation_weights(*args[1:], **kwargs)
+        values = [0.0 if weight is None else float(weight) for weight in weights]
+        k = max(range(len(values)), key=values.__getitem__)
+        strongest = values[k] * op.candidates[op.names[k]](args[0])
         rest = torch.linalg.vector_norm(mixed - strongest)
         total = torch.linalg.vector_norm(strongest) + rest
-        outputs[op] = float(rest / total) if total > 0 else 0.0
+        measured[op] = Leakage(sum(values) - values[k], float(rest / total) if total > 0 else 0.0)
 
-    hooks = [op.register_forward_hook(measure) for ops in arch.rows.values() for op in ops]
+    hooks = [op.register_forward_hook(measure, with_kwargs=True) for ops in arch.rows.values() for op in ops]
     try:
         with evaluating(arch.model), torch.no_grad():
             arch.model(x)
-            weights = arch.weights()
     finally:
         for hook in hooks:
             hook.remove()
+    rows = {label: [measured[op] for op in ops if op in measured] for label, ops in arch.rows.items()}
     return {
         label: Leakage(
-            weight=float(weights[label].sum() - weights[label][ops[0].alpha.argmax()]),
-            output=sum(outputs[op] for op in ops) / len(ops),
+            weight=statistics.fmean(leak.weight for leak in leaks),
+            output=statistics.fmean(leak.output for leak in leaks),
         )
-        for label, ops in arch.rows.items()
+        for label, leaks in rows.items()
+        if leaks
     }
 
 

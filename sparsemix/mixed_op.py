@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol, TypeGuard
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["MixedOp", "Source", "fan_out"]
+__all__ = ["MixedOp", "Source", "check_same_shape", "fan_out"]
 
 # A weight of None marks a candidate that does not run: its weight is exactly zero and nobody asks for a gradient.
 Weights = Sequence[Tensor | None]
@@ -18,6 +18,8 @@ Weights = Sequence[Tensor | None]
 
 class Binding(Protocol):
     """Where a bound mixed operation gets its weights: an :class:`~sparsemix.ArchParameterGroup`."""
+
+    model: nn.Module
 
     def operation_weights(self, op: MixedOp) -> Weights: ...
 
@@ -57,7 +59,7 @@ class MixedOp(nn.Module):
     Raises:
         ValueError: no candidates; a name that no module can have; weights of another length; candidate outputs of
             different shapes.
-        TypeError: a candidate is not a module.
+        TypeError: the candidates are no mapping, or one of them is no module.
 
     Example:
         >>> op = MixedOp({"skip": nn.Identity(), "pool": nn.AvgPool2d(3, 1, 1)})
@@ -69,6 +71,8 @@ class MixedOp(nn.Module):
 
     def __init__(self, candidates: Mapping[str, nn.Module], label: str | None = None) -> None:
         super().__init__()
+        if not isinstance(candidates, Mapping):
+            raise TypeError(f"MixedOp: candidates must be a mapping name -> module, got a {type(candidates).__name__}")
         if not candidates:
             raise ValueError("MixedOp: no candidates; give a mapping such as {'skip': nn.Identity(), 'conv': ...}")
         for name, candidate in candidates.items():
@@ -94,15 +98,15 @@ class MixedOp(nn.Module):
         [mixed] = _mix(Source(x), [self], [self.operation_weights(weights)])
         return mixed
 
-    def operation_weights(self, explicit: Tensor | None = None) -> Weights:
-        """This forward's weights as scalars, one a candidate: the explicit ones, the group's, or softmax(alpha)."""
-        if explicit is not None:
-            if explicit.shape != self.alpha.shape:
+    def operation_weights(self, weights: Tensor | None = None) -> Weights:
+        """This forward's weights as scalars, one a candidate: those given, the group's, or softmax(alpha)."""
+        if weights is not None:
+            if weights.shape != self.alpha.shape:
                 raise ValueError(
                     f"MixedOp: expected weights of shape {tuple(self.alpha.shape)}, one for each of "
-                    f"{', '.join(self.names)}; got shape {tuple(explicit.shape)}"
+                    f"{', '.join(self.names)}; got shape {tuple(weights.shape)}"
                 )
-            return explicit.unbind()
+            return weights.unbind()
         if self.group is not None:
             return self.group.operation_weights(self)
         return F.softmax(self.alpha, dim=-1).unbind()
@@ -119,56 +123,70 @@ class MixedOp(nn.Module):
         return f"label={self.label!r}" if self.label else ""
 
 
-def fan_out(x: Tensor, edges: Sequence[nn.Module]) -> list[Tensor]:
+def fan_out(x: Tensor, edges: Sequence[nn.Module], weights: Sequence[Weights | None] | None = None) -> list[Tensor]:
     """The outputs of all edges that leave one node, with the work they have in common done once.
 
     Equal to ``[edge(x) for edge in edges]`` up to rounding. Candidates of mixed operations that know how to run
     together (they define ``sharing_key`` and ``contributions``, see :mod:`sparsemix.spaces.ops`) share a ReLU, a
-    pooling or one wide convolution. Edges that are no MixedOp, and mixed operations with forward hooks, are called on
-    their own.
+    pooling or one wide convolution. Edges that are no MixedOp are called as they are; so are mixed operations and
+    candidates with forward hooks, so that every hook sees its module run.
 
     Args:
         x: the node's value.
         edges: modules that read it.
+        weights: for each edge the scalars that its ``operation_weights()`` returned earlier, or None for an edge that
+            is no MixedOp; by default they are asked for now.
     """
-    together = [edge for edge in edges if _can_share(edge)]
-    mixed = iter(_mix(Source(x), together, [edge.operation_weights() for edge in together]))
-    return [next(mixed) if _can_share(edge) else edge(x) for edge in edges]
+    if weights is None:
+        weights = [edge.operation_weights() if isinstance(edge, MixedOp) else None for edge in edges]
+    together = [(edge, w) for edge, w in zip(edges, weights, strict=True) if _can_share(edge) and w is not None]
+    shared = iter(_mix(Source(x), [edge for edge, _ in together], [w for _, w in together]))
+    return [next(shared) if _can_share(edge) else edge(x) for edge in edges]
 
 
 def _can_share(edge: nn.Module) -> TypeGuard[MixedOp]:
-    watched = edge._forward_hooks or edge._forward_pre_hooks
-    return isinstance(edge, MixedOp) and len(edge.candidates) > 1 and not watched
+    return isinstance(edge, MixedOp) and len(edge.candidates) > 1 and not _is_watched(edge)
+
+
+def _is_watched(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _sharing_key(candidate: nn.Module) -> Hashable | None:
+    key = getattr(candidate, "sharing_key", None)
+    return None if key is None or any(map(_is_watched, candidate.modules())) else key
+
+
+class _Part(NamedTuple):
+    """One candidate that is to run for one edge."""
+
+    edge: int
+    name: str
+    candidate: Any
+    weight: Tensor
 
 
 def _mix(source: Source, edges: Sequence[MixedOp], weights: Sequence[Weights]) -> list[Tensor]:
     """``sum_m w_m o_m(x)`` for every edge; candidates of one sharing key, across the edges, run together."""
-    groups: dict[Hashable, list[tuple[int, str, Any, Tensor]]] = {}
+    groups: dict[Hashable, list[_Part]] = {}
     for index, (edge, edge_weights) in enumerate(zip(edges, weights, strict=True)):
         for (name, candidate), weight in zip(edge.candidates.items(), edge_weights, strict=True):
             if weight is not None:
-                key = getattr(candidate, "sharing_key", None) or (index, name)
-                groups.setdefault(key, []).append((index, name, candidate, weight))
-
-    totals: list[_Total] = [_Total(edge, source.x) for edge in edges]
-    for members in groups.values():
-        indices, names, candidates, scalars = zip(*members, strict=True)
-        for index, name, (value, weight) in zip(
-            indices, names, _contributions(candidates, source, scalars), strict=True
-        ):
-            totals[index].add(name, value, weight)
+                key = _sharing_key(candidate)
+                groups.setdefault((index, name) if key is None else key, []).append(
+                    _Part(index, name, candidate, weight)
+                )
+    totals = [_Total(edge, source.x) for edge in edges]
+    for parts in groups.values():
+        first = parts[0].candidate
+        if _sharing_key(first) is None:
+            [part] = parts
+            totals[part.edge].add(part.name, part.candidate(source.x), part.weight)
+        else:
+            run = first.contributions([part.candidate for part in parts], source, [part.weight for part in parts])
+            for part, (value, weight) in zip(parts, run, strict=True):
+                totals[part.edge].add(part.name, value, weight)
     return [total.result() for total in totals]
-
-
-def _contributions(
-    candidates: Sequence[Any], source: Source, weights: Sequence[Tensor]
-) -> Iterator[tuple[Tensor | None, Tensor | None]]:
-    """What each candidate adds to its edge: (value, weight still to be applied or None); no value means nothing."""
-    if hasattr(candidates[0], "contributions"):
-        yield from candidates[0].contributions(candidates, source, weights)
-    else:
-        for candidate, weight in zip(candidates, weights, strict=True):
-            yield candidate(source.x), weight
 
 
 class _Total:
@@ -182,19 +200,15 @@ class _Total:
         self.value: Tensor | None = None
 
     def add(self, name: str, value: Tensor | None, weight: Tensor | None) -> None:
+        """Add ``weight * value``; no weight: it is applied already; no value: the candidate adds nothing."""
         if value is None:
             self.nothing = name
-            return
-        if self.value is None:
+        elif self.value is None:
             self.first = name
             self.value = value if weight is None else value * weight
-            return
-        if value.shape != self.value.shape:
-            raise ValueError(
-                f"MixedOp: candidates {self.first!r} and {name!r} disagree for input {tuple(self.x.shape)}: "
-                f"{tuple(self.value.shape)} and {tuple(value.shape)}"
-            )
-        self.value = self.value + value if weight is None else torch.addcmul(self.value, value, weight)
+        else:
+            check_same_shape(self.first, self.value.shape, name, value.shape, self.x.shape)
+            self.value = self.value + value if weight is None else torch.addcmul(self.value, value, weight)
 
     def result(self) -> Tensor:
         if self.value is not None:
@@ -202,3 +216,16 @@ class _Total:
         if not self.nothing:
             raise ValueError(f"MixedOp: all weights of {', '.join(self.edge.names)} are zero")
         return self.edge.candidates[self.nothing](self.x)  # it knows the shape of nothing
+
+
+def check_same_shape(first: str, first_shape: torch.Size, second: str, second_shape: torch.Size, x: torch.Size) -> None:
+    """Insist that two candidates agree on the shape of their output for an input of shape ``x``.
+
+    Raises:
+        ValueError: they do not; names both.
+    """
+    if first_shape != second_shape:
+        raise ValueError(
+            f"MixedOp: candidates {first!r} and {second!r} disagree for input {tuple(x)}: "
+            f"{tuple(first_shape)} and {tuple(second_shape)}"
+        )

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch.nn.functional as F
 from timm.layers import DropPath, calculate_drop_path_rates, create_classifier
-from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .arch_parameters import labelled_rows, tie_alphas_
 from .genotype import NB201Genotype
@@ -34,7 +35,7 @@ class NB201Network(nn.Module):
             the edges of the cells and rises linearly with depth.
 
     Shapes:
-        input ``(B, in_chans, H, W)`` with H and W of at least 4; output ``(B, num_classes)``.
+        input ``(B, in_chans, H, W)`` of any size; output ``(B, num_classes)``.
 
     Source: Dong and Yang, "NAS-Bench-201", section 2.1.
     """
@@ -69,7 +70,7 @@ class NB201Network(nn.Module):
         self.feature_info = [
             {"num_chs": width, "reduction": 2**i, "module": f"stages.{i}"} for i, width in enumerate(widths)
         ]
-        self.num_features = self.head_hidden_size = widths[-1]
+        self.num_features = widths[-1]
         self.norm = nn.BatchNorm2d(self.num_features)
         self.global_pool, self.head_drop, self.fc = create_classifier(
             self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate
@@ -79,7 +80,13 @@ class NB201Network(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        x = checkpoint_seq(self.stages, x) if self.grad_checkpointing and self.training else self.stages(x)
+        if self.grad_checkpointing and self.training:
+            blocks = [block for stage in self.stages for block in stage.children()]
+            for block in blocks:
+                weights = (block.operation_weights(),) if isinstance(block, DenseCell) else ()
+                x = checkpoint(block, x, *weights, use_reentrant=False)
+        else:
+            x = self.stages(x)
         return F.relu(self.norm(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -98,7 +105,7 @@ class NB201Network(nn.Module):
         self.global_pool, self.fc = create_classifier(
             self.num_features,
             num_classes,
-            pool_type=global_pool or self.global_pool.pool_type,
+            pool_type=self.global_pool.pool_type if global_pool is None else global_pool,
             device=device,
             dtype=dtype,
         )
@@ -154,8 +161,7 @@ RESNET_LIKE = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|
 @register_model
 def sparsemix_nb201(
     pretrained: bool = False,
-    genotype: NB201Genotype
-    | str = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|",
+    genotype: NB201Genotype | str = RESNET_LIKE,
     **kwargs: Any,
 ) -> NB201Network:
     """The network of a NAS-Bench-201 cell, given as the benchmark writes it; by default one with a residual path."""

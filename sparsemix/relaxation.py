@@ -7,6 +7,8 @@ nothing and remembers nothing: whether this batch is a sparse one (phi) is an ar
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -73,8 +75,8 @@ class Softmax(nn.Module):
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"Softmax: the temperature must be positive, got {temperature}")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"Softmax: the temperature must be positive and finite, got {temperature}")
         self.temperature = temperature
 
     def forward(self, alpha: Tensor, phi: bool = False) -> Tensor:
@@ -104,9 +106,9 @@ class SparseSmoothSoftmax(nn.Module):
 
     def __init__(self, sparse: float = 1e-3, smooth: float = 1e-2) -> None:
         super().__init__()
-        if not (sparse > 0 and smooth > 0):
+        if not (0 < sparse < math.inf and 0 < smooth < math.inf):
             raise ValueError(
-                f"SparseSmoothSoftmax: temperatures must be positive, got sparse={sparse}, smooth={smooth}"
+                f"SparseSmoothSoftmax: temperatures must be positive and finite, got sparse={sparse}, smooth={smooth}"
             )
         if not sparse < smooth:
             raise ValueError(f"SparseSmoothSoftmax: sparse must be below smooth, got sparse={sparse}, smooth={smooth}")

@@ -29,8 +29,12 @@ _COLUMNS = {
 }
 
 
+# fields of a configuration in which runs of one group may differ
+_PER_RUN = frozenset({"seed", "output", "resume", "device", "data", "download", "workers", "table", "table_dataset"})
+
+
 def load_run(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The summary and the records of a finished run; runs whose names differ in the seed at the end are one group.
+    """The summary of a finished run, with its name and configuration added, and its records.
 
     Raises:
         FileNotFoundError: the folder holds no finished run.
@@ -39,15 +43,29 @@ def load_run(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     if not (folder / "summary.json").is_file():
         raise FileNotFoundError(f"{folder} holds no finished run: there is no {folder / 'summary.json'}")
     summary = json.loads((folder / "summary.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
     records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
     for entry in (summary, *records):
         entry["leakage"] = statistics.mean(entry["output_leakage"].values())
-    return {"name": folder.name, "group": folder.name.rpartition("-")[0], **summary}, records
+    settings = {field: value for field, value in config.items() if field not in _PER_RUN}
+    return {"name": folder.name, "settings": settings, **summary}, records
+
+
+def _groups(summaries: Sequence[dict[str, Any]]) -> list[str]:
+    """For each run the name of its group: the method, and the settings that tell it from others of that method."""
+    names = []
+    for summary in summaries:
+        settings, method = summary["settings"], summary["method"]
+        others = [other["settings"] for other in summaries if other["method"] == method]
+        telling = [field for field in settings if any(other.get(field) != settings[field] for other in others)]
+        names.append(", ".join([method, *(f"{field} {settings[field]}" for field in telling)]))
+    return names
 
 
 def table(folders: Iterable[str | Path]) -> str:
-    """A Markdown table of runs, and under them mean and standard deviation over the runs of each group."""
+    """A Markdown table of runs, and mean and standard deviation over those that differ only in their seed."""
     summaries = [load_run(folder)[0] for folder in folders]
+    groups = _groups(summaries)
     columns = [column for column in _COLUMNS if all(column in summary for summary in summaries)]
     lines = [
         "| run | " + " | ".join(_COLUMNS[column][0] for column in columns) + " | cell |",
@@ -57,11 +75,11 @@ def table(folders: Iterable[str | Path]) -> str:
         values = [_COLUMNS[column][1].format(summary[column]) for column in columns]
         cell = summary["genotype"].replace("|", "\\|")
         lines.append(f"| {summary['name']} | " + " | ".join(values) + f" | {cell} |")
-    for name in dict.fromkeys(summary["group"] for summary in summaries):
-        group = [summary for summary in summaries if summary["group"] == name]
-        if len(group) > 1:
-            values = [_mean_and_deviation([summary[column] for summary in group], column) for column in columns]
-            lines.append(f"| **{name}**, {len(group)} runs | " + " | ".join(values) + " | |")
+    for name in dict.fromkeys(groups):
+        members = [summary for summary, group in zip(summaries, groups, strict=True) if group == name]
+        if len(members) > 1:
+            values = [_mean_and_deviation([summary[column] for summary in members], column) for column in columns]
+            lines.append(f"| **{name}**, {len(members)} runs | " + " | ".join(values) + " | |")
     return "\n".join(lines)
 
 
@@ -71,7 +89,7 @@ def _mean_and_deviation(values: Sequence[float], column: str) -> str:
 
 
 def draw(folders: Iterable[str | Path], figure: str | Path) -> None:
-    """Accuracy, entropy and leakage over the epochs: a line for each run, a colour for each group."""
+    """Accuracy, entropy and leakage over the epochs: a line a run, one colour for those that differ in their seed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -86,11 +104,12 @@ def draw(folders: Iterable[str | Path], figure: str | Path) -> None:
     FigureCanvasAgg(sheet)
     axes = sheet.subplots(2, 2, sharex=True).flat
     runs = [load_run(folder) for folder in folders]
-    colours = {group: f"C{i}" for i, group in enumerate(dict.fromkeys(summary["group"] for summary, _ in runs))}
+    groups = _groups([summary for summary, _ in runs])
+    colours = {group: f"C{i}" for i, group in enumerate(dict.fromkeys(groups))}
     for axis, (column, title) in zip(axes, panels.items(), strict=True):
-        for summary, records in runs:
+        for (_, records), group in zip(runs, groups, strict=True):
             epochs = [record["epoch"] + 1 for record in records]
-            axis.plot(epochs, [record[column] for record in records], color=colours[summary["group"]])
+            axis.plot(epochs, [record[column] for record in records], color=colours[group])
         axis.set_title(title)
         axis.grid(alpha=0.3)
         axis.set_ylim(bottom=0)

@@ -69,13 +69,14 @@ class RunFolder:
 
     def append_record(self, record: dict[str, Any]) -> None:
         """Add one line to ``records.jsonl``."""
-        self.records.append(record)
-        with self._records.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        self._write_records([*self.records, record])
 
     def keep_records(self, count: int) -> None:
         """Drop the records after the first ``count``: of epochs that a resumed run will do again."""
-        self.records = self.records[:count]
+        self._write_records(self.records[:count])
+
+    def _write_records(self, records: list[dict[str, Any]]) -> None:
+        self.records = records
         lines = "".join(json.dumps(record) + "\n" for record in self.records)
         self._replace(self._records, lambda partial: partial.write_text(lines))
 

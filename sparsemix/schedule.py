@@ -111,6 +111,8 @@ class BatchMixedScheduler:
                 f"BatchMixedScheduler: the warm-up must be shorter than the search, got warmup_epochs={warmup_epochs} "
                 f"of epochs={epochs}"
             )
+        if hold_epoch is not None and not hold_epoch >= 0:
+            raise ValueError(f"BatchMixedScheduler: hold_epoch counts from 0, got {hold_epoch}")
         self.arch = arch
         self.settings: dict[str, Any] = {
             "epochs": epochs,

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from timm.scheduler import CosineLRScheduler
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -44,15 +43,20 @@ def make_accelerator(config: SearchConfig) -> Accelerator:
 
     Raises:
         ValueError: that device is not there.
+        RuntimeError: several processes were launched.
     """
     accelerator = Accelerator(cpu=config.device == "cpu")
+    if accelerator.num_processes > 1:
+        raise RuntimeError(
+            f"a search runs in one process, got {accelerator.num_processes}: launch it with --num_processes 1"
+        )
     if config.device not in ("auto", accelerator.device.type):
         raise ValueError(f"--device {config.device} is not available here; found {accelerator.device.type}")
     return accelerator
 
 
 class SearchInterrupted(KeyboardInterrupt):
-    """A search was stopped between two steps and has saved where it was; the message says how to resume it."""
+    """A search was stopped between two steps and has saved where it was; the message says how to go on."""
 
 
 @dataclass
@@ -101,6 +105,8 @@ class Search:
             SearchInterrupted: by Ctrl-C or SIGTERM, after the running step; the checkpoint is of that moment.
             FloatingPointError: an alpha is not finite; the last checkpoint is of before that epoch.
         """
+        from timm.scheduler import CosineLRScheduler
+
         config, arch = self.config, self.arch
         arch.model.to(self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.weight_optimizer = torch.optim.SGD(
@@ -190,7 +196,7 @@ class Search:
                 self._save(epoch, progress)
                 raise SearchInterrupted(
                     f"stopped in epoch {epoch + 1} of {config.epochs} after step {progress.step} of {steps}; "
-                    f"to go on, run the same command with --resume: {_command_line()}"
+                    f"to go on: {_command_line()}"
                 )
         arch.check_finite()
 
@@ -209,7 +215,7 @@ class Search:
             "supernet_accuracy": measured.supernet,
             "discretized_accuracy": measured.discretized,
             "discretization_gap": measured.gap,
-            "entropy_sparse": arch.entropy(config.sparse),
+            "entropy_sparse": arch.entropy(self._held(epoch).sparse),
             "entropy": arch.entropy(),
             "weight_leakage": {label: leak.weight for label, leak in leaks.items()},
             "output_leakage": {label: leak.output for label, leak in leaks.items()},
@@ -322,7 +328,7 @@ def _stop_requests() -> Iterator[threading.Event]:
 
 def _command_line() -> str:
     arguments = [argument for argument in sys.argv if argument != "--resume"]
-    return shlex.join([*arguments, "--resume"])
+    return shlex.join(["accelerate", "launch", *arguments, "--resume"])
 
 
 def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:

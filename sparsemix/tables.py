@@ -66,15 +66,18 @@ class NB201Table:
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)
 
-    def _column(self, dataset: str) -> list[float]:
+    def _check(self, dataset: str) -> None:
         if dataset not in self.COLUMNS:
             raise ValueError(f"NB201Table: unknown data set {dataset!r}, known are {', '.join(self.COLUMNS)}")
+
+    def _column(self, dataset: str) -> list[float]:
+        self._check(dataset)
         return [row[dataset] for row in self._rows.values()]
 
     def accuracy(self, architecture: NB201Genotype | str, dataset: str) -> float:
         """Test accuracy of an architecture, in percent."""
         genotype = NB201Genotype.parse(architecture) if isinstance(architecture, str) else architecture
-        self._column(dataset)
+        self._check(dataset)
         try:
             return self._rows[str(genotype)][dataset]
         except KeyError:
@@ -111,7 +114,7 @@ def convert_nats_bench(source: str | Path, target: str | Path) -> int:
 
     Raises:
         FileNotFoundError: the source is neither.
-        ValueError: a file is damaged, or holds more than plain data (nothing in it is executed).
+        ValueError: a file is damaged or incomplete, or holds more than plain data (nothing in it is executed).
     """
     from tqdm.auto import tqdm
 
@@ -125,18 +128,26 @@ def convert_nats_bench(source: str | Path, target: str | Path) -> int:
         results = (benchmark["arch2infos"][i] for i in range(len(architectures)))
     else:
         raise FileNotFoundError(f"convert_nats_bench: {source} is neither a folder nor a file")
-    with Path(target).open("w", newline="") as file:
+    partial = Path(f"{target}.partial")
+    with partial.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["architecture", *NB201Table.COLUMNS.values()])
         for architecture, result in zip(tqdm(architectures, disable=None), results, strict=True):
-            accuracies = [_mean_accuracy(result["200"], *official) for official in _OFFICIAL.values()]
+            try:
+                accuracies = [_mean_accuracy(result["200"], *official) for official in _OFFICIAL.values()]
+            except KeyError as error:
+                raise ValueError(f"{source}: the results of {architecture} lack {error}") from error
             writer.writerow([architecture, *(round(accuracy, 4) for accuracy in accuracies)])
+    partial.replace(target)
     return len(architectures)
 
 
 def _load(path: Path) -> Any:
     with bz2.open(path) as file:
-        return load_plain_pickle(file, path)
+        try:
+            return load_plain_pickle(file, path)
+        except OSError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 def _architecture_file(folder: Path, index: int) -> Path:

@@ -33,10 +33,10 @@ def leakage(candidates, weights, x):
     return sum(w for m, w in enumerate(weights) if m != k), rest / (strongest + rest)
 
 
-def unrolled_alpha_gradient(model, alphas, loss, train_batch, val_batch, lr, momentum, decay, buffers, nesterov):
+def unrolled_alpha_gradient(model, alphas, loss, train_batch, val_batch, lr, momentum, decay, buffers, nesterov, sign):
     """DARTS-V2 without the finite difference: autograd through one SGD step, differentiated twice.
 
-    ``alphas`` and ``buffers`` (momentum) are dictionaries by parameter name; ``loss(outputs, targets)``.
+    ``alphas`` are names, ``buffers`` (momentum) by name; ``loss(outputs, targets)``; sign is -1 to maximise.
     """
     parameters = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
     weights = {name: p for name, p in parameters.items() if name not in alphas}
@@ -47,7 +47,7 @@ def unrolled_alpha_gradient(model, alphas, loss, train_batch, val_batch, lr, mom
     gradients = torch.autograd.grad(run(parameters, train_batch), list(weights.values()), create_graph=True)
     stepped = {}
     for (name, w), g in zip(weights.items(), gradients, strict=True):
-        decayed = g + decay * w.detach()
+        decayed = sign * g + decay * w.detach()
         velocity = momentum * buffers[name] + decayed if name in buffers else decayed
         stepped[name] = w.detach() - lr * (decayed + momentum * velocity if nesterov else velocity)
     value = run({**parameters, **stepped}, val_batch)

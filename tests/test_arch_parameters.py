@@ -9,6 +9,7 @@ from torch import nn
 
 from sparsemix import ArchParameterGroup, MixedOp, SparseSmoothSoftmax
 from sparsemix.arch_parameters import tie_alphas_
+from sparsemix.spaces.ops import Zero
 
 
 @pytest.fixture
@@ -115,6 +116,12 @@ def test_entropy_is_taken_at_the_temperature_asked_for(plain_supernet):
         assert arch.entropy(temperature) == pytest.approx(reference.entropy(rows), rel=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [0, -1])
+def test_entropy_at_no_temperature(plain_supernet, temperature):
+    with pytest.raises(ValueError, match="must be positive and finite"):
+        ArchParameterGroup(plain_supernet()).entropy(temperature)
+
+
 def test_genotype_ties_go_to_the_lower_index(plain_supernet):
     arch = ArchParameterGroup(plain_supernet())
     with torch.no_grad():
@@ -189,6 +196,64 @@ def test_the_last_group_holds_the_model(plain_supernet, x):
     assert len(model._forward_pre_hooks) == 1
 
 
+def test_the_released_group_still_reads_out_but_does_not_take_the_model_back(plain_supernet):
+    model = plain_supernet()
+    first, second = ArchParameterGroup(model), ArchParameterGroup(model)
+    assert first.genotype() == second.genotype()
+    assert not any(isinstance(m, MixedOp) for m in first.discretize().modules())
+    first.release()
+    assert all(m.group is second for m in model.modules() if isinstance(m, MixedOp))
+    assert len(model._forward_pre_hooks) == 1
+
+
+def test_a_part_of_a_model_that_has_a_group(plain_supernet):
+    model = plain_supernet()
+    arch = ArchParameterGroup(model)
+    with pytest.raises(ValueError, match="are held by the group of another module, Sequential; release"):
+        ArchParameterGroup(model[4])
+    arch.release()
+    ArchParameterGroup(model[4])
+
+
+def test_a_copy_of_a_part_says_that_it_has_no_group(plain_supernet, x):
+    model = plain_supernet()
+    ArchParameterGroup(model)
+    stray = copy.copy(model[4])  # as DataParallel replicates modules
+    with pytest.raises(RuntimeError, match="that its group does not know: a replica of DataParallel"):
+        stray(torch.randn(2, 4, 6, 6))
+
+
+def test_ties_that_were_broken_are_noticed(plain_supernet):
+    model = plain_supernet()
+    arch = ArchParameterGroup(model)
+    model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
+    with pytest.raises(RuntimeError, match="alphas of row 'shared' are no longer one parameter"):
+        arch.weight_parameters()
+
+
+def test_a_label_that_is_a_path():
+    pair = {"a": nn.Identity(), "b": nn.Tanh()}
+    for model in (
+        nn.Sequential(MixedOp(pair), MixedOp(pair, label="0")),
+        nn.Sequential(MixedOp(pair, label="1"), MixedOp(pair)),
+    ):
+        with pytest.raises(ValueError, match="is also the path of a mixed operation without a label"):
+            ArchParameterGroup(model)
+
+
+def test_activations_of_a_mixed_operation_can_be_checkpointed_with_explicit_weights(plain_supernet):
+    model = plain_supernet()
+    arch = ArchParameterGroup(model)
+    op, x = model[4], torch.randn(2, 4, 6, 6)
+    gradients = []
+    for run in (lambda w: op(x, w), lambda w: torch.utils.checkpoint.checkpoint(op, x, w, use_reentrant=False)):
+        arch.phi = False
+        value = run(arch.weights()["4"]).square().sum()
+        arch.phi = True
+        gradients.append(torch.autograd.grad(value, [op.alpha])[0])
+    torch.testing.assert_close(*gradients)
+
+
 def test_release(plain_supernet):
     model = plain_supernet()
     ArchParameterGroup(model).release()
@@ -239,5 +304,6 @@ def test_dry_run_shows_disagreement_and_leaves_no_trace():
     ArchParameterGroup(model).dry_run(torch.randn(4, 3, 8, 8))
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert [m.training for m in model] == [True, True, False]
-    with pytest.raises(ValueError, match="'skip' and 'second' disagree"):
-        ArchParameterGroup(build(nn.MaxPool2d(2))).dry_run(torch.randn(4, 3, 8, 8))
+    for other in (nn.MaxPool2d(2), Zero(stride=2)):  # one that adds nothing is looked at as well
+        with pytest.raises(ValueError, match="'skip' and 'second' disagree"):
+            ArchParameterGroup(build(other)).dry_run(torch.randn(4, 3, 8, 8))

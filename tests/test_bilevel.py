@@ -64,6 +64,7 @@ def test_first_order_gradient_is_the_difference_quotient(small):
 
 SGD = {
     "plain": {},
+    "maximize": {"maximize": True, "momentum": 0.5},
     "momentum": {"momentum": 0.9, "weight_decay": 0.1},
     "nesterov": {"momentum": 0.9, "weight_decay": 0.1, "nesterov": True},
 }
@@ -95,21 +96,69 @@ def test_second_order_gradient_is_that_of_the_unrolled_loss(small, settings):
         decay=settings.get("weight_decay", 0.0),
         buffers=buffers,
         nesterov=settings.get("nesterov", False),
+        sign=-1 if settings.get("maximize") else 1,
     )
     first, _ = alpha_gradient(arch, loss, val)
-    before = copy.deepcopy(arch.model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    states = {w: {name: value.clone() for name, value in s.items()} for w, s in optimizer.state.items() if s}
+    before = copy.deepcopy(arch.model.state_dict()), states, torch.get_rng_state()
     gradients, _ = unrolled_alpha_gradient(arch, loss, optimizer, train, val)
     torch.testing.assert_close(list(gradients), list(expected), rtol=2e-3, atol=1e-6)
     assert not torch.allclose(gradients[0], first[0], rtol=2e-3)
     for name, value in arch.model.state_dict().items():
         assert torch.equal(value, before[0][name]), name
-    assert str(optimizer.state_dict()) == str(before[1])
+    assert {w for w, s in optimizer.state.items() if s} == set(states)
+    for weight, state in states.items():
+        for name, value in optimizer.state[weight].items():
+            assert torch.equal(value, state[name]), name
+    assert torch.equal(torch.get_rng_state(), before[2])
 
 
 def test_second_order_needs_sgd(small):
     arch, loss, train, val = small
     with pytest.raises(TypeError, match=r"needs torch\.optim\.SGD for its virtual step, got AdamW"):
         unrolled_alpha_gradient(arch, loss, torch.optim.AdamW(arch.weight_parameters()), train, val)
+
+
+def test_second_order_needs_every_weight_in_its_optimizer(small):
+    arch, loss, train, val = small
+    with pytest.raises(ValueError, match=r"not there: weights of shape \[\(3, 2, 3, 3\)\]"):
+        unrolled_alpha_gradient(arch, loss, torch.optim.SGD(arch.weight_parameters()[1:], lr=0.1), train, val)
+
+
+def test_second_order_sees_one_dropout_mask_on_both_sides():
+    """With a loss linear in the weights the finite difference is exact, unless its two sides differ by more than w."""
+    dropout = nn.Dropout(0.5)
+    net = nn.Sequential(MixedOp({"skip": nn.Identity(), "twice": nn.Tanh()}), nn.Linear(64, 1, bias=False)).double()
+    arch = ArchParameterGroup(net, Softmax())
+    x = torch.randn(8, 64, dtype=torch.float64)
+    optimizer = torch.optim.SGD(arch.weight_parameters(), lr=0.1)
+
+    def loss(masked):
+        return net(dropout(x) if masked else x).mean()
+
+    first, _ = alpha_gradient(arch, loss, False)
+    spread = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        gradients, _ = unrolled_alpha_gradient(arch, loss, optimizer, True, False)
+        spread.append((gradients[0] - first[0]).abs().max())
+    assert max(spread) < 1  # two masks would differ by |loss| / 2 R, some hundreds
+
+
+def test_second_order_reduces_weight_gradients_before_they_are_used(small):
+    arch, loss, train, val = small
+    optimizer = torch.optim.SGD(arch.weight_parameters(), lr=0.1)
+    reduced = []
+
+    def drop(gradients):
+        reduced.append(len(gradients))
+        for gradient in gradients:
+            gradient.zero_()
+
+    first, _ = alpha_gradient(arch, loss, val)
+    gradients, _ = unrolled_alpha_gradient(arch, loss, optimizer, train, val, drop)
+    assert reduced == [len(arch.weight_parameters())] * 2
+    torch.testing.assert_close(list(gradients), list(first))  # no step, and no vector to multiply the Hessian by
 
 
 def search_step(arch, loss, **options):

@@ -139,7 +139,9 @@ def test_large_image_folders_are_streamed(tmp_path):
     (x, y), (x_val, y_val) = batches[0]
     assert x.shape == x_val.shape == (3, 3, 80, 80)
     assert y.shape == y_val.shape == (3,)
-    assert len(list(pairs.epoch(0, start=1))) == 1
+    labels = [torch.cat([a[1], b[1]]) for a, b in pairs.epoch(3)]
+    [(again, again_val)] = pairs.epoch(3, start=1)  # the order is replayed, so that a resumed epoch goes on
+    assert torch.equal(torch.cat([again[1], again_val[1]]), labels[1])
     assert sum(len(y) for _, y in pairs.validation()) == 7
     with pytest.raises(ValueError, match="batches of 8 cannot be cut from halves of 7 and 7 images"):
         open_pairs("folder", root=root, batch_size=8)
@@ -203,6 +205,19 @@ def test_limits_and_sizes_that_are_too_small():
 def test_a_class_without_images():
     with pytest.raises(ValueError, match="no images of b among 3 images of 2 classes"):
         Images(torch.zeros(3, 4, 4, 3, dtype=torch.uint8), torch.zeros(3, dtype=torch.long), ("a", "b"))
+
+
+def test_a_folder_of_images_that_differ_in_size_is_streamed(tmp_path):
+    write_folder(tmp_path, {"cat": 4, "dog": 4}, size=80)
+    Image.new("RGB", (8, 8)).save(tmp_path / "cat" / "0.png")
+    assert open_pairs("folder", root=tmp_path, batch_size=2, workers=0).image_size == 224
+    assert open_pairs("folder", root=tmp_path, batch_size=2, image_size=16).image_size == 16
+
+
+def test_images_that_are_not_square():
+    images = Images(torch.zeros(4, 8, 16, 3, dtype=torch.uint8), torch.arange(4) % 2, ("a", "b"))
+    with pytest.raises(ValueError, match="must be square, got 8x16"):
+        ResidentPairs(images, images, batch_size=2)
 
 
 def test_halves_that_disagree():

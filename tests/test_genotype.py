@@ -52,13 +52,26 @@ def test_malformed(text, message):
         NB201Genotype.parse(text)
 
 
-@given(st.text(alphabet="|~+0123none_skip ", max_size=60))
-def test_any_text_is_read_exactly_or_refused(text):
+@given(
+    genotypes,
+    st.integers(0, 100),
+    st.sampled_from(["", *"|~+0123\u0660 ", "00", "none", "nor_conv_3x3"]),
+    st.integers(0, 2),
+)
+def test_a_changed_notation_is_read_exactly_or_refused(cell, at, inserted, removed):
+    """Cut up to two characters out of a valid notation and insert something in their place."""
+    text = str(cell)
+    changed = text[:at] + inserted + text[at + removed :]
     try:
-        cell = NB201Genotype.parse(text)
+        read = NB201Genotype.parse(changed)
     except ValueError:
+        assert changed.strip() != text
         return
-    assert str(cell) == text.strip()
+    assert str(read) == changed.strip()
+
+
+def test_operations_may_be_given_as_a_list():
+    assert {NB201Genotype(["none"] * 6)} == {NB201Genotype(("none",) * 6)}
 
 
 def test_missing_edges():

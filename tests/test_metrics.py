@@ -78,6 +78,22 @@ def test_leakage_through_none_is_complete_and_of_nothing_is_zero():
     assert leakage(arch, torch.zeros(1, 1, 2, 2))["0"].output == 0
 
 
+def test_leakage_under_explicit_weights_and_of_rows_that_do_not_run():
+    class Explicit(nn.Module):
+        def __init__(self):
+            super().__init__()
+            same = {"a": nn.Identity(), "b": nn.Identity(), "c": nn.Identity()}
+            self.used, self.unused = MixedOp(same), MixedOp(same)
+
+        def forward(self, x):
+            return self.used(x, weights=torch.full((3,), 1 / 3))
+
+    leaks = leakage(ArchParameterGroup(Explicit()), torch.ones(1, 2))
+    assert set(leaks) == {"used"}
+    assert leaks["used"].weight == pytest.approx(2 / 3)
+    assert leaks["used"].output == pytest.approx(2 / 3)
+
+
 def test_leakage_leaves_the_model_as_it_was(plain_supernet):
     model = plain_supernet()
     arch = ArchParameterGroup(model)

@@ -91,6 +91,25 @@ def test_an_edge_that_someone_watches_is_called_on_its_own():
     assert seen[0] is watched
 
 
+def test_hooks_on_candidates_and_inside_them_see_them_run():
+    edges, seen = [nb201_edge(), nb201_edge(), nb201_edge()], []
+    x = torch.randn(2, 4, 6, 6)
+    expected = [edge(x) for edge in copy.deepcopy(edges)]
+    edges[0].candidates["nor_conv_3x3"].register_forward_hook(lambda *_: seen.append("candidate"))
+    edges[1].candidates["nor_conv_1x1"].conv.register_forward_hook(lambda *_: seen.append("conv"))
+    edges[2].candidates["none"].register_forward_hook(lambda *_: seen.append("none"))
+    torch.testing.assert_close(fan_out(x, edges), expected)
+    assert sorted(seen) == ["candidate", "conv", "none"]
+
+
+def test_weights_asked_for_earlier():
+    edges = [nb201_edge(), nn.Tanh()]
+    x, weights = torch.randn(2, 4, 6, 6), torch.rand(5)
+    mixed, plain = fan_out(x, edges, [weights.unbind(), None])
+    torch.testing.assert_close(mixed, copy.deepcopy(edges[0])(x, weights))
+    torch.testing.assert_close(plain, x.tanh())
+
+
 def test_synchronised_batch_norm_is_left_alone():
     """A converted norm is no plain BatchNorm2d: the operation is called as it is, not run by a formula of another."""
     op = ReLUConvBN(4, 4, 3)
@@ -157,6 +176,11 @@ def test_weights_of_the_wrong_shape(weights):
 def test_no_candidates():
     with pytest.raises(ValueError, match="no candidates"):
         MixedOp({})
+
+
+def test_candidates_without_names():
+    with pytest.raises(TypeError, match="must be a mapping name -> module, got a list"):
+        MixedOp([nn.Identity()])
 
 
 def test_a_candidate_that_is_no_module():

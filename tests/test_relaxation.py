@@ -77,9 +77,10 @@ def test_entropy_at_its_ends():
 @pytest.mark.parametrize(
     ("sparse", "smooth", "message"),
     [
-        (0, 1e-2, "temperatures must be positive, got sparse=0, smooth=0.01"),
+        (0, 1e-2, "temperatures must be positive and finite, got sparse=0, smooth=0.01"),
         (1e-3, -1, "temperatures must be positive"),
         (math.nan, 1e-2, "temperatures must be positive"),
+        (1e-3, math.inf, "temperatures must be positive and finite"),
         (1e-2, 1e-2, "sparse must be below smooth, got sparse=0.01, smooth=0.01"),
         (1e-1, 1e-2, "sparse must be below smooth"),
     ],
@@ -90,5 +91,5 @@ def test_bad_temperatures(sparse, smooth, message):
 
 
 def test_bad_single_temperature():
-    with pytest.raises(ValueError, match="must be positive, got 0"):
+    with pytest.raises(ValueError, match="must be positive and finite, got 0"):
         Softmax(0)

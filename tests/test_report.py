@@ -23,6 +23,9 @@ def runs(tmp_path):
             "genotype": "|none~0|",
             "seconds": 3.0,
         }
+        method, seed = name.rsplit("-", 1)
+        record |= {"method": method, "seed": int(seed)}
+        (folder / "config.json").write_text(json.dumps({"method": method, "seed": int(seed), "weight_lr": 0.05}))
         (folder / "records.jsonl").write_text(json.dumps(record) + "\n" + json.dumps({**record, "epoch": 1}) + "\n")
         (folder / "summary.json").write_text(json.dumps(record))
         folders.append(folder)
@@ -47,3 +50,14 @@ def test_a_figure(runs, tmp_path):
 def test_a_run_that_has_not_finished(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no finished run"):
         load_run(tmp_path)
+
+
+def test_runs_with_other_settings_are_not_averaged(runs):
+    config = json.loads((runs[1] / "config.json").read_text())
+    (runs[1] / "config.json").write_text(json.dumps({**config, "weight_lr": 0.1}))
+    assert "runs" not in table(runs)
+    other = json.loads((runs[0] / "config.json").read_text())
+    (runs[2] / "config.json").write_text(json.dumps(other))
+    summary = json.loads((runs[2] / "summary.json").read_text())
+    (runs[2] / "summary.json").write_text(json.dumps({**summary, "method": "sp-darts"}))
+    assert "| **sp-darts, weight_lr 0.05**, 2 runs | 30.0% ± 28.3% |" in table(runs)

@@ -104,6 +104,7 @@ def test_state_dict_resumes_and_refuses_another_schedule():
         ({"warmup_epochs": 50}, "got warmup_epochs=50 of epochs=50"),
         ({"warmup_epochs": -1}, "got warmup_epochs=-1"),
         ({"epochs": 0}, "at least 1, got 0 and 100"),
+        ({"hold_epoch": -5}, "hold_epoch counts from 0, got -5"),
         ({"steps_per_epoch": 0}, "at least 1, got 50 and 0"),
     ],
 )

@@ -122,7 +122,7 @@ def test_interrupted_and_resumed_is_as_if_never_interrupted(finished, tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(SearchStep, "__call__", interrupting)
-        with pytest.raises(SearchInterrupted, match=r"to go on, run the same command with --resume"):
+        with pytest.raises(SearchInterrupted, match=r"to go on: accelerate launch .* --resume$"):
             search(tmp_path / "run", *flags)
     torch.manual_seed(99)
     search(tmp_path / "run", *flags, "--resume")
@@ -229,6 +229,26 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
 def test_presets_and_flags(flags, expected):
     config = config_from_flags(nb201.PRESETS, flags)
     assert {name: getattr(config, name) for name in expected} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"eval_temperature": 0.0}, r"eval_temperature must be positive, got 0\.0"),
+        ({"hold_epoch": 3, "hold_sparse": -1.0}, r"hold_sparse must be positive, got -1\.0"),
+        ({"hold_sparse": 1e-4}, r"hold_sparse=0\.0001 needs a hold_epoch"),
+    ],
+)
+def test_settings_that_make_no_search(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SearchConfig(**settings)
+
+
+def test_settings_that_make_no_search_on_the_command_line(capsys):
+    with pytest.raises(SystemExit):
+        config_from_flags(nb201.PRESETS, ["--epochs", "0"])
+    assert "epochs must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_an_unknown_preset(capsys):

@@ -122,6 +122,16 @@ def test_a_truncated_file(tmp_path):
         convert_nats_bench(tmp_path / "missing", tmp_path / "out.csv")
 
 
+def test_a_file_that_lacks_results_or_is_none(tmp_path):
+    dump(tmp_path / "short", {"meta_archs": CELLS, "arch2infos": {0: official_result(0), 1: {"12": {}}}})
+    with pytest.raises(ValueError, match="lack '200'"):
+        convert_nats_bench(tmp_path / "short", tmp_path / "out.csv")
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(ValueError, match="Invalid data stream"):
+        convert_nats_bench(tmp_path / "text", tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
+
+
 def test_command_line(csv_file):
     command = [sys.executable, "-m", "sparsemix.tables", "show", csv_file, CELLS[0]]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -113,9 +113,16 @@ class Folder:
         files, labels = zip(*found.samples, strict=True)
         return cls(list(files), torch.tensor(labels), tuple(found.classes))
 
-    def height(self) -> int:
-        with Image.open(self.files[0]) as image:
-            return image.height
+    def common_size(self, indices: Tensor) -> int | None:
+        """Height and width of these images, if all are square and of one size; only their headers are read."""
+        sizes = set()
+        for index in indices.tolist():
+            with Image.open(self.files[index]) as image:
+                sizes.add(image.size)
+            if len(sizes) > 1:
+                return None
+        [(width, height)] = sizes
+        return height if height == width else None
 
     def decode(self, indices: Tensor, size: int) -> Images:
         pixels = torch.empty(len(indices), size, size, 3, dtype=torch.uint8)

@@ -21,7 +21,8 @@ from .images import Images, halves, stratified_subset
 
 __all__ = ["Pairs", "ResidentPairs", "StreamedPairs", "open_pairs"]
 
-RESIDENT_SIZE = 64  # images up to this height are kept in memory
+RESIDENT_SIZE = 64  # images up to this size are kept in memory
+LARGE_SIZE = 224  # of images on disk that have no size in common
 Batch = tuple[Tensor, Tensor]
 
 
@@ -53,7 +54,8 @@ class ResidentPairs:
         replacement: draw the alpha batches with replacement, as published NAS-Bench-201 code does.
 
     Raises:
-        ValueError: the batch size is not positive, or the halves disagree in image size or classes.
+        ValueError: the batch size is not positive, the images are not square, or the halves disagree in their size or
+            classes.
     """
 
     def __init__(
@@ -72,8 +74,11 @@ class ResidentPairs:
                 f"the halves disagree: images of {tuple(weights.pixels.shape[1:])} in {len(weights.classes)} classes, "
                 f"and of {tuple(alphas.pixels.shape[1:])} in {len(alphas.classes)} classes"
             )
+        height, width, self.in_chans = weights.pixels.shape[1:]
+        if height != width:
+            raise ValueError(f"images must be square, got {height}x{width}: resize them, Images.resized(size)")
         self.classes = weights.classes
-        self.image_size, self.in_chans = weights.pixels.shape[2:]
+        self.image_size = height
         self.batch_size = batch_size
         self.seed = seed
         self.replacement = replacement
@@ -134,13 +139,14 @@ class ResidentPairs:
 class StreamedPairs:
     """Pairs of batches of larger images, read from disk and augmented by timm's loader.
 
-    Order and augmentation are drawn by that loader's workers and differ from run to run.
+    The order is a function of (seed, epoch); the augmentation is drawn by that loader's workers.
 
     Args:
         folder: files and labels.
         weights, alphas: indices of the two halves.
         image_size: height and width after cropping.
         batch_size: images a batch; an incomplete last batch is dropped.
+        seed: of the order.
         device: where the batches go.
         workers: processes that decode, for each half.
 
@@ -157,6 +163,7 @@ class StreamedPairs:
         alphas: Tensor,
         image_size: int,
         batch_size: int,
+        seed: int = 0,
         device: torch.device | str = "cpu",
         workers: int = 2,
     ) -> None:
@@ -166,6 +173,7 @@ class StreamedPairs:
             )
         self.classes = folder.classes
         self.image_size = image_size
+        self.seed = seed
         self.device = torch.device(device)
         options = {"input_size": (3, image_size, image_size), "use_prefetcher": False, "num_workers": workers}
         training = options | {"batch_size": batch_size, "is_training": True, "persistent_workers": workers > 0}
@@ -184,6 +192,8 @@ class StreamedPairs:
         return min(len(self._train), len(self._val))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, Batch]]:
+        for name, loader in (("weights", self._train), ("alphas", self._val)):
+            loader.sampler.generator = seeded_generator("order", self.seed, epoch, name)
         pairs = islice(zip(self._train, self._val, strict=False), start, len(self))
         return ((self._moved(train), self._moved(val)) for train, val in pairs)
 
@@ -230,7 +240,8 @@ def open_pairs(
         dataset: a name of :data:`DATASETS`, or ``"folder"`` for a folder of images with one folder a class.
         root: where the data is, or goes when downloaded; for ``"folder"`` the folder itself.
         batch_size: images a batch, of each half.
-        image_size: resize to this height and width; None: as the images are (224 for a folder of large ones).
+        image_size: resize to this height and width; None: as the images are, and 224 for a folder whose images differ
+            in size.
         limit: use this many images in all, every class keeping its share; None: all.
         seed: of the subset, the split, the order and the augmentation.
         device: where batches are wanted.
@@ -262,10 +273,10 @@ def open_pairs(
     else:
         folder = Folder.find(root)
         subset = stratified_subset(folder.labels, limit, seed)
-        size = image_size or min(folder.height(), 224)
+        size = image_size or folder.common_size(subset) or LARGE_SIZE
         if size > RESIDENT_SIZE:
             weights, alphas = (subset[half] for half in halves(folder.labels[subset], seed))
-            return StreamedPairs(folder, weights, alphas, size, batch_size, device, workers)
+            return StreamedPairs(folder, weights, alphas, size, batch_size, seed, device, workers)
         images = folder.decode(subset, size)
     weights, alphas = halves(images.labels, seed)
     return ResidentPairs(images[weights], images[alphas], batch_size, seed, device, replacement)

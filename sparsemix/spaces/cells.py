@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..mixed_op import fan_out
+from ..mixed_op import MixedOp, Weights, fan_out
 from .ops import ReLUConvBN
 
 __all__ = ["DenseCell", "ResidualReduction"]
@@ -33,12 +33,19 @@ class DenseCell(nn.Module):
         self.edges = nn.ModuleDict({f"{t}<-{s}": make_edge(f"{t}<-{s}") for t in range(1, nodes) for s in range(t)})
         self.drop_path = drop_path
 
-    def forward(self, x: Tensor) -> Tensor:
+    def operation_weights(self) -> dict[str, Weights]:
+        """The scalar weights of the mixed edges, for a forward that is run again when activations are checkpointed."""
+        return {name: edge.operation_weights() for name, edge in self.edges.items() if isinstance(edge, MixedOp)}
+
+    def forward(self, x: Tensor, weights: Mapping[str, Weights] | None = None) -> Tensor:
+        weights = self.operation_weights() if weights is None else weights
         sums: dict[int, Tensor] = {0: x}
         for source in range(self.nodes - 1):
             targets = range(source + 1, self.nodes)
-            edges = [self.edges[f"{target}<-{source}"] for target in targets]
-            for target, edge, out in zip(targets, edges, fan_out(sums[source], edges), strict=True):
+            names = [f"{target}<-{source}" for target in targets]
+            edges = [self.edges[name] for name in names]
+            outputs = fan_out(sums[source], edges, [weights.get(name) for name in names])
+            for target, edge, out in zip(targets, edges, outputs, strict=True):
                 if self.drop_path is not None and not isinstance(edge, nn.Identity):
                     out = self.drop_path(out)
                 sums[target] = sums[target] + out if target in sums else out
@@ -46,7 +53,7 @@ class DenseCell(nn.Module):
 
 
 class ResidualReduction(nn.Module):
-    """The fixed residual block between stages: halves height and width, changes the number of channels.
+    """The fixed residual block between stages: halves height and width (rounding up), changes the number of channels.
 
     Source: Dong and Yang, "NAS-Bench-201", section 2.1.
     """
@@ -58,4 +65,5 @@ class ResidualReduction(nn.Module):
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv_b(self.conv_a(x)) + self.shortcut(F.avg_pool2d(x, 2))
+        # ceil_mode: odd sizes are halved as the strided convolution halves them
+        return self.conv_b(self.conv_a(x)) + self.shortcut(F.avg_pool2d(x, 2, ceil_mode=True))

@@ -1,8 +1,9 @@
 """Every primitive operation of the search spaces, once.
 
 A primitive that can run together with its like on other edges of the same source node defines two things that
-:func:`sparsemix.mixed_op.fan_out` looks for: ``sharing_key``, equal for those that may run together, and
-``contributions``, which runs them and returns for each a pair (value, weight still to be applied or None).
+:func:`sparsemix.mixed_op.fan_out` looks for: ``sharing_key``, equal for those that may run together (None: not now),
+and ``contributions``, which runs them and returns for each a pair (value, weight still to be applied). A weight of None
+says that it has been applied, a value of None that there is nothing to add.
 """
 
 from __future__ import annotations
@@ -95,8 +96,6 @@ class ReLUConvBN(nn.Module):
     def contributions(
         self, ops: Sequence[ReLUConvBN], source: Source, weights: Sequence[Tensor]
     ) -> Iterable[Contribution]:
-        if self.sharing_key is None:
-            return [(op(source.x), weight) for op, weight in zip(ops, weights, strict=True)]
         conv = self.conv
         kernels = torch.cat([op.conv.weight for op in ops]) if len(ops) > 1 else conv.weight
         y = F.conv2d(source.relu, kernels, None, conv.stride, conv.padding, conv.dilation)
@@ -113,10 +112,11 @@ def scaled_batch_norm(norms: Sequence[nn.BatchNorm2d], y: Tensor, weights: Seque
         shift = scale * torch.cat([norm.bias for norm in norms])
         scale = scale * torch.cat([norm.weight for norm in norms])
     tracked = first.track_running_stats
+    momentum = cast(float, first.momentum)
     means: list[Any] = [norm.running_mean for norm in norms]
     variances: list[Any] = [norm.running_var for norm in norms]
     mean, var = (torch.cat(means), torch.cat(variances)) if tracked else (None, None)
-    y = F.batch_norm(y, mean, var, scale, shift, first.training or not tracked, first.momentum or 0.0, first.eps)
+    y = F.batch_norm(y, mean, var, scale, shift, first.training or not tracked, momentum, first.eps)
     if mean is not None and var is not None and first.training:
         with torch.no_grad():
             torch._foreach_copy_(means, mean.chunk(len(norms)))
