@@ -18,6 +18,7 @@ __all__ = ["draw", "load_run", "table"]
 # column -> (heading, format)
 _COLUMNS = {
     "discretized_accuracy": ("discretised", "{:.1%}"),
+    "recalibrated_accuracy": ("recalibrated", "{:.1%}"),
     "supernet_accuracy": ("supernet", "{:.1%}"),
     "discretization_gap": ("gap", "{:+.1%}"),
     "entropy_sparse": ("entropy at t_sp", "{:.2f}"),

@@ -20,13 +20,14 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
+from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
 from .arch_parameters import ArchParameterGroup
 from .bilevel import SearchStep
 from .config import METHODS, SearchConfig
 from .data import Pairs
-from .metrics import discretization, leakage, skip_count
+from .metrics import accuracy, discretization, leakage, skip_count
 from .relaxation import Softmax
 from .run_folder import RunFolder
 from .schedule import BatchMixedScheduler
@@ -233,10 +234,14 @@ class Search:
         records = self.folder.records
         last = records[-1]
         dropped = {"epoch", "p", "sparse_share", "alphas", "seconds"}
+        # The supernet's running statistics are those of its mixtures; the network that is left has others.
+        final = self.arch.discretize()
+        update_bn((x for (x, _), _ in self.pairs.epoch(self.config.epochs)), final)
         summary = {
             "method": self.config.method,
             "seed": self.config.seed,
             **{key: value for key, value in last.items() if key not in dropped},
+            "recalibrated_accuracy": accuracy(final, self.pairs.validation()),
             "seconds": sum(record["seconds"] for record in records),
         }
         self.folder.write(
@@ -347,7 +352,8 @@ def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:
 def _closing_lines(summary: Mapping[str, Any], path: Path) -> str:
     lines = [
         f"discovered: {summary['genotype']}",
-        f"supernet {summary['supernet_accuracy']:.1%}, discretised {summary['discretized_accuracy']:.1%}, "
+        f"supernet {summary['supernet_accuracy']:.1%}, discretised {summary['discretized_accuracy']:.1%} "
+        f"({summary['recalibrated_accuracy']:.1%} with batch statistics of its own), "
         f"skip connections {summary['skips']}, {summary['seconds']:.0f} s",
     ]
     if "true_accuracy" in summary:

@@ -65,7 +65,8 @@ def test_what_a_run_leaves_behind(finished):
     genotype = json.loads((output / "genotype.json").read_text())
     assert genotype["genotype"] == str(NB201Genotype.from_edges(genotype["edges"])) == summary["genotype"]
     assert {
-        "method", "seed", "genotype", "supernet_accuracy", "discretized_accuracy", "entropy_sparse", "entropy",
+        "method", "seed", "genotype", "supernet_accuracy", "discretized_accuracy", "recalibrated_accuracy",
+        "entropy_sparse", "entropy",
         "skips", "true_accuracy", "true_rank", "seconds",
     } <= set(summary)  # fmt: skip
 
