@@ -51,7 +51,7 @@ def main(config: SearchConfig) -> dict[str, Any]:
         cells=config.cells,
     )
     relaxation, _ = METHODS[config.method]
-    arch = ArchParameterGroup(supernet, relaxation(config))
+    arch = ArchParameterGroup(supernet, relaxation(config), threshold=config.threshold)
     return Search(config, arch, pairs, accelerator, "nb201", nb201.genotype, **judge).run()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.hooks import RemovableHandle
 
-from .mixed_op import MixedOp, Weights, check_same_shape
+from .mixed_op import Execution, MixedOp, Weights, check_same_shape
 from .relaxation import Argmax, Softmax, SparseSmoothSoftmax, entropy
 
-__all__ = ["ArchParameterGroup", "evaluating", "labelled_rows", "tie_alphas_"]
+__all__ = ["ArchParameterGroup", "evaluating", "labelled_rows", "restoring", "tie_alphas_"]
 
 Relaxation = Callable[[Tensor, bool], Tensor]
 
@@ -72,6 +73,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def restoring(model: nn.Module) -> Iterator[None]:
+    """After the context, parameters, buffers and the random state are what they were before, to the last bit."""
+    tensors = [*model.parameters(), *model.buffers()]
+    saved = [tensor.detach().clone() for tensor in tensors]
+    devices = {tensor.device.index for tensor in tensors if tensor.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, saved, strict=True):
+                tensor.copy_(value)
+
+
 class ArchParameterGroup:
     """The architecture parameters of any model that holds :class:`~sparsemix.MixedOp` modules.
 
@@ -85,6 +101,17 @@ class ArchParameterGroup:
         model: the supernet. Its ``forward`` may be called directly or through wrappers such as DDP.
         relaxation: a callable ``(alpha, phi) -> weights`` on rows padded with ``-inf``, such as
             :class:`~sparsemix.SparseSmoothSoftmax` (the default) or :class:`~sparsemix.relaxation.Softmax`.
+        threshold: eps in [0, 1): operations of smaller weight are left out of a weights update (a forward within
+            :meth:`fixed_alphas`) and *scored* in an alpha update: they run, but no gradient flows back through them.
+            The strongest operation of a row always runs. 0: only weights of exactly zero are left out.
+
+    Which operations run is decided once a forward for the whole supernet, by one transfer of the weights to the host.
+    An operation of weight exactly 0 never runs, which changes nothing but the running statistics of its batch norms:
+    it would add ``0 o(x)``, its parameters get gradients of zero all the same, and under a softmax so does its alpha.
+    With a threshold an edge's output in a weights update deviates by ``|sum_weak a_m o_m(x)| <= eps (M - 1) max_m
+    |o_m(x)|``. In an alpha update the output is exact, and so is the gradient that reaches the edge's own alphas; what
+    is dropped is ``sum_weak a_m J_m^T g`` of the gradient that flows on to earlier nodes, at most ``eps (M - 1) max_m
+    |J_m| |g|`` with the operations' Jacobians J. Forwards without gradients leave out exact zeros only.
 
     Attributes:
         phi: whether the coming batch is a sparse one (Eq. 15); :class:`~sparsemix.BatchMixedScheduler` sets it.
@@ -92,7 +119,7 @@ class ArchParameterGroup:
 
     Raises:
         ValueError: the model holds no mixed operation, a label is shared by different candidates, or some of the mixed
-            operations are held by the group of another model.
+            operations are held by the group of another model; a threshold outside [0, 1).
 
     Example:
         >>> model = nn.Sequential(MixedOp({"skip": nn.Identity(), "pool": nn.AvgPool2d(3, 1, 1)}), nn.Flatten())
@@ -105,8 +132,11 @@ class ArchParameterGroup:
     Source: Zhang and Ding, Eq. 4, 15 and 21.
     """
 
-    def __init__(self, model: nn.Module, relaxation: Relaxation | None = None) -> None:
+    def __init__(self, model: nn.Module, relaxation: Relaxation | None = None, *, threshold: float = 0.0) -> None:
+        if not 0 <= threshold < 1:
+            raise ValueError(f"ArchParameterGroup: the threshold must be in [0, 1), got {threshold}")
         self.model = model
+        self.threshold = threshold
         self.relaxation: Relaxation = SparseSmoothSoftmax() if relaxation is None else relaxation
         self.phi = False
         self.rows = tie_alphas_(model)
@@ -127,6 +157,11 @@ class ArchParameterGroup:
                 )
             holder.release()
         self._bind()
+
+    @property
+    def operations(self) -> list[MixedOp]:
+        """All mixed operations of the model, row by row."""
+        return [*self._labels]
 
     # The two sets of parameters
 
@@ -159,13 +194,13 @@ class ArchParameterGroup:
         return {label: row[: len(ops[0].names)] for (label, ops), row in zip(self.rows.items(), table, strict=True)}
 
     def operation_weights(self, op: MixedOp) -> Weights:
-        """The scalar weights of one mixed operation, as its forward uses them."""
+        """The weights of one mixed operation and how its candidates run, as its forward uses them."""
         if op not in self._labels:
             raise RuntimeError(
                 "a mixed operation runs that its group does not know: a replica of DataParallel, or a copy of a part "
                 "of the model; use DistributedDataParallel, or make a group for the copy"
             )
-        return (self._relaxed or self._relax_to_scalars())[self._labels[op]]
+        return (self._relaxed or self._decide())[self._labels[op]]
 
     @contextmanager
     def using(self, relaxation: Relaxation) -> Iterator[None]:
@@ -218,7 +253,7 @@ class ArchParameterGroup:
         try:
             # A deep copy that meets a mixed operation takes its choice instead; inner ones are chosen first.
             memo: dict[int, Any] = {}
-            for op in reversed(list(self._labels)):
+            for op in reversed(self.operations):
                 memo[id(op)] = copy.deepcopy(op.fuse(), memo)
             return copy.deepcopy(self.model, memo)
         finally:
@@ -286,7 +321,7 @@ class ArchParameterGroup:
             op.group = self
 
     def _begin_forward(self, model: nn.Module, args: Any) -> None:
-        self._relaxed = self._relax_to_scalars()
+        self._relaxed = self._decide()
 
     def _end_forward(self, model: nn.Module, args: Any, output: Any) -> None:
         self._relaxed = None
@@ -296,12 +331,27 @@ class ArchParameterGroup:
         alphas = pad_sequence([*self.parameters()], batch_first=True, padding_value=-torch.inf)
         return relaxation(alphas, self.phi)
 
-    def _relax_to_scalars(self) -> dict[str, Weights]:
+    def _decide(self) -> dict[str, Weights]:
+        """The weights of every row, and which operations run: decided for the whole supernet by one transfer."""
         weights = self.weights()
-        scalars: dict[str, Weights] = {label: row.unbind() for label, row in weights.items()}
-        if torch.is_grad_enabled():
-            return scalars
-        # Without gradients a weight of exactly zero decides that its operation need not run: one transfer tells which.
-        zero = torch.cat([*weights.values()]).eq(0).tolist()
-        remaining = iter(zero)
-        return {label: [None if next(remaining) else w for w in row] for label, row in scalars.items()}
+        flat = torch.cat([row.detach() for row in weights.values()]).tolist()
+        if not all(map(math.isfinite, flat)):
+            self.check_finite()
+            raise FloatingPointError(f"the relaxation gave weights that are not finite: {flat}")
+        values, decided = iter(flat), {}
+        for label, row in weights.items():
+            always_run = any(op.always_run for op in self.rows[label])
+            executions = self._executions([next(values) for _ in range(len(row))], always_run)
+            decided[label] = Weights(row.unbind(), executions)
+        return decided
+
+    def _executions(self, values: list[float], always_run: bool) -> list[Execution]:
+        if always_run:
+            return [Execution.FULL] * len(values)
+        strongest = max(values)
+        weak = Execution.SKIPPED if self._alphas_fixed else Execution.SCORED
+        threshold = self.threshold if torch.is_grad_enabled() else 0.0
+        return [
+            Execution.SKIPPED if value == 0 else weak if value < threshold and value < strongest else Execution.FULL
+            for value in values
+        ]

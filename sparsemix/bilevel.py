@@ -7,16 +7,16 @@ weights' backward pass is ``backward``, which may reduce theirs (as DistributedD
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from .arch_parameters import ArchParameterGroup
+from .arch_parameters import ArchParameterGroup, restoring
 
-__all__ = ["SearchStep", "alpha_gradient", "unrolled_alpha_gradient"]
+__all__ = ["Loss", "SearchStep", "alpha_gradient", "unrolled_alpha_gradient"]
 
 Loss = Callable[[Any], Tensor]
 Order = Literal["first", "second", "single"]
@@ -76,11 +76,11 @@ def unrolled_alpha_gradient(
     weights = [weight for weight in arch.weight_parameters() if weight.requires_grad]
     alphas = arch.parameters()
     reduce = reduce or (lambda gradients: None)
-    with _restored(arch), arch.fixed_alphas():
+    with restoring(arch.model), arch.fixed_alphas():
         gradients = _gradients(loss(train_batch), weights)
     reduce(gradients)
     steps, rates = _virtual_sgd_step(optimizer, weights, gradients)
-    with _restored(arch):
+    with restoring(arch.model):
         _shift(weights, steps)
         value = loss(val_batch)
         gradients = _gradients(value, [*alphas, *weights])
@@ -93,7 +93,7 @@ def unrolled_alpha_gradient(
     radius = 0.01 / norm
     shifted = []
     for sign in (1, -1):
-        with _restored(arch):
+        with restoring(arch.model):
             _shift(weights, [sign * radius * v for v in vector])
             shifted.append(_gradients(loss(train_batch), alphas))
     implicit = [(plus - minus) / (2 * radius) for plus, minus in zip(*shifted, strict=True)]
@@ -126,21 +126,6 @@ def _virtual_sgd_step(
         steps.append(-group["lr"] * velocity)
         rates.append(group["lr"] * gain)
     return steps, rates
-
-
-@contextmanager
-def _restored(arch: ArchParameterGroup) -> Iterator[None]:
-    """Weights and buffers of the model, and the random state, are put back at the end, to the last bit."""
-    tensors = [*arch.weight_parameters(), *arch.model.buffers()]
-    saved = [tensor.detach().clone() for tensor in tensors]
-    devices = {tensor.device.index for tensor in tensors if tensor.device.type == "cuda"}
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        with torch.no_grad():
-            for tensor, value in zip(tensors, saved, strict=True):
-                tensor.copy_(value)
 
 
 def _shift(weights: Sequence[Tensor], by: Sequence[Tensor]) -> None:

@@ -98,6 +98,13 @@ class SearchConfig:
     eval_temperature: float = 1e-4
     """Temperature at which the supernet is evaluated."""
 
+    threshold: float = 0.0
+    """Operations of smaller weight do not run in weights updates and are only scored in alpha updates; 0: all run."""
+    audit_every: int = 0
+    """Every so many steps, measure what thresholds change against the dense computation; 0: never."""
+    audit_thresholds: tuple[float, ...] = (1e-3, 1e-2)
+    """The thresholds that are measured."""
+
     table: Path | None = None
     """Benchmark table (CSV) with true accuracies."""
     table_dataset: str | None = None
@@ -111,6 +118,11 @@ class SearchConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"SearchConfig: {name} must be positive, got {value}")
+        for value in (self.threshold, *self.audit_thresholds):
+            if not 0 <= value < 1:
+                raise ValueError(f"SearchConfig: a threshold must be in [0, 1), got {value}")
+        if self.audit_every < 0:
+            raise ValueError(f"SearchConfig: audit_every must not be negative, got {self.audit_every}")
         if self.hold_sparse is not None and self.hold_epoch is None:
             raise ValueError(f"SearchConfig: hold_sparse={self.hold_sparse} needs a hold_epoch from which it holds")
 

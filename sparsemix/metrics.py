@@ -1,19 +1,21 @@
-"""What a search is judged by: accuracy, the discretisation gap, information bypass leakage, skip connections."""
+"""What a search is judged by: accuracy, discretisation gap, leakage, skip connections, and the cost of a threshold."""
 
 from __future__ import annotations
 
+import copy
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .arch_parameters import ArchParameterGroup, evaluating
-from .mixed_op import MixedOp
+from .arch_parameters import ArchParameterGroup, evaluating, restoring
+from .bilevel import Loss, alpha_gradient
+from .mixed_op import Execution, MixedOp
 
-__all__ = ["Discretization", "Leakage", "accuracy", "discretization", "leakage", "skip_count"]
+__all__ = ["Audit", "Discretization", "Leakage", "accuracy", "audit", "discretization", "leakage", "skip_count"]
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -96,15 +98,14 @@ def leakage(arch: ArchParameterGroup, x: Tensor) -> dict[str, Leakage]:
     measured: dict[MixedOp, Leakage] = {}
 
     def measure(op: MixedOp, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], mixed: Tensor) -> None:
-        weights = op.operation_weights(*args[1:], **kwargs)
-        values = [0.0 if weight is None else float(weight) for weight in weights]
+        values = [float(weight) for weight in op.operation_weights(*args[1:], **kwargs).scalars]
         k = max(range(len(values)), key=values.__getitem__)
         strongest = values[k] * op.candidates[op.names[k]](args[0])
         rest = torch.linalg.vector_norm(mixed - strongest)
         total = torch.linalg.vector_norm(strongest) + rest
         measured[op] = Leakage(sum(values) - values[k], float(rest / total) if total > 0 else 0.0)
 
-    hooks = [op.register_forward_hook(measure, with_kwargs=True) for ops in arch.rows.values() for op in ops]
+    hooks = [op.register_forward_hook(measure, with_kwargs=True) for op in arch.operations]
     try:
         with evaluating(arch.model), torch.no_grad():
             arch.model(x)
@@ -120,6 +121,97 @@ def leakage(arch: ArchParameterGroup, x: Tensor) -> dict[str, Leakage]:
         for label, leaks in rows.items()
         if leaks
     }
+
+
+@dataclass(frozen=True)
+class Audit:
+    """How far a threshold takes a step from the dense computation: relative errors ``|sparse - dense| / |dense|``.
+
+    Attributes:
+        loss, output: of the loss and the model's output in a weights update, where weak operations do not run.
+        gradient, cosine: of alpha's gradient, where weak operations are scored, and the cosine between the two.
+        update: of the step that alpha's optimizer would take; None where none was given.
+        executed: share of the operations that run in full.
+    """
+
+    loss: float
+    output: float
+    gradient: float
+    cosine: float
+    update: float | None
+    executed: float
+
+
+def audit(
+    arch: ArchParameterGroup, loss: Loss, batch: Any, threshold: float, optimizer: torch.optim.Optimizer | None = None
+) -> Audit:
+    """Measure on one batch what a threshold changes under the present relaxation and phi. Nothing is left changed.
+
+    Args:
+        arch: of the supernet; its own threshold plays no part.
+        loss: function of a batch that runs the model and returns a scalar.
+        batch: what it takes.
+        threshold: see :class:`~sparsemix.ArchParameterGroup`.
+        optimizer: alpha's, for the error of its step.
+    """
+    dense, sparse = (_audited(arch, loss, batch, value, optimizer) for value in (0.0, threshold))
+    return Audit(
+        loss=_relative_error(sparse.loss, dense.loss),
+        output=_relative_error(sparse.output, dense.output),
+        gradient=_relative_error(sparse.gradient, dense.gradient),
+        cosine=float(torch.cosine_similarity(sparse.gradient, dense.gradient, dim=0)),
+        update=None if dense.update is None or sparse.update is None else _relative_error(sparse.update, dense.update),
+        executed=sparse.executed,
+    )
+
+
+@dataclass(frozen=True)
+class _Audited:
+    loss: Tensor
+    output: Tensor
+    gradient: Tensor
+    update: Tensor | None
+    executed: float
+
+
+def _audited(
+    arch: ArchParameterGroup, loss: Loss, batch: Any, threshold: float, optimizer: torch.optim.Optimizer | None
+) -> _Audited:
+    outputs: list[Tensor] = []
+    previous, arch.threshold = arch.threshold, threshold
+    hook = arch.model.register_forward_hook(lambda model, args, output: outputs.append(output.detach()))
+    try:
+        with restoring(arch.model), arch.fixed_alphas():
+            value = loss(batch).detach()
+            executions = [e for op in arch.operations for e in op.operation_weights().executions]
+        with restoring(arch.model):
+            gradients, _ = alpha_gradient(arch, loss, batch)
+    finally:
+        hook.remove()
+        arch.threshold = previous
+    return _Audited(
+        value,
+        outputs[0],
+        torch.cat([*gradients]),
+        None if optimizer is None else _optimizer_step(optimizer, gradients),
+        statistics.fmean(e is Execution.FULL for e in executions),
+    )
+
+
+def _optimizer_step(optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor]) -> Tensor:
+    """The step of a copy of the optimizer for these gradients."""
+    twin = copy.deepcopy(getattr(optimizer, "optimizer", optimizer))  # accelerate wraps it
+    parameters = [parameter for group in twin.param_groups for parameter in group["params"]]
+    before = torch.cat([parameter.detach().clone() for parameter in parameters])
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    twin.step()
+    return torch.cat([parameter.detach() for parameter in parameters]) - before
+
+
+def _relative_error(value: Tensor, reference: Tensor) -> float:
+    error = torch.linalg.vector_norm(value - reference)
+    return float(error / torch.linalg.vector_norm(reference)) if error else 0.0
 
 
 def skip_count(genotype: Mapping[str, str], names: frozenset[str] = frozenset({"skip", "skip_connect"})) -> int:

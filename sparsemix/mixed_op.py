@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from enum import Enum
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypeGuard
 
@@ -10,10 +11,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["MixedOp", "Source", "check_same_shape", "fan_out"]
+__all__ = ["Execution", "MixedOp", "Source", "Weights", "check_same_shape", "fan_out"]
 
-# A weight of None marks a candidate that does not run: its weight is exactly zero and nobody asks for a gradient.
-Weights = Sequence[Tensor | None]
+
+class Execution(Enum):
+    """How a candidate takes part in a forward."""
+
+    FULL = "full"  # runs, and gradients flow through it
+    SCORED = "scored"  # runs on a detached input: its weight gets its gradient, the node before it none through it
+    SKIPPED = "skipped"  # does not run; its parameters get gradients of zero
+
+
+class Weights(NamedTuple):
+    """One mixed operation's weights in a forward: a scalar for each candidate, and how it is to run."""
+
+    scalars: Sequence[Tensor]
+    executions: Sequence[Execution]
+
+    @classmethod
+    def dense(cls, weights: Tensor) -> Weights:
+        """Every candidate runs in full."""
+        return cls(weights.unbind(), (Execution.FULL,) * len(weights))
 
 
 class Binding(Protocol):
@@ -52,6 +70,8 @@ class MixedOp(nn.Module):
         candidates: name -> module, in the order of the alphas.
         label: mixed operations with the same label share one row of alphas once a group holds them; they must name the
             same candidates. Without a label the row is the operation's own.
+        always_run: run every candidate in every forward, whatever its weight. For candidates that keep state of their
+            own or have side effects; batch norm needs it not.
 
     Shapes:
         input and output as the candidates have them; ``weights`` is ``(M,)``, one for each candidate.
@@ -69,7 +89,7 @@ class MixedOp(nn.Module):
     Source: Liu et al., "DARTS", Eq. 2.
     """
 
-    def __init__(self, candidates: Mapping[str, nn.Module], label: str | None = None) -> None:
+    def __init__(self, candidates: Mapping[str, nn.Module], label: str | None = None, always_run: bool = False) -> None:
         super().__init__()
         if not isinstance(candidates, Mapping):
             raise TypeError(f"MixedOp: candidates must be a mapping name -> module, got a {type(candidates).__name__}")
@@ -85,6 +105,7 @@ class MixedOp(nn.Module):
         self.candidates = nn.ModuleDict(candidates)
         self.alpha = nn.Parameter(1e-3 * torch.randn(len(candidates)))
         self.label = label
+        self.always_run = always_run
         self.group: Binding | None = None
 
     @property
@@ -99,17 +120,17 @@ class MixedOp(nn.Module):
         return mixed
 
     def operation_weights(self, weights: Tensor | None = None) -> Weights:
-        """This forward's weights as scalars, one a candidate: those given, the group's, or softmax(alpha)."""
+        """This forward's weights: those given, the group's, or softmax(alpha)."""
         if weights is not None:
             if weights.shape != self.alpha.shape:
                 raise ValueError(
                     f"MixedOp: expected weights of shape {tuple(self.alpha.shape)}, one for each of "
                     f"{', '.join(self.names)}; got shape {tuple(weights.shape)}"
                 )
-            return weights.unbind()
+            return Weights.dense(weights)
         if self.group is not None:
             return self.group.operation_weights(self)
-        return F.softmax(self.alpha, dim=-1).unbind()
+        return Weights.dense(F.softmax(self.alpha, dim=-1))
 
     def choice(self) -> str:
         """The name of the strongest candidate, argmax of alpha (Eq. 4); an exact tie goes to the earlier one."""
@@ -134,8 +155,8 @@ def fan_out(x: Tensor, edges: Sequence[nn.Module], weights: Sequence[Weights | N
     Args:
         x: the node's value.
         edges: modules that read it.
-        weights: for each edge the scalars that its ``operation_weights()`` returned earlier, or None for an edge that
-            is no MixedOp; by default they are asked for now.
+        weights: for each edge what its ``operation_weights()`` returned earlier, or None for an edge that is no
+            MixedOp; by default they are asked for now.
     """
     if weights is None:
         weights = [edge.operation_weights() if isinstance(edge, MixedOp) else None for edge in edges]
@@ -168,25 +189,51 @@ class _Part(NamedTuple):
 
 def _mix(source: Source, edges: Sequence[MixedOp], weights: Sequence[Weights]) -> list[Tensor]:
     """``sum_m w_m o_m(x)`` for every edge; candidates of one sharing key, across the edges, run together."""
-    groups: dict[Hashable, list[_Part]] = {}
+    sources = {Execution.FULL: source, Execution.SCORED: Source(source.x.detach())}
+    groups: dict[tuple[Execution, Hashable], list[_Part]] = {}
+    skipped: list[nn.Parameter] = []
     for index, (edge, edge_weights) in enumerate(zip(edges, weights, strict=True)):
-        for (name, candidate), weight in zip(edge.candidates.items(), edge_weights, strict=True):
-            if weight is not None:
+        for (name, candidate), weight, execution in zip(edge.candidates.items(), *edge_weights, strict=True):
+            if execution is Execution.SKIPPED:
+                skipped += candidate.parameters()
+            else:
                 key = _sharing_key(candidate)
-                groups.setdefault((index, name) if key is None else key, []).append(
-                    _Part(index, name, candidate, weight)
-                )
+                part = _Part(index, name, candidate, weight)
+                groups.setdefault((execution, (index, name) if key is None else key), []).append(part)
     totals = [_Total(edge, source.x) for edge in edges]
-    for parts in groups.values():
+    for (execution, _), parts in groups.items():
         first = parts[0].candidate
         if _sharing_key(first) is None:
             [part] = parts
-            totals[part.edge].add(part.name, part.candidate(source.x), part.weight)
+            totals[part.edge].add(part.name, part.candidate(sources[execution].x), part.weight)
         else:
-            run = first.contributions([part.candidate for part in parts], source, [part.weight for part in parts])
+            candidates, scalars = [part.candidate for part in parts], [part.weight for part in parts]
+            run = first.contributions(candidates, sources[execution], scalars)
             for part, (value, weight) in zip(parts, run, strict=True):
                 totals[part.edge].add(part.name, value, weight)
-    return [total.result() for total in totals]
+    outputs = [total.result() for total in totals]
+    if skipped and torch.is_grad_enabled():
+        outputs[0] = _WithZeroGradients.apply(outputs[0], *skipped)
+    return outputs
+
+
+class _WithZeroGradients(torch.autograd.Function):
+    """A value as it is, and for parameters that had no part in it gradients of zero rather than none.
+
+    Momentum and weight decay go on acting on skipped parameters, as they would had the operation run at weight zero,
+    and a wrapper that waits for every parameter's gradient (DistributedDataParallel) is not kept waiting.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.parameters = parameters
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[1:]
+        zeros = [torch.zeros_like(p) if need else None for p, need in zip(ctx.parameters, needed, strict=True)]
+        return gradients[0], *zeros
 
 
 class _Total:

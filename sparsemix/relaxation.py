@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Argmax", "Softmax", "SparseSmoothSoftmax", "entropy", "softmax", "sparse_smooth_softmax"]
+__all__ = ["Argmax", "Softmax", "SparseSmoothSoftmax", "StraightThrough", "entropy", "softmax", "sparse_smooth_softmax"]
 
 
 def softmax(alpha: Tensor, temperature: float = 1.0) -> Tensor:
@@ -120,6 +120,28 @@ class SparseSmoothSoftmax(nn.Module):
 
     def extra_repr(self) -> str:
         return f"sparse={self.sparse:g}, smooth={self.smooth:g}"
+
+
+class StraightThrough(nn.Module):
+    """Hard forward, soft gradient: one-hot weights whose gradient is that of the softmax at a temperature.
+
+    ``one_hot(argmax alpha) + a - stopgrad(a)`` with ``a = softmax(alpha / t)``. The weights of all but the strongest
+    candidate are exactly 0, so that only that one runs; the alphas then learn from it alone.
+
+    Example:
+        >>> StraightThrough()(torch.tensor([0.1, 0.3]))
+        tensor([0., 1.])
+
+    Source: Bengio et al., "Estimating or Propagating Gradients Through Stochastic Neurons".
+    """
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.soft = Softmax(temperature)
+
+    def forward(self, alpha: Tensor, phi: bool = False) -> Tensor:
+        soft = self.soft(alpha)
+        return Argmax()(alpha) + (soft - soft.detach())
 
 
 class Argmax(nn.Module):

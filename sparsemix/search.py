@@ -27,7 +27,7 @@ from .arch_parameters import ArchParameterGroup
 from .bilevel import SearchStep
 from .config import METHODS, SearchConfig
 from .data import Pairs
-from .metrics import accuracy, discretization, leakage, skip_count
+from .metrics import accuracy, audit, discretization, leakage, skip_count
 from .relaxation import Softmax
 from .run_folder import RunFolder
 from .schedule import BatchMixedScheduler
@@ -69,6 +69,7 @@ class _Epoch:
     train_loss: float = 0.0
     val_loss: float = 0.0
     seconds: float = 0.0
+    audits: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -185,6 +186,8 @@ class Search:
         for train_batch, val_batch in bar:
             self.phi.step_update(epoch * steps + progress.step)
             arch.check_finite()
+            if config.audit_every and progress.step % config.audit_every == 0:
+                progress.audits += self._audit(progress.step, val_batch)
             train_loss, val_loss = self.search_step(train_batch, val_batch)
             progress.step += 1
             progress.sparse += self.phi.phi
@@ -221,6 +224,7 @@ class Search:
             "weight_leakage": {label: leak.weight for label, leak in leaks.items()},
             "output_leakage": {label: leak.output for label, leak in leaks.items()},
             "skips": skip_count(arch.genotype()),
+            **({"audits": progress.audits} if config.audit_every else {}),
             "genotype": str(genotype),
             "alphas": {label: alpha.tolist() for label, alpha in arch.named_parameters()},
             **self.judge(genotype),
@@ -233,7 +237,7 @@ class Search:
     def _summarize(self) -> dict[str, Any]:
         records = self.folder.records
         last = records[-1]
-        dropped = {"epoch", "p", "sparse_share", "alphas", "seconds"}
+        dropped = {"epoch", "p", "sparse_share", "audits", "alphas", "seconds"}
         # The supernet's running statistics are those of its mixtures; the network that is left has others.
         final = self.arch.discretize()
         update_bn((x for (x, _), _ in self.pairs.epoch(self.config.epochs)), final)
@@ -281,6 +285,13 @@ class Search:
         return state["epoch"], _Epoch(**state["progress"])
 
     # Details
+
+    def _audit(self, step: int, batch: tuple[Tensor, Tensor]) -> list[dict[str, Any]]:
+        at = {"step": step, "phi": self.phi.phi}
+        return [
+            {**at, "threshold": t, **asdict(audit(self.arch, self.search_step.loss, batch, t, self.alpha_optimizer))}
+            for t in self.config.audit_thresholds
+        ]
 
     def _held(self, epoch: int) -> SearchConfig:
         """The configuration with the temperatures of this epoch."""

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sparsemix import ArchParameterGroup, MixedOp
-from sparsemix.mixed_op import fan_out
+from sparsemix.mixed_op import Weights, fan_out
 from sparsemix.spaces.nb201 import OPERATIONS
 from sparsemix.spaces.ops import ReLUConvBN, Zero
 
@@ -105,7 +105,7 @@ def test_hooks_on_candidates_and_inside_them_see_them_run():
 def test_weights_asked_for_earlier():
     edges = [nb201_edge(), nn.Tanh()]
     x, weights = torch.randn(2, 4, 6, 6), torch.rand(5)
-    mixed, plain = fan_out(x, edges, [weights.unbind(), None])
+    mixed, plain = fan_out(x, edges, [Weights.dense(weights), None])
     torch.testing.assert_close(mixed, copy.deepcopy(edges[0])(x, weights))
     torch.testing.assert_close(plain, x.tanh())
 

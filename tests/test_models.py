@@ -1,5 +1,6 @@
 import pytest
 import timm
+import timm.optim
 import torch
 from timm.optim import param_groups_weight_decay
 from timm.utils.model import reparameterize_model

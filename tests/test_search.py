@@ -75,6 +75,7 @@ def test_a_record_each_epoch(finished):
     output, summary, _ = finished
     lines = records(output)
     assert [line["epoch"] for line in lines] == [0, 1, 2]
+    assert "audits" not in lines[0]
     assert [line["p"] for line in lines] == [0, 0, 0.5]
     steps = 5
     for line in lines:
@@ -275,3 +276,12 @@ def test_a_table_without_the_data_set(finished):
     output, _, table = finished
     with pytest.raises(ValueError, match=r"no column for 'digits': name one of cifar10, .* by --table-dataset"):
         search(output, "--table", str(table))
+
+
+def test_thresholds_and_audits(tmp_path):
+    search(tmp_path / "run", "--threshold", "1e-2", "--audit-every", "2", "--audit-thresholds", "1e-2", "0.1")
+    for record in records(tmp_path / "run"):
+        assert [(a["step"], a["threshold"]) for a in record["audits"]] == [
+            (s, t) for s in (0, 2, 4) for t in (1e-2, 0.1)
+        ]
+        assert all(0 <= a["gradient"] < 1 and 0 < a["executed"] <= 1 for a in record["audits"])

@@ -34,7 +34,7 @@ class DenseCell(nn.Module):
         self.drop_path = drop_path
 
     def operation_weights(self) -> dict[str, Weights]:
-        """The scalar weights of the mixed edges, for a forward that is run again when activations are checkpointed."""
+        """The weights of the mixed edges, for a forward that is run again when activations are checkpointed."""
         return {name: edge.operation_weights() for name, edge in self.edges.items() if isinstance(edge, MixedOp)}
 
     def forward(self, x: Tensor, weights: Mapping[str, Weights] | None = None) -> Tensor:

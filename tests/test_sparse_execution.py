@@ -1,0 +1,243 @@
+"""Which operations run, and that leaving the others out changes what it says and nothing else."""
+
+import copy
+import math
+
+import pytest
+import timm
+import timm.optim
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import sparsemix.models  # noqa: F401
+from sparsemix import ArchParameterGroup, MixedOp
+from sparsemix.bilevel import SearchStep, alpha_gradient
+from sparsemix.metrics import audit
+from sparsemix.relaxation import Softmax, StraightThrough
+
+
+class Scaled(nn.Module):
+    """A learnt multiple of the input; counts its calls."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(float(factor)))
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.factor * x
+
+
+def edge(weights, always_run=False):
+    """A model of one mixed operation whose softmax at temperature 1 gives these weights."""
+    candidates = {name: Scaled(i + 2) for i, name in enumerate("abcdefgh"[: len(weights)])}
+    model = nn.Sequential(MixedOp(candidates, always_run=always_run))
+    with torch.no_grad():
+        model[0].alpha.copy_(torch.tensor(weights).log().clamp(min=-200.0))
+    return model
+
+
+def calls(model):
+    counts = [candidate.calls for candidate in model[0].candidates.values()]
+    for candidate in model[0].candidates.values():
+        candidate.calls = 0
+    return counts
+
+
+def plain_model(always_run):
+    """Two mixed edges of plain convolutions with batch norm; alphas that leave exact zeros at temperature 1e-3."""
+    torch.manual_seed(3)
+
+    def conv(size):
+        return nn.Sequential(nn.Conv2d(4, 4, size, padding=size // 2), nn.BatchNorm2d(4))
+
+    def mixed():
+        return MixedOp({"skip": nn.Identity(), "conv1": conv(1), "conv3": conv(3)}, always_run=always_run)
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), mixed(), nn.Tanh(), mixed(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with torch.no_grad():
+        model[1].alpha.copy_(torch.tensor([0.0005, -0.2, 0.0]))
+        model[3].alpha.copy_(torch.tensor([-0.3, 0.0, -0.2]))
+    return model
+
+
+OPTIMIZERS = {
+    "sgd": lambda w: torch.optim.SGD(w, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "adamw": lambda w: torch.optim.AdamW(w, lr=0.01, weight_decay=0.1),
+    "lamb": lambda w: timm.optim.Lamb(w, lr=0.01, weight_decay=0.1),
+    "muon": lambda w: timm.optim.create_optimizer_v2(w, "muon", lr=0.01, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+def test_zero_weights_leave_the_trajectory_of_the_dense_computation(optimizer, autocast):
+    """Bit for bit, over several steps: losses, weights, alphas, and the state of both optimizers."""
+    runs = []
+    for always_run in (True, False):
+        model = plain_model(always_run)
+        arch = ArchParameterGroup(model, Softmax(1e-3))
+
+        def loss(batch, model=model):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                return F.cross_entropy(model(batch[0]).float(), batch[1])
+
+        weights = optimizer(arch.weight_parameters())
+        alphas = torch.optim.Adam(arch.parameters(), lr=3e-4, betas=(0.5, 0.999))
+        step = SearchStep(arch, loss, weights, alphas)
+        generator = torch.Generator().manual_seed(0)
+        losses = []
+        for _ in range(5):
+            batches = [
+                (torch.randn(6, 3, 6, 6, generator=generator), torch.randint(4, (6,), generator=generator))
+                for _ in "ab"
+            ]
+            losses += step(*batches)
+        states = [v for o in (weights, alphas) for s in o.state.values() for v in s.values() if torch.is_tensor(v)]
+        runs.append([*losses, *model.parameters(), *states])
+        skipped = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.num_batches_tracked == 0]
+        assert len(skipped) == (0 if always_run else 2)
+    assert len(runs[0]) == len(runs[1])
+    for dense, sparse in zip(*runs, strict=True):
+        assert torch.equal(dense, sparse)
+
+
+def test_skipped_parameters_get_zeros_and_none_is_left_without_a_gradient():
+    model = edge([0.9, 0.1, 0.0])
+    arch = ArchParameterGroup(model, Softmax())
+    model(torch.ones(3)).sum().backward()
+    assert calls(model) == [1, 1, 0]
+    assert model[0].candidates["c"].factor.grad == 0
+    assert all(p.grad is not None for p in (*arch.weight_parameters(), *arch.parameters()))
+
+
+def test_a_weights_update_runs_what_is_above_the_threshold():
+    model = edge([0.9, 0.0995, 0.0005])
+    arch = ArchParameterGroup(model, Softmax(), threshold=1e-3)
+    with arch.fixed_alphas():
+        out = model(torch.ones(3))
+    assert calls(model) == [1, 1, 0]
+    torch.testing.assert_close(out, torch.full((3,), 0.9 * 2 + 0.0995 * 3))
+    assert (out - (0.9 * 2 + 0.0995 * 3 + 0.0005 * 4)).abs().max() <= 1e-3 * 2 * 4  # the bound of the docstring
+
+
+def test_an_alpha_update_scores_what_is_below_it():
+    """The output and the edge's own alpha gradient are the dense ones."""
+    weights, x = [0.9, 0.0995, 0.0005], torch.randn(5)
+    gradients, outputs = [], []
+    for threshold in (0.0, 1e-3):
+        model = edge(weights)
+        arch = ArchParameterGroup(model, Softmax(), threshold=threshold)
+        outputs.append(model(x))
+        gradients.append(torch.autograd.grad(outputs[-1].square().sum(), arch.parameters())[0])
+        assert calls(model) == [1, 1, 1]
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(*gradients)
+
+
+def test_what_scoring_drops_is_the_gradient_through_the_weak_operations():
+    """By hand: d sum(y) / dx is sum_m a_m c_m; with scoring the weak operation's a_m c_m is missing, no more."""
+    x = torch.randn(5, requires_grad=True)
+    for threshold, expected in ((0.0, 0.9 * 2 + 0.0995 * 3 + 0.0005 * 4), (1e-3, 0.9 * 2 + 0.0995 * 3)):
+        model = edge([0.9, 0.0995, 0.0005])
+        ArchParameterGroup(model, Softmax(), threshold=threshold)
+        [gradient] = torch.autograd.grad(model(x).sum(), [x])
+        torch.testing.assert_close(gradient, torch.full((5,), expected))
+
+
+def test_shared_operations_are_scored_alike():
+    """In a supernet whose edges run together: values and alpha gradients of scoring, against the plain threshold 0."""
+    supernet = timm.create_model("sparsemix_nb201_supernet", channels=4, cells=1).double()
+    arch = ArchParameterGroup(supernet, Softmax(1e-3))
+    batch = torch.randn(8, 3, 8, 8, dtype=torch.float64), torch.randint(10, (8,))
+
+    def loss(batch):
+        return F.cross_entropy(supernet(batch[0]), batch[1])
+
+    dense, value = alpha_gradient(arch, loss, batch)
+    arch.threshold = 0.1
+    scored, same = alpha_gradient(arch, loss, batch)
+    torch.testing.assert_close(value, same)
+    for label, exact, close in zip(arch.rows, dense, scored, strict=True):
+        assert F.cosine_similarity(exact, close, dim=0) > 0.9, label
+    assert any(not torch.equal(a, b) for a, b in zip(dense, scored, strict=True))
+
+
+def test_the_strongest_always_runs():
+    model = edge([0.4, 0.3, 0.3])
+    arch = ArchParameterGroup(model, Softmax(), threshold=0.5)
+    with arch.fixed_alphas():
+        model(torch.ones(1))
+    assert calls(model) == [1, 0, 0]
+
+
+def test_always_run():
+    model = edge([0.9, 0.1, 0.0], always_run=True)
+    arch = ArchParameterGroup(model, Softmax(), threshold=0.5)
+    with arch.fixed_alphas():
+        model(torch.ones(1))
+    assert calls(model) == [1, 1, 1]
+
+
+def test_forwards_without_gradients_leave_out_zeros_only():
+    model = edge([0.9, 0.0999, 0.0001, 0.0])
+    ArchParameterGroup(model, Softmax(), threshold=0.05)
+    with torch.no_grad():
+        model(torch.ones(1))
+    assert calls(model) == [1, 1, 1, 0]
+
+
+def test_a_hard_relaxation_runs_only_what_it_chose():
+    model = edge([0.2, 0.5, 0.3])
+    arch = ArchParameterGroup(model, StraightThrough())
+    out = model(torch.ones(2))
+    assert calls(model) == [0, 1, 0]
+    assert torch.equal(out, torch.full((2,), 3.0))
+    [gradient] = torch.autograd.grad(out.sum(), arch.parameters())
+    soft = torch.tensor([0.2, 0.5, 0.3])
+    torch.testing.assert_close(gradient, 2 * 3 * 0.5 * (torch.tensor([0.0, 1.0, 0.0]) - soft))  # (Eq. 10), by hand
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1, math.nan])
+def test_thresholds_that_are_none(threshold):
+    with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\), got"):
+        ArchParameterGroup(edge([0.5, 0.5]), threshold=threshold)
+
+
+def test_weights_that_are_not_finite():
+    model = edge([0.5, 0.5])
+    arch = ArchParameterGroup(model)
+    with torch.no_grad():
+        arch.parameters()[0][1] = math.nan
+    with pytest.raises(FloatingPointError, match="alpha of '0' is not finite"):
+        model(torch.ones(1))
+    ArchParameterGroup(edge_model := edge([0.5, 0.5]), lambda alpha, phi: alpha / 0)
+    with pytest.raises(FloatingPointError, match="the relaxation gave weights that are not finite"):
+        edge_model(torch.ones(1))
+
+
+def test_audit_measures_the_deviation_and_leaves_no_trace():
+    model = edge([0.9, 0.0995, 0.0005])
+    arch = ArchParameterGroup(model, Softmax())
+    optimizer = torch.optim.Adam(arch.parameters(), lr=0.1)
+    before = copy.deepcopy(model.state_dict())
+
+    def loss(x):
+        return model(x).sum()
+
+    x = torch.tensor([1.0, 3.0])
+    nothing = audit(arch, loss, x, 0.0, optimizer)
+    assert (nothing.loss, nothing.output, nothing.gradient, nothing.update, nothing.executed) == (0, 0, 0, 0, 1)
+    something = audit(arch, loss, x, 1e-3, optimizer)
+    missing = 0.0005 * 4 / (0.9 * 2 + 0.0995 * 3 + 0.0005 * 4)
+    assert something.loss == pytest.approx(missing, rel=1e-3)
+    assert something.output == pytest.approx(missing, rel=1e-3)
+    assert something.gradient == pytest.approx(0, abs=1e-6)
+    assert something.cosine == pytest.approx(1)
+    assert something.executed == pytest.approx(2 / 3)
+    assert arch.threshold == 0
+    assert not optimizer.state
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
