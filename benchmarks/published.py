@@ -20,7 +20,7 @@ from sparsemix.models import NB201Network
 from sparsemix.spaces.cells import DenseCell
 from sparsemix.spaces.ops import Zero
 
-__all__ = ["DiscreteNetwork", "PublishedSupernet", "published_step"]
+__all__ = ["DiscreteNetwork", "PublishedChain", "PublishedSupernet", "published_step"]
 
 
 class _PublishedMixedOp(nn.Module):
@@ -43,6 +43,24 @@ class _PublishedCell(nn.Module):
         for j in range(1, 4):
             nodes.append(sum(self.edges[f"{j}<-{i}"](nodes[i], weights[f"{j}<-{i}"]) for i in range(j)))
         return nodes[-1]
+
+
+class PublishedChain(nn.Module):
+    """A user's supernet, densely: mixed operations one after another, each with its own row of alphas."""
+
+    def __init__(self, ops: Sequence[MixedOp], temperature: float) -> None:
+        super().__init__()
+        self.ops = nn.ModuleList(_PublishedMixedOp(copy.deepcopy(op)) for op in ops)
+        self.alphas = nn.Parameter(torch.stack([op.alpha.detach() for op in ops]))
+        self.temperature = temperature
+
+    def forward(self, x: Tensor) -> Tensor:
+        for op, weights in zip(self.ops, F.softmax(self.alphas / self.temperature, dim=-1), strict=True):
+            x = op(x, weights)
+        return x.mean((2, 3))
+
+    def weight_parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.parameters() if parameter is not self.alphas]
 
 
 class PublishedSupernet(nn.Module):
@@ -72,7 +90,7 @@ class PublishedSupernet(nn.Module):
 
 
 def published_step(
-    model: PublishedSupernet,
+    model: PublishedChain | PublishedSupernet,
     weight_optimizer: torch.optim.Optimizer,
     alpha_optimizer: torch.optim.Optimizer,
     train_batch: Sequence[Tensor],

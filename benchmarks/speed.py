@@ -10,12 +10,14 @@ data loader that augments PIL images one by one.
 
 from __future__ import annotations
 
+import copy
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import timm
@@ -23,22 +25,27 @@ import torch
 import torch.nn.functional as F
 import torchvision.transforms as T
 import tyro
-from published import DiscreteNetwork, PublishedSupernet, published_step
+from published import DiscreteNetwork, PublishedChain, PublishedSupernet, published_step
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from sparsemix import ArchParameterGroup, MixedOp, SparseSmoothSoftmax
 from sparsemix.bilevel import SearchStep
 from sparsemix.data import Images, ResidentPairs
+from sparsemix.genotype import NB201Genotype
 from sparsemix.models import RESNET_LIKE
 
-SPARSE, SMOOTH = 1.1e-3, 1.1e-2
+SPARSE, SMOOTH, THRESHOLD = 1.1e-3, 1.1e-2, 1e-3
+Batch = tuple[Tensor, Tensor]
+Variants = dict[str, Callable[[], Any]]
 
 
 @dataclass(frozen=True)
 class Options:
     cells: tuple[int, ...] = (1, 5)
     """N, cells a stage, of the NAS-Bench-201 supernets."""
+    candidates: tuple[int, ...] = (2, 4, 8, 16, 32)
+    """Candidates an edge of the chain of mixed operations."""
     channels: int = 16
     """C of the first stage."""
     batch_size: int = 64
@@ -71,6 +78,8 @@ def main(options: Options) -> list[Row]:
     rows = []
     for cells in options.cells:
         rows += measure("nb201", cells, search_steps(options, cells), options)
+    for candidates in options.candidates:
+        rows += measure(f"chain of {candidates} candidates", None, chain_updates(options, candidates), options)
     rows += measure("one candidate", None, one_candidate(options), options, inner=10)
     rows += measure("loader", None, loaders(options), options)
     if options.json is not None:
@@ -81,47 +90,105 @@ def main(options: Options) -> list[Row]:
 # What is measured: for each space its variants, the yardstick first
 
 
-def search_steps(options: Options, cells: int) -> dict[str, Callable[[], Any]]:
-    size = (options.batch_size, 3, options.image_size, options.image_size)
-
-    def batch() -> tuple[Tensor, Tensor]:
-        labels = torch.randint(10, (options.batch_size,), device=options.device)
-        return torch.randn(size, device=options.device), labels
-
-    def channels_last(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        return batch[0].contiguous(memory_format=torch.channels_last), batch[1]
-
-    train, val = batch(), batch()
-    train_last, val_last = channels_last(train), channels_last(val)
-    supernet: Any = timm.create_model("sparsemix_nb201_supernet", channels=options.channels, cells=cells).to(
-        options.device
-    )
+def search_steps(options: Options, cells: int) -> Variants:
+    """NAS-Bench-201: a step is an update of the weights and one of the alphas."""
+    train, val = batch(options), batch(options)
+    supernet: Any = timm.create_model("sparsemix_nb201_supernet", channels=options.channels, cells=cells)
+    supernet.to(options.device)
     dense = PublishedSupernet(supernet, SMOOTH)
     dense_optimizers = optimizers(dense.weight_parameters(), [dense.alphas])
-
-    supernet.to(memory_format=torch.channels_last)
-    arch = ArchParameterGroup(supernet, SparseSmoothSoftmax(SPARSE, SMOOTH))
-    step = SearchStep(
-        arch,
-        lambda batch: F.cross_entropy(supernet(batch[0]), batch[1]),
-        *optimizers(arch.weight_parameters(), arch.parameters()),
-    )
-
     network: Any = timm.create_model("sparsemix_nb201", channels=options.channels, cells=cells, genotype=RESNET_LIKE)
     discrete = DiscreteNetwork(network).to(options.device).to(memory_format=torch.channels_last)
     sgd, _ = optimizers([*discrete.parameters()], [nn.Parameter(torch.zeros(1))])
 
     def train_twice() -> None:
-        for x, y in (train_last, val_last):
+        for x, y in (channels_last(train), channels_last(val)):
             sgd.zero_grad()
             F.cross_entropy(discrete(x), y).backward()
             sgd.step()
 
+    cell = NB201Genotype.parse(RESNET_LIKE).by_edge()
+    one = {edge: [operation] for edge, operation in cell.items()}
+    eight = {**one, "2<-1": [cell["2<-1"], "nor_conv_1x1"], "3<-1": [cell["3<-1"], "skip_connect"]}
     return {
         "published dense step": lambda: published_step(dense, *dense_optimizers, train, val),
-        "sparsemix, smooth step": lambda: step(train_last, val_last),
-        "discrete network, two steps": train_twice,
+        "smooth step": our_step(copy.deepcopy(supernet), train, val, phi=False),
+        "sparse step, 8 of 30 operations active": our_step(
+            copy.deepcopy(supernet), train, val, phi=True, active=eight, gap=12 * SPARSE
+        ),
+        "step of one operation an edge, none scored": our_step(
+            copy.deepcopy(supernet), train, val, phi=True, active=one, gap=200 * SPARSE
+        ),
+        "discrete network, two training steps": train_twice,
     }
+
+
+def our_step(
+    supernet: Any,
+    train: Batch,
+    val: Batch,
+    phi: bool,
+    active: Mapping[str, list[str]] = MappingProxyType({}),
+    gap: float = 0.0,
+) -> Callable[[], Any]:
+    """A search step of this library, its alphas put so that all but the active operations lag by ``gap``, and kept."""
+    supernet.to(memory_format=torch.channels_last)
+    arch = ArchParameterGroup(supernet, SparseSmoothSoftmax(SPARSE, SMOOTH), threshold=THRESHOLD if phi else 0.0)
+    arch.phi = phi
+    with torch.no_grad():
+        for label, names in active.items():
+            op = arch.rows[label][0]
+            op.alpha.copy_(torch.tensor([0.0 if name in names else -gap for name in op.names]))
+    weight_optimizer, _ = optimizers(arch.weight_parameters(), arch.parameters())
+    step = SearchStep(
+        arch,
+        lambda batch: F.cross_entropy(supernet(batch[0]), batch[1]),
+        weight_optimizer,
+        torch.optim.Adam(arch.parameters(), lr=0.0),
+    )
+    batches = channels_last(train), channels_last(val)
+    return lambda: step(*batches)
+
+
+def chain_updates(options: Options, candidates: int) -> Variants:
+    """A user's supernet, three mixed convolutions: how an update of the weights grows with the candidates."""
+    c = options.channels
+    names = [f"conv{i}" for i in range(candidates)]
+    model = nn.Sequential(*(MixedOp({name: nn.Conv2d(c, c, 3, padding=1) for name in names}) for _ in range(3)))
+    model = model.to(options.device)
+    x, y = batch(options, channels=c)
+    dense = PublishedChain([op for op in model if isinstance(op, MixedOp)], SMOOTH)
+    sgd, _ = optimizers(dense.weight_parameters(), [dense.alphas])
+
+    def dense_update() -> None:
+        sgd.zero_grad()
+        F.cross_entropy(dense(x), y).backward()
+        nn.utils.clip_grad_norm_(dense.weight_parameters(), 5.0)
+        sgd.step()
+
+    arch = ArchParameterGroup(model, SparseSmoothSoftmax(SPARSE, SMOOTH), threshold=THRESHOLD)
+    arch.phi = True
+    with torch.no_grad():
+        for alpha in arch.parameters():
+            alpha.fill_(-20 * SPARSE)[0] = 0.0
+    weight_optimizer, alpha_optimizer = optimizers(arch.weight_parameters(), arch.parameters())
+    step = SearchStep(
+        arch, lambda batch: F.cross_entropy(model(batch[0]).mean((2, 3)), batch[1]), weight_optimizer, alpha_optimizer
+    )
+    return {
+        "published dense weights update": dense_update,
+        "sparse weights update, one operation an edge": lambda: step.update_weights((x, y)),
+    }
+
+
+def batch(options: Options, channels: int = 3) -> Batch:
+    size = (options.batch_size, channels, options.image_size, options.image_size)
+    labels = torch.randint(10, (options.batch_size,), device=options.device)
+    return torch.randn(size, device=options.device), labels
+
+
+def channels_last(batch: Batch) -> Batch:
+    return batch[0].contiguous(memory_format=torch.channels_last), batch[1]
 
 
 def optimizers(weights: list[nn.Parameter], alphas: list[nn.Parameter]) -> tuple[torch.optim.SGD, torch.optim.Adam]:
@@ -129,7 +196,7 @@ def optimizers(weights: list[nn.Parameter], alphas: list[nn.Parameter]) -> tuple
     return sgd, torch.optim.Adam(alphas, lr=3e-4, betas=(0.5, 0.999))
 
 
-def one_candidate(options: Options) -> dict[str, Callable[[], Any]]:
+def one_candidate(options: Options) -> Variants:
     c = options.channels
     conv = nn.Conv2d(c, c, 3, padding=1).to(options.device)
     model = nn.Sequential(MixedOp({"conv": conv}))
@@ -142,7 +209,7 @@ def one_candidate(options: Options) -> dict[str, Callable[[], Any]]:
     return {"the candidate alone": lambda: step(conv), "MixedOp of one candidate": lambda: step(model)}
 
 
-def loaders(options: Options) -> dict[str, Callable[[], Any]]:
+def loaders(options: Options) -> Variants:
     """An epoch of pairs each; images of random pixels, whose content does not matter here."""
     n, size = 2048, options.image_size
 
@@ -186,9 +253,7 @@ def loaders(options: Options) -> dict[str, Callable[[], Any]]:
 # How it is measured
 
 
-def measure(
-    space: str, cells: int | None, variants: dict[str, Callable[[], Any]], options: Options, inner: int = 1
-) -> list[Row]:
+def measure(space: str, cells: int | None, variants: Variants, options: Options, inner: int = 1) -> list[Row]:
     times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in tqdm(range(options.rounds + 1), f"{space} {cells or ''}", leave=False, disable=None):
         for name, variant in variants.items():
@@ -201,7 +266,7 @@ def measure(
     ]
     for row in rows:
         label = f"{space}{'' if cells is None else f', N {cells}'}"
-        print(f"{label:16} {row.variant:38} {row.milliseconds:9.2f} ms  {row.ratio:6.3f}  {row.peak_memory:8.1f} MiB")
+        print(f"{label:22} {row.variant:46} {row.milliseconds:9.2f} ms  {row.ratio:6.3f}  {row.peak_memory:8.1f} MiB")
     return rows
 
 

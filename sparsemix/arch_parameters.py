@@ -321,7 +321,8 @@ class ArchParameterGroup:
             op.group = self
 
     def _begin_forward(self, model: nn.Module, args: Any) -> None:
-        self._relaxed = self._decide()
+        if any(len(ops[0].candidates) > 1 for ops in self.rows.values()):
+            self._relaxed = self._decide()
 
     def _end_forward(self, model: nn.Module, args: Any, output: Any) -> None:
         self._relaxed = None

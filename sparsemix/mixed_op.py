@@ -115,7 +115,8 @@ class MixedOp(nn.Module):
 
     def forward(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
         if weights is None and len(self.candidates) == 1:
-            return self.fuse()(x)
+            [only] = self.candidates.values()
+            return only(x)
         [mixed] = _mix(Source(x), [self], [self.operation_weights(weights)])
         return mixed
 

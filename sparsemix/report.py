@@ -114,7 +114,8 @@ def draw(folders: Iterable[str | Path], figure: str | Path) -> None:
         axis.set_title(title)
         axis.grid(alpha=0.3)
         axis.set_ylim(bottom=0)
-    sheet.axes[0].legend([Line2D([], [], color=colour) for colour in colours.values()], colours)
+    lines = [Line2D([], [], color=colour) for colour in colours.values()]
+    sheet.legend(lines, colours, loc="outside upper center", ncols=1)
     for axis in sheet.axes[2:]:
         axis.set_xlabel("epoch")
     sheet.savefig(figure, dpi=120)
