@@ -251,9 +251,10 @@ class ArchParameterGroup:
         bound = bool(self._hooks)
         self.release()
         try:
-            # A deep copy that meets a mixed operation takes its choice instead; inner ones are chosen first.
+            # A deep copy that meets a mixed operation takes its choice instead. modules() lists outer ones first, so
+            # that in reverse the inner ones are chosen before they are copied.
             memo: dict[int, Any] = {}
-            for op in reversed(self.operations):
+            for op in reversed([module for module in self.model.modules() if isinstance(module, MixedOp)]):
                 memo[id(op)] = copy.deepcopy(op.fuse(), memo)
             return copy.deepcopy(self.model, memo)
         finally:
@@ -284,12 +285,13 @@ class ArchParameterGroup:
             ValueError: candidates of some mixed operation disagree in shape; both are named.
         """
 
-        def check(op: MixedOp, args: tuple[Any, ...], mixed: Tensor) -> None:
+        def check(op: MixedOp, args: tuple[Any, ...]) -> None:
             x = args[0]
-            for name, candidate in op.candidates.items():  # those that add nothing to the sum, too
-                check_same_shape(op.names[0], mixed.shape, name, candidate(x).shape, x.shape)
+            shapes = [candidate(x).shape for candidate in op.candidates.values()]  # of those that add nothing, too
+            for name, shape in zip(op.names, shapes, strict=True):
+                check_same_shape(op.names[0], shapes[0], name, shape, x.shape)
 
-        hooks = [op.register_forward_hook(check) for op in self._labels]
+        hooks = [op.register_forward_pre_hook(check) for op in self._labels]
         try:
             with evaluating(self.model), torch.no_grad(), self.using(Softmax()):
                 self.model(x)

@@ -70,8 +70,8 @@ class MixedOp(nn.Module):
         candidates: name -> module, in the order of the alphas.
         label: mixed operations with the same label share one row of alphas once a group holds them; they must name the
             same candidates. Without a label the row is the operation's own.
-        always_run: run every candidate in every forward, whatever its weight. For candidates that keep state of their
-            own or have side effects; batch norm needs it not.
+        always_run: run every candidate in every forward, whatever its weight. For candidates that have side effects, or
+            keep state other than the running statistics of batch norm.
 
     Shapes:
         input and output as the candidates have them; ``weights`` is ``(M,)``, one for each candidate.

@@ -185,7 +185,6 @@ class Search:
         )
         for train_batch, val_batch in bar:
             self.phi.step_update(epoch * steps + progress.step)
-            arch.check_finite()
             if config.audit_every and progress.step % config.audit_every == 0:
                 progress.audits += self._audit(progress.step, val_batch)
             train_loss, val_loss = self.search_step(train_batch, val_batch)

@@ -161,6 +161,15 @@ def test_discretize_meets_nested_mixed_operations():
     assert not any(isinstance(m, MixedOp) for m in final.modules())
 
 
+def test_discretize_meets_an_inner_operation_that_shares_the_row_of_an_earlier_one():
+    def pair():
+        return MixedOp({"tanh": nn.Tanh(), "relu": nn.ReLU()}, label="row")
+
+    model = nn.Sequential(pair(), MixedOp({"branch": nn.Sequential(nn.Linear(3, 3), pair()), "skip": nn.Identity()}))
+    final = choose(model, **{"1": "branch", "row": "relu"}).discretize()
+    assert [type(m).__name__ for m in (final[0], *final[1])] == ["ReLU", "Linear", "ReLU"]
+
+
 def test_discretize_of_a_lone_mixed_operation():
     op = MixedOp({"tanh": nn.Tanh(), "relu": nn.ReLU()})
     assert type(ArchParameterGroup(op).discretize()) in (nn.Tanh, nn.ReLU)
@@ -307,3 +316,6 @@ def test_dry_run_shows_disagreement_and_leaves_no_trace():
     for other in (nn.MaxPool2d(2), Zero(stride=2)):  # one that adds nothing is looked at as well
         with pytest.raises(ValueError, match="'skip' and 'second' disagree"):
             ArchParameterGroup(build(other)).dry_run(torch.randn(4, 3, 8, 8))
+    first = nn.Sequential(MixedOp({"none": Zero(stride=2), "skip": nn.Identity()}))
+    with pytest.raises(ValueError, match="'none' and 'skip' disagree"):
+        ArchParameterGroup(first).dry_run(torch.randn(4, 3, 8, 8))
