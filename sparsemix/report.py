@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["draw", "load_run", "table"]
+__all__ = ["audit_table", "draw", "load_run", "table"]
 
 # column -> (heading, format)
 _COLUMNS = {
@@ -31,7 +31,10 @@ _COLUMNS = {
 
 
 # fields of a configuration in which runs of one group may differ
-_PER_RUN = frozenset({"seed", "output", "resume", "device", "data", "download", "workers", "table", "table_dataset"})
+_PER_RUN = frozenset(
+    {"seed", "output", "resume", "device", "data", "download", "workers", "table", "table_dataset"}
+    | {"audit_every", "audit_thresholds"}
+)
 
 
 def load_run(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -84,6 +87,41 @@ def table(folders: Iterable[str | Path]) -> str:
     return "\n".join(lines)
 
 
+def audit_table(folders: Iterable[str | Path]) -> str:
+    """A Markdown table of the audits that runs recorded: median and 95th percentile of each relative error.
+
+    Empty where no run recorded any.
+    """
+    audits = [audit for folder in folders for record in load_run(folder)[1] for audit in record.get("audits", [])]
+    if not audits:
+        return ""
+    errors = {
+        "loss": "loss",
+        "output": "output",
+        "gradient": "alpha's gradient",
+        "update": "alpha's step",
+    }
+    lines = [
+        "| batch | threshold | audits | executed | " + " | ".join(errors.values()) + " |",
+        "|" + "---|" * (len(errors) + 4),
+    ]
+    for phi, threshold in sorted({(audit["phi"], audit["threshold"]) for audit in audits}):
+        group = [audit for audit in audits if (audit["phi"], audit["threshold"]) == (phi, threshold)]
+        values = [_median_and_percentile([audit[error] for audit in group]) for error in errors]
+        executed = statistics.median(audit["executed"] for audit in group)
+        lines.append(
+            f"| {'sparse' if phi else 'smooth'} | {threshold:g} | {len(group)} | {executed:.0%} | "
+            + " | ".join(values)
+            + " |"
+        )
+    return "\n".join(lines)
+
+
+def _median_and_percentile(values: Sequence[float]) -> str:
+    ordered = sorted(values)
+    return f"{statistics.median(ordered):.2%}, {ordered[int(0.95 * (len(ordered) - 1))]:.2%}"
+
+
 def _mean_and_deviation(values: Sequence[float], column: str) -> str:
     form = _COLUMNS[column][1]
     return f"{form.format(statistics.mean(values))} ± {form.format(statistics.stdev(values)).lstrip('+')}"
@@ -126,7 +164,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="run folders")
     parser.add_argument("--figure", type=Path, help="also draw the course of the searches into this file")
     args = parser.parse_args()
-    print(table(args.folders))
+    print("\n\n".join(part for part in (table(args.folders), audit_table(args.folders)) if part))
     if args.figure is not None:
         draw(args.folders, args.figure)
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from sparsemix.report import draw, load_run, table
+from sparsemix.report import audit_table, draw, load_run, table
 
 
 @pytest.fixture
@@ -61,3 +61,16 @@ def test_runs_with_other_settings_are_not_averaged(runs):
     summary = json.loads((runs[2] / "summary.json").read_text())
     (runs[2] / "summary.json").write_text(json.dumps({**summary, "method": "sp-darts"}))
     assert "| **sp-darts, weight_lr 0.05**, 2 runs | 30.0% ± 28.3% |" in table(runs)
+
+
+def test_a_table_of_audits(runs):
+    assert audit_table(runs) == ""
+    lines = (runs[0] / "records.jsonl").read_text().splitlines()
+    audits = [
+        {"phi": True, "threshold": 1e-3, "loss": e, "output": 0.0, "gradient": 2 * e, "update": 0.5, "executed": 0.4}
+        for e in (0.01, 0.02, 0.09)
+    ]
+    (runs[0] / "records.jsonl").write_text(json.dumps({**json.loads(lines[0]), "audits": audits}) + "\n")
+    assert audit_table(runs).splitlines()[2:] == [
+        "| sparse | 0.001 | 3 | 40% | 2.00%, 2.00% | 0.00%, 0.00% | 4.00%, 4.00% | 50.00%, 50.00% |"
+    ]
