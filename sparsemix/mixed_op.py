@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypeGuard
@@ -18,8 +18,8 @@ class Execution(Enum):
     """How a candidate takes part in a forward."""
 
     FULL = "full"  # runs, and gradients flow through it
-    SCORED = "scored"  # runs on a detached input: its weight gets its gradient, the node before it none through it
-    SKIPPED = "skipped"  # does not run; its parameters get gradients of zero
+    SCORED = "scored"  # runs without a graph: its weight gets its gradient, nothing flows back through it
+    SKIPPED = "skipped"  # does not run
 
 
 class Weights(NamedTuple):
@@ -190,38 +190,51 @@ class _Part(NamedTuple):
 
 def _mix(source: Source, edges: Sequence[MixedOp], weights: Sequence[Weights]) -> list[Tensor]:
     """``sum_m w_m o_m(x)`` for every edge; candidates of one sharing key, across the edges, run together."""
-    sources = {Execution.FULL: source, Execution.SCORED: Source(source.x.detach())}
-    groups: dict[tuple[Execution, Hashable], list[_Part]] = {}
-    skipped: list[nn.Parameter] = []
+    full: dict[Hashable, list[_Part]] = {}
+    scored: dict[Hashable, list[_Part]] = {}
+    idle: list[nn.Parameter] = []  # parameters of candidates that gradients do not flow through
     for index, (edge, edge_weights) in enumerate(zip(edges, weights, strict=True)):
         for (name, candidate), weight, execution in zip(edge.candidates.items(), *edge_weights, strict=True):
-            if execution is Execution.SKIPPED:
-                skipped += candidate.parameters()
-            else:
+            if execution is not Execution.FULL:
+                idle += candidate.parameters()
+            if execution is not Execution.SKIPPED:
                 key = _sharing_key(candidate)
+                group = full if execution is Execution.FULL else scored
                 part = _Part(index, name, candidate, weight)
-                groups.setdefault((execution, (index, name) if key is None else key), []).append(part)
+                group.setdefault((index, name) if key is None else key, []).append(part)
     totals = [_Total(edge, source.x) for edge in edges]
-    for (execution, _), parts in groups.items():
-        first = parts[0].candidate
-        if _sharing_key(first) is None:
-            [part] = parts
-            totals[part.edge].add(part.name, part.candidate(sources[execution].x), part.weight)
-        else:
-            candidates, scalars = [part.candidate for part in parts], [part.weight for part in parts]
-            run = first.contributions(candidates, sources[execution], scalars)
-            for part, (value, weight) in zip(parts, run, strict=True):
-                totals[part.edge].add(part.name, value, weight)
+    for parts in full.values():
+        for part, value, remaining in _run(parts, source, [part.weight for part in parts]):
+            totals[part.edge].add(part.name, value, remaining)
+    with torch.no_grad():
+        for parts in scored.values():
+            unit = torch.ones_like(parts[0].weight)
+            for part, value, _ in _run(parts, source, [unit] * len(parts)):
+                totals[part.edge].score(part.name, value, part.weight)
     outputs = [total.result() for total in totals]
-    if skipped and torch.is_grad_enabled():
-        outputs[0] = _WithZeroGradients.apply(outputs[0], *skipped)
+    if idle and torch.is_grad_enabled():
+        outputs[0] = _WithZeroGradients.apply(outputs[0], *idle)
     return outputs
+
+
+def _run(
+    parts: Sequence[_Part], source: Source, weights: Sequence[Tensor]
+) -> Iterator[tuple[_Part, Tensor | None, Tensor | None]]:
+    """The outputs of candidates that may run together, each with the weight that is still to be applied."""
+    first = parts[0].candidate
+    if _sharing_key(first) is None:
+        [part], [weight] = parts, weights
+        yield part, part.candidate(source.x), weight
+    else:
+        run = first.contributions([part.candidate for part in parts], source, weights)
+        for part, (value, weight) in zip(parts, run, strict=True):
+            yield part, value, weight
 
 
 class _WithZeroGradients(torch.autograd.Function):
     """A value as it is, and for parameters that had no part in it gradients of zero rather than none.
 
-    Momentum and weight decay go on acting on skipped parameters, as they would had the operation run at weight zero,
+    Momentum and weight decay go on acting on those parameters, as they would had the operation run at weight zero,
     and a wrapper that waits for every parameter's gradient (DistributedDataParallel) is not kept waiting.
     """
 
@@ -237,6 +250,26 @@ class _WithZeroGradients(torch.autograd.Function):
         return gradients[0], *zeros
 
 
+class _WithScores(torch.autograd.Function):
+    """``value + sum_m w_m y_m`` for outputs ``y_m`` without a graph: gradients reach the value and the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, count: int, *weights_and_outputs: Tensor) -> Tensor:
+        weights, outputs = weights_and_outputs[:count], weights_and_outputs[count:]
+        ctx.save_for_backward(*outputs)
+        total = value
+        for weight, output in zip(weights, outputs, strict=True):
+            total = torch.addcmul(total, output, weight) if total is value else total.addcmul_(output, weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        [gradient], outputs = gradients, ctx.saved_tensors
+        product = torch.empty_like(gradient)
+        scores = [torch.mul(gradient, output, out=product).sum() for output in outputs]
+        return gradient, None, *scores, *(None for _ in outputs)
+
+
 class _Total:
     """The running sum of one edge, which insists that all candidates agree on the shape."""
 
@@ -244,26 +277,43 @@ class _Total:
         self.edge = edge
         self.x = x
         self.first = ""
+        self.shape: torch.Size | None = None
         self.nothing = ""
         self.value: Tensor | None = None
+        self.scored: list[tuple[Tensor, Tensor]] = []
 
     def add(self, name: str, value: Tensor | None, weight: Tensor | None) -> None:
         """Add ``weight * value``; no weight: it is applied already; no value: the candidate adds nothing."""
         if value is None:
             self.nothing = name
-        elif self.value is None:
-            self.first = name
+            return
+        self._check(name, value)
+        if self.value is None:
             self.value = value if weight is None else value * weight
         else:
-            check_same_shape(self.first, self.value.shape, name, value.shape, self.x.shape)
             self.value = self.value + value if weight is None else torch.addcmul(self.value, value, weight)
 
+    def score(self, name: str, value: Tensor | None, weight: Tensor) -> None:
+        """Add ``weight * value`` where the value has no graph."""
+        if value is not None:
+            self._check(name, value)
+            self.scored.append((weight, value))
+
     def result(self) -> Tensor:
-        if self.value is not None:
-            return self.value
-        if not self.nothing:
-            raise ValueError(f"MixedOp: all weights of {', '.join(self.edge.names)} are zero")
-        return self.edge.candidates[self.nothing](self.x)  # it knows the shape of nothing
+        value = self.value
+        if value is None:
+            if not self.nothing:
+                raise ValueError(f"MixedOp: all weights of {', '.join(self.edge.names)} are zero")
+            value = self.edge.candidates[self.nothing](self.x)  # it knows the shape of nothing
+        if self.scored:
+            weights, outputs = zip(*self.scored, strict=True)
+            value = _WithScores.apply(value, len(weights), *weights, *outputs)
+        return value
+
+    def _check(self, name: str, value: Tensor) -> None:
+        if self.shape is None:
+            self.first, self.shape = name, value.shape
+        check_same_shape(self.first, self.shape, name, value.shape, self.x.shape)
 
 
 def check_same_shape(first: str, first_shape: torch.Size, second: str, second_shape: torch.Size, x: torch.Size) -> None:

@@ -165,6 +165,22 @@ def test_shared_operations_are_scored_alike():
     assert any(not torch.equal(a, b) for a, b in zip(dense, scored, strict=True))
 
 
+def test_scored_operations_keep_no_graph_and_are_idle_in_a_single_level_search():
+    """One backward pass for both: their parameters get zeros, as in a weights update, the alphas their gradient."""
+    model = edge([0.9, 0.0995, 0.0005])
+    arch = ArchParameterGroup(model, Softmax(), threshold=1e-3)
+    x = torch.randn(5)
+    model(x).sum().backward()
+    assert [candidate.factor.grad for candidate in model[0].candidates.values()] == [
+        pytest.approx(0.9 * x.sum().item(), rel=1e-5),
+        pytest.approx(0.0995 * x.sum().item(), rel=1e-5),
+        0,
+    ]
+    outputs = torch.tensor([2, 3, 4]) * x.sum()
+    weights = torch.tensor([0.9, 0.0995, 0.0005])
+    torch.testing.assert_close(arch.parameters()[0].grad, weights * (outputs - weights @ outputs))
+
+
 def test_the_strongest_always_runs():
     model = edge([0.4, 0.3, 0.3])
     arch = ArchParameterGroup(model, Softmax(), threshold=0.5)
