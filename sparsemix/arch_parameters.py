@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -242,6 +242,24 @@ class ArchParameterGroup:
     def genotype(self) -> dict[str, str]:
         """The strongest candidate of every row: label -> name (Eq. 4); an exact tie goes to the earlier candidate."""
         return {label: ops[0].choice() for label, ops in self.rows.items()}
+
+    @contextmanager
+    def reading(self, alphas: Mapping[str, Sequence[float] | Tensor]) -> Iterator[None]:
+        """Within the context, the alphas have other values: label -> row, such as their mean over the last epochs.
+
+        Where two operations share a row's weight, the last epoch's argmax says little; that of a mean is steadier.
+        """
+        previous = {label: alpha.detach().clone() for label, alpha in self.named_parameters()}
+        try:
+            self._set(alphas)
+            yield
+        finally:
+            self._set(previous)
+
+    def _set(self, alphas: Mapping[str, Sequence[float] | Tensor]) -> None:
+        with torch.no_grad():
+            for label, alpha in self.named_parameters():
+                alpha.copy_(torch.as_tensor(alphas[label]))
 
     def discretize(self) -> nn.Module:
         """A copy of the model in which each mixed operation is replaced by its strongest candidate.

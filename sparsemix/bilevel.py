@@ -244,9 +244,9 @@ class SearchStep:
 
     def _step_weights(self) -> None:
         if self.max_norm is not None:
-            clipped = self.arch.weight_parameters()
+            clipped = [weight for group in self.weight_optimizer.param_groups for weight in group["params"]]
             if self.clip_alphas:
-                clipped = clipped + self.arch.parameters()
+                clipped += self.arch.parameters()
             torch.nn.utils.clip_grad_norm_(clipped, self.max_norm)
         self.weight_optimizer.step()
 

@@ -98,6 +98,9 @@ class SearchConfig:
     eval_temperature: float = 1e-4
     """Temperature at which the supernet is evaluated."""
 
+    average_epochs: int = 5
+    """A second genotype is read out of the mean of this many last epochs' alphas."""
+
     threshold: float = 0.0
     """Operations of smaller weight do not run in weights updates and are only scored in alpha updates; 0: all run."""
     audit_every: int = 0
@@ -111,7 +114,7 @@ class SearchConfig:
     """Its column, by default the data set's."""
 
     def __post_init__(self) -> None:
-        for name in ("channels", "cells", "epochs", "batch_size"):
+        for name in ("channels", "cells", "epochs", "batch_size", "average_epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"SearchConfig: {name} must be at least 1, got {getattr(self, name)}")
         for name in ("sparse", "smooth", "eval_temperature", "hold_sparse", "weight_lr", "alpha_lr"):

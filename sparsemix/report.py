@@ -1,22 +1,25 @@
-"""What finished runs found, as a table and a figure, from the records in their folders.
+"""What finished runs found, as their folders hold it.
 
-python -m sparsemix.report runs/a runs/b runs/c                  # a Markdown table, means by method
+python -m sparsemix.report runs/a runs/b runs/c                  # Markdown tables, means by method
 python -m sparsemix.report runs/a runs/b --figure search.png     # and the course of the searches
+python -m sparsemix.report runs/a --audit-figure audit.png       # what thresholds would have changed along it
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-__all__ = ["audit_table", "draw", "load_run", "table"]
+from .figures import draw_audits, draw_runs
+from .run_records import FinishedRun, group_names, load_run, middle_and_high
+
+__all__ = ["audit_table", "steadiness_table", "table"]
 
 # column -> (heading, format)
-_COLUMNS = {
+Columns = Mapping[str, tuple[str, str]]
+_OUTCOME: Columns = {
     "discretized_accuracy": ("discretised", "{:.1%}"),
     "recalibrated_accuracy": ("recalibrated", "{:.1%}"),
     "supernet_accuracy": ("supernet", "{:.1%}"),
@@ -28,145 +31,98 @@ _COLUMNS = {
     "true_rank": ("rank", "{:.0f}"),
     "seconds": ("seconds", "{:.0f}"),
 }
+_STEADINESS: Columns = {
+    "late_changes": ("changes in the last 5 epochs", "{:.2g}"),
+    "lead": ("smallest lead / t_sp", "{:.1f}"),
+    "drift": ("drift an epoch / t_sp", "{:.2f}"),
+    "true_accuracy": ("true accuracy, last epoch", "{:.2f} %"),
+    "averaged_true_accuracy": ("true accuracy, mean alphas", "{:.2f} %"),
+}
+_WITH_WORST = frozenset({"true_accuracy", "averaged_true_accuracy"})
+_ERRORS = {"loss": "loss", "output": "output", "gradient": "alpha's gradient", "update": "alpha's step"}
 
 
-# fields of a configuration in which runs of one group may differ
-_PER_RUN = frozenset(
-    {"seed", "output", "resume", "device", "data", "download", "workers", "table", "table_dataset"}
-    | {"audit_every", "audit_thresholds"}
-)
-
-
-def load_run(folder: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The summary of a finished run, with its name and configuration added, and its records.
-
-    Raises:
-        FileNotFoundError: the folder holds no finished run.
-    """
-    folder = Path(folder)
-    if not (folder / "summary.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no finished run: there is no {folder / 'summary.json'}")
-    summary = json.loads((folder / "summary.json").read_text())
-    config = json.loads((folder / "config.json").read_text())
-    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
-    for entry in (summary, *records):
-        entry["leakage"] = statistics.mean(entry["output_leakage"].values())
-    settings = {field: value for field, value in config.items() if field not in _PER_RUN}
-    return {"name": folder.name, "settings": settings, **summary}, records
-
-
-def _groups(summaries: Sequence[dict[str, Any]]) -> list[str]:
-    """For each run the name of its group: the method, and the settings that tell it from others of that method."""
-    names = []
-    for summary in summaries:
-        settings, method = summary["settings"], summary["method"]
-        others = [other["settings"] for other in summaries if other["method"] == method]
-        telling = [field for field in settings if any(other.get(field) != settings[field] for other in others)]
-        names.append(", ".join([method, *(f"{field} {settings[field]}" for field in telling)]))
-    return names
-
-
-def table(folders: Iterable[str | Path]) -> str:
+def table(runs: Sequence[FinishedRun]) -> str:
     """A Markdown table of runs, and mean and standard deviation over those that differ only in their seed."""
-    summaries = [load_run(folder)[0] for folder in folders]
-    groups = _groups(summaries)
-    columns = [column for column in _COLUMNS if all(column in summary for summary in summaries)]
-    lines = [
-        "| run | " + " | ".join(_COLUMNS[column][0] for column in columns) + " | cell |",
-        "|" + "---|" * (len(columns) + 2),
-    ]
-    for summary in summaries:
-        values = [_COLUMNS[column][1].format(summary[column]) for column in columns]
-        cell = summary["genotype"].replace("|", "\\|")
-        lines.append(f"| {summary['name']} | " + " | ".join(values) + f" | {cell} |")
-    for name in dict.fromkeys(groups):
-        members = [summary for summary, group in zip(summaries, groups, strict=True) if group == name]
+    cells = [run.summary["genotype"].replace("|", "\\|") for run in runs]
+    return _table(runs, _OUTCOME, "cell", cells)
+
+
+def steadiness_table(runs: Sequence[FinishedRun]) -> str:
+    """How steady the end of each search was, and what the mean of its last alphas would have chosen.
+
+    Empty where a run was too short to tell.
+    """
+    if not all("late_changes" in run.summary for run in runs):
+        return ""
+    same = ["yes" if run.summary.get("averaged_genotype") == run.summary["genotype"] else "no" for run in runs]
+    return _table(runs, _STEADINESS, "same cell", same)
+
+
+def _table(runs: Sequence[FinishedRun], columns: Columns, last: str, last_values: Sequence[str]) -> str:
+    """A line a run, then one a group; columns that some run lacks are left out."""
+    columns = {name: column for name, column in columns.items() if all(name in run.summary for run in runs)}
+    lines = [_line(["run", *(heading for heading, _ in columns.values()), last]), "|" + "---|" * (len(columns) + 2)]
+    for run, value in zip(runs, last_values, strict=True):
+        lines.append(_line([run.name, *(form.format(run.summary[n]) for n, (_, form) in columns.items()), value]))
+    groups = group_names(runs)
+    for group in dict.fromkeys(groups):
+        members = [run for run, name in zip(runs, groups, strict=True) if name == group]
         if len(members) > 1:
-            values = [_mean_and_deviation([summary[column] for summary in members], column) for column in columns]
-            lines.append(f"| **{name}**, {len(members)} runs | " + " | ".join(values) + " | |")
+            values = [_spread([m.summary[n] for m in members], form, n) for n, (_, form) in columns.items()]
+            lines.append(_line([f"**{group}**, {len(members)} runs", *values, ""]))
     return "\n".join(lines)
 
 
-def audit_table(folders: Iterable[str | Path]) -> str:
-    """A Markdown table of the audits that runs recorded: median and 95th percentile of each relative error.
+def audit_table(runs: Sequence[FinishedRun]) -> str:
+    """A Markdown table of the audits that runs recorded: median and 95th percentile of each error.
 
     Empty where no run recorded any.
     """
-    audits = [audit for folder in folders for record in load_run(folder)[1] for audit in record.get("audits", [])]
+    audits = [audit for run in runs for record in run.records for audit in record.get("audits", [])]
     if not audits:
         return ""
-    errors = {
-        "loss": "loss",
-        "output": "output",
-        "gradient": "alpha's gradient",
-        "update": "alpha's step",
-    }
-    lines = [
-        "| batch | threshold | audits | executed | " + " | ".join(errors.values()) + " |",
-        "|" + "---|" * (len(errors) + 4),
-    ]
+    headings = ["batch", "threshold", "audits", "executed", *_ERRORS.values(), "1 - cosine"]
+    lines = [_line(headings), "|" + "---|" * len(headings)]
     for phi, threshold in sorted({(audit["phi"], audit["threshold"]) for audit in audits}):
         group = [audit for audit in audits if (audit["phi"], audit["threshold"]) == (phi, threshold)]
-        values = [_median_and_percentile([audit[error] for audit in group]) for error in errors]
         executed = statistics.median(audit["executed"] for audit in group)
         lines.append(
-            f"| {'sparse' if phi else 'smooth'} | {threshold:g} | {len(group)} | {executed:.0%} | "
-            + " | ".join(values)
-            + " |"
+            _line(
+                ["sparse" if phi else "smooth", f"{threshold:g}", str(len(group)), f"{executed:.0%}"]
+                + [_median_and_percentile([audit[error] for audit in group], "{:.2%}") for error in _ERRORS]
+                + [_median_and_percentile([max(0.0, 1 - audit["cosine"]) for audit in group], "{:.1e}")]
+            )
         )
     return "\n".join(lines)
 
 
-def _median_and_percentile(values: Sequence[float]) -> str:
-    ordered = sorted(values)
-    return f"{statistics.median(ordered):.2%}, {ordered[int(0.95 * (len(ordered) - 1))]:.2%}"
+def _line(values: Sequence[str]) -> str:
+    return f"| {' | '.join(values)} |"
 
 
-def _mean_and_deviation(values: Sequence[float], column: str) -> str:
-    form = _COLUMNS[column][1]
-    return f"{form.format(statistics.mean(values))} ± {form.format(statistics.stdev(values)).lstrip('+')}"
+def _median_and_percentile(values: Sequence[float], form: str) -> str:
+    return ", ".join(form.format(value) for value in middle_and_high(values))
 
 
-def draw(folders: Iterable[str | Path], figure: str | Path) -> None:
-    """Accuracy, entropy and leakage over the epochs: a line a run, one colour for those that differ in their seed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
-    panels = {
-        "supernet_accuracy": "supernet accuracy",
-        "discretized_accuracy": "discretised accuracy",
-        "entropy_sparse": "entropy at t_sp (nats)",
-        "leakage": "output leakage",
-    }
-    sheet = Figure(figsize=(11, 6.5), layout="constrained")
-    FigureCanvasAgg(sheet)
-    axes = sheet.subplots(2, 2, sharex=True).flat
-    runs = [load_run(folder) for folder in folders]
-    groups = _groups([summary for summary, _ in runs])
-    colours = {group: f"C{i}" for i, group in enumerate(dict.fromkeys(groups))}
-    for axis, (column, title) in zip(axes, panels.items(), strict=True):
-        for (_, records), group in zip(runs, groups, strict=True):
-            epochs = [record["epoch"] + 1 for record in records]
-            axis.plot(epochs, [record[column] for record in records], color=colours[group])
-        axis.set_title(title)
-        axis.grid(alpha=0.3)
-        axis.set_ylim(bottom=0)
-    lines = [Line2D([], [], color=colour) for colour in colours.values()]
-    sheet.legend(lines, colours, loc="outside upper center", ncols=1)
-    for axis in sheet.axes[2:]:
-        axis.set_xlabel("epoch")
-    sheet.savefig(figure, dpi=120)
+def _spread(values: Sequence[float], form: str, column: str) -> str:
+    spread = f"{form.format(statistics.mean(values))} ± {form.format(statistics.stdev(values)).lstrip('+')}"
+    return f"{spread}, worst {form.format(min(values))}" if column in _WITH_WORST else spread
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sparsemix.report", description="What finished runs found.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="run folders")
     parser.add_argument("--figure", type=Path, help="also draw the course of the searches into this file")
+    parser.add_argument("--audit-figure", type=Path, help="also draw the audits that they recorded into this file")
     args = parser.parse_args()
-    print("\n\n".join(part for part in (table(args.folders), audit_table(args.folders)) if part))
+    runs = [load_run(folder) for folder in args.folders]
+    tables = table(runs), steadiness_table(runs), audit_table(runs)
+    print("\n\n".join(part for part in tables if part))
     if args.figure is not None:
-        draw(args.folders, args.figure)
+        draw_runs(runs, args.figure)
+    if args.audit_figure is not None:
+        draw_audits(runs, args.audit_figure)
 
 
 if __name__ == "__main__":

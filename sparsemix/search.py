@@ -35,8 +35,10 @@ from .schedule import BatchMixedScheduler
 __all__ = ["Search", "SearchInterrupted", "make_accelerator"]
 
 
-# Fields that say where a run happens, not what it computes: a resumed run may change them.
-_MOVABLE = frozenset({"output", "resume", "device", "data", "download", "workers", "table", "table_dataset"})
+# Fields that do not say what a run computes, but where, and how it is read out: a resumed run may change them.
+_MOVABLE = frozenset(
+    {"output", "resume", "device", "data", "download", "workers", "table", "table_dataset"} | {"average_epochs"}
+)
 
 
 def make_accelerator(config: SearchConfig) -> Accelerator:
@@ -117,6 +119,7 @@ class Search:
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             nesterov=config.nesterov,
+            foreach=True,  # one call for many small tensors, on a CPU too
         )
         self.alpha_optimizer = torch.optim.Adam(
             arch.parameters(), lr=config.alpha_lr, betas=config.alpha_betas, weight_decay=config.alpha_weight_decay
@@ -237,6 +240,7 @@ class Search:
         records = self.folder.records
         last = records[-1]
         dropped = {"epoch", "p", "sparse_share", "audits", "alphas", "seconds"}
+        averaged = self._averaged_genotype()
         # The supernet's running statistics are those of its mixtures; the network that is left has others.
         final = self.arch.discretize()
         update_bn((x for (x, _), _ in self.pairs.epoch(self.config.epochs)), final)
@@ -245,6 +249,8 @@ class Search:
             "seed": self.config.seed,
             **{key: value for key, value in last.items() if key not in dropped},
             "recalibrated_accuracy": accuracy(final, self.pairs.validation()),
+            "averaged_genotype": str(averaged),
+            **{f"averaged_{key}": value for key, value in self.judge(averaged).items()},
             "seconds": sum(record["seconds"] for record in records),
         }
         self.folder.write(
@@ -253,6 +259,13 @@ class Search:
         self.folder.write("summary.json", summary)
         self._say(_closing_lines(summary, self.folder.path))
         return summary
+
+    def _averaged_genotype(self) -> Any:
+        """Read out of the mean of the last epochs' alphas, which a late change of mind moves less."""
+        last = [record["alphas"] for record in self.folder.records[-self.config.average_epochs :]]
+        mean = {label: torch.tensor([alphas[label] for alphas in last]).mean(0) for label in self.arch.rows}
+        with self.arch.reading(mean):
+            return self.read_out(self.arch)
 
     # Checkpoints
 
@@ -371,4 +384,6 @@ def _closing_lines(summary: Mapping[str, Any], path: Path) -> str:
             f"true accuracy {summary['true_accuracy']:.2f} %, rank {summary['true_rank']} of {summary['table_size']}, "
             f"{summary['true_gap']:.2f} points below the best"
         )
+    if summary["averaged_genotype"] != summary["genotype"]:
+        lines.append(f"by the mean of the last epochs' alphas it would be {summary['averaged_genotype']}")
     return "\n".join([*lines, f"written to {path}"])

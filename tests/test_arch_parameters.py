@@ -130,6 +130,15 @@ def test_genotype_ties_go_to_the_lower_index(plain_supernet):
     assert arch.genotype() == {"shared": "skip", "4": "conv1"}
 
 
+def test_reading_other_alphas(plain_supernet):
+    arch = ArchParameterGroup(plain_supernet())
+    before = {label: alpha.tolist() for label, alpha in arch.named_parameters()}
+    last = {label: [0.0] * (len(row) - 1) + [1.0] for label, row in before.items()}
+    with arch.reading(last):
+        assert arch.genotype() == {label: ops[0].names[-1] for label, ops in arch.rows.items()}
+    assert {label: alpha.tolist() for label, alpha in arch.named_parameters()} == before
+
+
 def test_discretize_leaves_an_ordinary_module(plain_supernet, x):
     model = plain_supernet()
     arch = choose(model, shared="skip", **{"4": "conv3"})

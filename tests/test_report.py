@@ -2,7 +2,9 @@ import json
 
 import pytest
 
-from sparsemix.report import audit_table, draw, load_run, table
+from sparsemix.figures import draw_audits, draw_runs
+from sparsemix.report import audit_table, steadiness_table, table
+from sparsemix.run_records import load_run, middle_and_high
 
 
 @pytest.fixture
@@ -25,15 +27,21 @@ def runs(tmp_path):
         }
         method, seed = name.rsplit("-", 1)
         record |= {"method": method, "seed": int(seed)}
-        (folder / "config.json").write_text(json.dumps({"method": method, "seed": int(seed), "weight_lr": 0.05}))
+        (folder / "config.json").write_text(
+            json.dumps({"method": method, "seed": int(seed), "weight_lr": 0.05, "sparse": 1e-3})
+        )
         (folder / "records.jsonl").write_text(json.dumps(record) + "\n" + json.dumps({**record, "epoch": 1}) + "\n")
         (folder / "summary.json").write_text(json.dumps(record))
         folders.append(folder)
     return folders
 
 
+def loaded(folders):
+    return [load_run(folder) for folder in folders]
+
+
 def test_a_row_for_each_run_and_a_mean_for_each_method(runs):
-    lines = table(runs).splitlines()
+    lines = table(loaded(runs)).splitlines()
     assert (
         lines[0] == "| run | discretised | supernet | gap | entropy at t_sp | output leakage | skips | seconds | cell |"
     )
@@ -43,7 +51,7 @@ def test_a_row_for_each_run_and_a_mean_for_each_method(runs):
 
 
 def test_a_figure(runs, tmp_path):
-    draw(runs, tmp_path / "figure.png")
+    draw_runs(loaded(runs), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -55,22 +63,48 @@ def test_a_run_that_has_not_finished(tmp_path):
 def test_runs_with_other_settings_are_not_averaged(runs):
     config = json.loads((runs[1] / "config.json").read_text())
     (runs[1] / "config.json").write_text(json.dumps({**config, "weight_lr": 0.1}))
-    assert "runs" not in table(runs)
+    assert "runs" not in table(loaded(runs))
     other = json.loads((runs[0] / "config.json").read_text())
     (runs[2] / "config.json").write_text(json.dumps(other))
     summary = json.loads((runs[2] / "summary.json").read_text())
     (runs[2] / "summary.json").write_text(json.dumps({**summary, "method": "sp-darts"}))
-    assert "| **sp-darts, weight_lr 0.05**, 2 runs | 30.0% ± 28.3% |" in table(runs)
+    assert "| **sp-darts, weight_lr 0.05**, 2 runs | 30.0% ± 28.3% |" in table(loaded(runs))
 
 
-def test_a_table_of_audits(runs):
-    assert audit_table(runs) == ""
+def test_audits_as_a_table_and_a_figure(runs, tmp_path):
+    assert audit_table(loaded(runs)) == ""
+    with pytest.raises(ValueError, match="no run recorded an audit of a sparse batch: search with --audit-every N"):
+        draw_audits(loaded(runs), tmp_path / "figure.png")
     lines = (runs[0] / "records.jsonl").read_text().splitlines()
-    audits = [
-        {"phi": True, "threshold": 1e-3, "loss": e, "output": 0.0, "gradient": 2 * e, "update": 0.5, "executed": 0.4}
-        for e in (0.01, 0.02, 0.09)
-    ]
+    audit = {"phi": True, "threshold": 1e-3, "output": 0.0, "update": 0.5, "executed": 0.4}
+    audits = [{**audit, "loss": e, "gradient": 2 * e, "cosine": 1 - e} for e in (0.01, 0.02, 0.09)]
     (runs[0] / "records.jsonl").write_text(json.dumps({**json.loads(lines[0]), "audits": audits}) + "\n")
-    assert audit_table(runs).splitlines()[2:] == [
-        "| sparse | 0.001 | 3 | 40% | 2.00%, 2.00% | 0.00%, 0.00% | 4.00%, 4.00% | 50.00%, 50.00% |"
+    assert audit_table(loaded(runs)).splitlines()[2:] == [
+        "| sparse | 0.001 | 3 | 40% | 2.00%, 9.00% | 0.00%, 0.00% | 4.00%, 18.00% | 50.00%, 50.00% | 2.0e-02, 9.0e-02 |"
     ]
+    draw_audits(loaded(runs), tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_percentiles():
+    assert middle_and_high([3.0]) == (3.0, 3.0)
+    assert middle_and_high([2.0, 1.0]) == (1.5, 2.0)
+    assert middle_and_high([float(i) for i in range(101)]) == (50.0, 95.0)
+
+
+def test_how_steady_the_end_was(runs):
+    """By hand: six epochs, one late change, alphas of the last epoch one and three t_sp apart."""
+    assert steadiness_table(loaded(runs)) == ""
+    record = json.loads((runs[0] / "records.jsonl").read_text().splitlines()[0])
+    cells = ["a", "a", "a", "b", "b", "b"]
+    alphas = [{"1<-0": [0.001, 0.0], "2<-0": [0.0, 0.003]}] * 5 + [{"1<-0": [0.001, 0.0], "2<-0": [0.0, 0.001]}]
+    lines = [
+        json.dumps({**record, "epoch": i, "genotype": cell, "alphas": row})
+        for i, (cell, row) in enumerate(zip(cells, alphas, strict=True))
+    ]
+    (runs[0] / "records.jsonl").write_text("\n".join(lines))
+    run = load_run(runs[0])
+    assert run.summary["late_changes"] == 1
+    assert run.summary["lead"] == pytest.approx(1)
+    assert run.summary["drift"] == pytest.approx(2 * 1 / (5 * 4))  # two alphas of one row moved by t_sp, once
+    assert steadiness_table([run]).splitlines()[2] == "| sp-darts-0 | 1 | 1.0 | 0.10 | no |"

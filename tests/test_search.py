@@ -95,6 +95,18 @@ def test_the_judge_s_entries(finished):
     assert summary["true_gap"] == pytest.approx(15_624 / 200 - index / 200)
 
 
+def test_a_second_read_out_of_the_last_epochs_mean(finished, tmp_path):
+    output, summary, table = finished
+    alphas = [line["alphas"] for line in records(output)]
+    means = {edge: [sum(v) / 3 for v in zip(*(a[edge] for a in alphas), strict=True)] for edge in alphas[0]}
+    chosen = {edge: list(nb201.OPERATIONS)[row.index(max(row))] for edge, row in means.items()}
+    assert summary["averaged_genotype"] == str(NB201Genotype.from_edges(chosen))
+    assert 0 <= summary["averaged_true_accuracy"] <= 15_624 / 200
+    flags = ["--table", str(table), "--table-dataset", "cifar10", "--resume", "--average-epochs", "1"]
+    assert search(output, *flags)["averaged_genotype"] == summary["genotype"]
+    assert search(output, *flags[:-2]) == summary
+
+
 def test_the_same_seed_gives_the_same_run(finished, tmp_path):
     output, _, table = finished
     search(tmp_path / "run", "--table", str(table), "--table-dataset", "cifar10")

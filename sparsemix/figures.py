@@ -1,0 +1,90 @@
+"""Figures of finished runs; needs matplotlib (the ``plots`` extra)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .run_records import FinishedRun, group_names, middle_and_high
+
+__all__ = ["draw_audits", "draw_runs"]
+
+_COURSE = {
+    "supernet_accuracy": "supernet accuracy",
+    "discretized_accuracy": "discretised accuracy",
+    "entropy_sparse": "entropy at t_sp (nats)",
+    "leakage": "output leakage",
+}
+_FLOAT32 = 1e-7  # no error below the resolution of the numbers
+_AUDIT = {
+    "loss": "loss of a weights update, relative error",
+    "gradient": "alpha's gradient, relative error",
+    "cosine": "alpha's gradient, 1 - cosine",
+    "update": "alpha's step, relative error",
+}
+
+
+def draw_runs(runs: Sequence[FinishedRun], figure: str | Path) -> None:
+    """Accuracy, entropy and leakage over the epochs: a line a run, one colour for those that differ in their seed."""
+    sheet, axes = _sheet()
+    groups = group_names(runs)
+    colours = {group: f"C{i}" for i, group in enumerate(dict.fromkeys(groups))}
+    for axis, (column, title) in zip(axes, _COURSE.items(), strict=True):
+        for run, group in zip(runs, groups, strict=True):
+            epochs = [record["epoch"] + 1 for record in run.records]
+            axis.plot(epochs, [record[column] for record in run.records], color=colours[group])
+        axis.set_title(title)
+        axis.set_ylim(bottom=0)
+    _finish(sheet, colours, figure)
+
+
+def draw_audits(runs: Sequence[FinishedRun], figure: str | Path) -> None:
+    """What thresholds change in the sparse batches of each epoch: median, and as a band up to the 95th percentile.
+
+    Raises:
+        ValueError: no run recorded an audit of a sparse batch.
+    """
+    audits = [
+        {**audit, "epoch": record["epoch"] + 1, "cosine": 1 - audit["cosine"]}
+        for run in runs
+        for record in run.records
+        for audit in record.get("audits", [])
+        if audit["phi"]
+    ]
+    if not audits:
+        raise ValueError("no run recorded an audit of a sparse batch: search with --audit-every N")
+    sheet, axes = _sheet()
+    colours = {f"threshold {t:g}": f"C{i}" for i, t in enumerate(sorted({audit["threshold"] for audit in audits}))}
+    for axis, (column, title) in zip(axes, _AUDIT.items(), strict=True):
+        for name, colour in colours.items():
+            group = [audit for audit in audits if f"threshold {audit['threshold']:g}" == name]
+            epochs = sorted({audit["epoch"] for audit in group})
+            values = [[max(audit[column], _FLOAT32) for audit in group if audit["epoch"] == e] for e in epochs]
+            middle, high = zip(*map(middle_and_high, values), strict=True)
+            axis.plot(epochs, middle, color=colour)
+            axis.fill_between(epochs, middle, high, color=colour, alpha=0.2)
+        axis.set_title(title)
+        axis.set_yscale("log")
+    _finish(sheet, colours, figure)
+
+
+def _sheet() -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    sheet = Figure(figsize=(11, 6.5), layout="constrained")
+    FigureCanvasAgg(sheet)
+    return sheet, sheet.subplots(2, 2, sharex=True).flat
+
+
+def _finish(sheet: Any, colours: dict[str, str], figure: str | Path) -> None:
+    from matplotlib.lines import Line2D
+
+    lines = [Line2D([], [], color=colour) for colour in colours.values()]
+    sheet.legend(lines, colours, loc="outside upper center", ncols=1)
+    for axis in sheet.axes:
+        axis.grid(alpha=0.3)
+    for axis in sheet.axes[2:]:
+        axis.set_xlabel("epoch")
+    sheet.savefig(figure, dpi=120)

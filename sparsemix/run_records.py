@@ -1,0 +1,99 @@
+"""Finished runs as their folders hold them: the summary, the records, and how steady the end of the search was."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+__all__ = ["FinishedRun", "group_names", "load_run", "middle_and_high"]
+
+LATE = 5  # the last epochs, in which a steady search no longer changes its mind
+
+# fields of a configuration in which runs of one group may differ
+_PER_RUN = frozenset(
+    {"seed", "output", "resume", "device", "data", "download", "workers", "table", "table_dataset"}
+    | {"audit_every", "audit_thresholds", "average_epochs"}
+)
+
+
+class FinishedRun(NamedTuple):
+    """A finished run.
+
+    Attributes:
+        name: of its folder.
+        settings: the configuration, without what may differ within a group of runs.
+        summary: ``summary.json``, the mean output leakage, and of the last five epochs: ``late_changes``, in how many
+            of them the genotype changed; ``lead``, the smallest lead of a row's strongest alpha over its second at the
+            end; ``drift``, how far an alpha moved against its row's mean in an epoch, on average. The two are in t_sp.
+        records: ``records.jsonl``, and in each the mean output leakage.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    summary: dict[str, Any]
+    records: list[dict[str, Any]]
+
+
+def load_run(folder: str | Path) -> FinishedRun:
+    """Read a finished run.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished run.
+    """
+    folder = Path(folder)
+    if not (folder / "summary.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no finished run: there is no {folder / 'summary.json'}")
+    summary = json.loads((folder / "summary.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
+    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    for entry in (summary, *records):
+        entry["leakage"] = statistics.mean(entry["output_leakage"].values())
+    settings = {field: value for field, value in config.items() if field not in _PER_RUN}
+    if len(records) > LATE:
+        summary |= _late(records[-LATE - 1 :], config.get("hold_sparse") or config["sparse"])
+    return FinishedRun(folder.name, settings, summary, records)
+
+
+def _late(records: Sequence[dict[str, Any]], temperature: float) -> dict[str, float]:
+    genotypes = [record["genotype"] for record in records]
+    rows = [[_centred(row) for row in record["alphas"].values()] for record in records]
+    moves = [
+        abs(new - old)
+        for before, after in pairwise(rows)
+        for old_row, new_row in zip(before, after, strict=True)
+        for old, new in zip(old_row, new_row, strict=True)
+    ]
+    leads = [first - second for first, second, *_ in (sorted(row, reverse=True) for row in rows[-1] if len(row) > 1)]
+    return {
+        "late_changes": sum(new != old for old, new in pairwise(genotypes)),
+        "lead": min(leads, default=float("inf")) / temperature,
+        "drift": statistics.fmean(moves) / temperature,
+    }
+
+
+def _centred(row: Sequence[float]) -> list[float]:
+    """A row of alphas against its mean, which no softmax sees."""
+    mean = statistics.fmean(row)
+    return [value - mean for value in row]
+
+
+def group_names(runs: Sequence[FinishedRun]) -> list[str]:
+    """For each run the name of its group: the method, and the settings that tell it from others of that method."""
+    names = []
+    for run in runs:
+        method = run.summary["method"]
+        others = [other.settings for other in runs if other.summary["method"] == method]
+        telling = [name for name in run.settings if any(other.get(name) != run.settings[name] for other in others)]
+        names.append(", ".join([method, *(f"{name} {run.settings[name]}" for name in telling)]))
+    return names
+
+
+def middle_and_high(values: Sequence[float]) -> tuple[float, float]:
+    """Median and 95th percentile, the latter never below the value that 95 % of the others do not exceed."""
+    ordered = sorted(values)
+    return statistics.median(ordered), ordered[math.ceil(0.95 * (len(ordered) - 1))]
