@@ -20,7 +20,7 @@ from sparsemix.models import NB201Network
 from sparsemix.spaces.cells import DenseCell
 from sparsemix.spaces.ops import Zero
 
-__all__ = ["DiscreteNetwork", "PublishedChain", "PublishedSupernet", "published_step"]
+__all__ = ["DiscreteNetwork", "PublishedChain", "PublishedSupernet", "published_step", "published_weights_update"]
 
 
 class _PublishedMixedOp(nn.Module):
@@ -89,6 +89,20 @@ class PublishedSupernet(nn.Module):
         return [parameter for parameter in self.parameters() if parameter is not self.alphas]
 
 
+def published_weights_update(
+    model: PublishedChain | PublishedSupernet,
+    weight_optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    y: Tensor,
+    max_norm: float = 5.0,
+) -> None:
+    """An update of the weights by one full backward pass, which computes alpha's gradients too."""
+    weight_optimizer.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    nn.utils.clip_grad_norm_(model.weight_parameters(), max_norm)
+    weight_optimizer.step()
+
+
 def published_step(
     model: PublishedChain | PublishedSupernet,
     weight_optimizer: torch.optim.Optimizer,
@@ -99,10 +113,7 @@ def published_step(
 ) -> None:
     """Weights, then alphas, each by one full backward pass."""
     x, y = train_batch
-    weight_optimizer.zero_grad()
-    F.cross_entropy(model(x), y).backward()
-    nn.utils.clip_grad_norm_(model.weight_parameters(), max_norm)
-    weight_optimizer.step()
+    published_weights_update(model, weight_optimizer, x, y, max_norm)
 
     x, y = val_batch
     alpha_optimizer.zero_grad()
