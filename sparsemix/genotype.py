@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import ClassVar
+from typing import Any, ClassVar
 
-__all__ = ["NB201Genotype"]
+__all__ = ["DartsGenotype", "NB201Genotype"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,11 @@ class NB201Genotype:
         """All 15,625 cells of the space."""
         return [cls(operations) for operations in product(cls.OPERATIONS, repeat=len(cls.EDGES))]
 
+    @property
+    def skips(self) -> int:
+        """How many edges are skip connections."""
+        return self.operations.count("skip_connect")
+
     def by_edge(self) -> dict[str, str]:
         """Edge -> operation."""
         return dict(zip(self.EDGES, self.operations, strict=True))
@@ -87,3 +93,167 @@ class NB201Genotype:
     def __str__(self) -> str:
         remaining = iter(self.operations)
         return "+".join("|" + "".join(f"{next(remaining)}~{s}|" for s in range(node)) for node in (1, 2, 3))
+
+
+Pairs = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class DartsGenotype:
+    """A pair of cells of the DARTS space and its relatives: for every node two operations and what they read.
+
+    Nodes 0 and 1 are a cell's inputs; the pairs (operation, predecessor) belong to nodes 2, 2, 3, 3, 4, 4, ...
+
+    Args:
+        normal, reduce: the pairs of the two cells.
+        normal_concat, reduce_concat: the nodes whose concatenation is a cell's output.
+
+    Raises:
+        ValueError: an unknown operation or ``none``, an odd number of pairs, an edge from a later node, an output that
+            is no node; says which cell and which node.
+
+    Example:
+        >>> cell = "[('sep_conv_3x3', 0), ('skip_connect', 1)]"
+        >>> text = f"Genotype(normal={cell}, normal_concat=[2], reduce={cell}, reduce_concat=[2])"
+        >>> DartsGenotype.parse(text).normal
+        (('sep_conv_3x3', 0), ('skip_connect', 1))
+        >>> str(DartsGenotype.parse(text)) == text
+        True
+
+    Source: Liu et al., "DARTS"; its code prints this notation.
+    """
+
+    normal: Pairs
+    normal_concat: tuple[int, ...]
+    reduce: Pairs
+    reduce_concat: tuple[int, ...]
+
+    OPERATIONS: ClassVar[tuple[str, ...]] = (
+        "none",
+        "max_pool_3x3",
+        "avg_pool_3x3",
+        "skip_connect",
+        "sep_conv_3x3",
+        "sep_conv_5x5",
+        "dil_conv_3x3",
+        "dil_conv_5x5",
+        "sep_conv_7x7",
+        "conv_7x1_1x7",
+        "noise",
+    )
+    CELLS: ClassVar[tuple[str, ...]] = ("normal", "reduce")
+    FIELDS: ClassVar[tuple[str, ...]] = ("normal", "normal_concat", "reduce", "reduce_concat")
+
+    def __post_init__(self) -> None:
+        for cell in self.CELLS:
+            pairs = tuple((operation, source) for operation, source in getattr(self, cell))
+            concat = tuple(getattr(self, f"{cell}_concat"))
+            object.__setattr__(self, cell, pairs)
+            object.__setattr__(self, f"{cell}_concat", concat)
+            self._check(cell, pairs, concat)
+
+    def _check(self, cell: str, pairs: Pairs, concat: tuple[int, ...]) -> None:
+        if not pairs or len(pairs) % 2:
+            raise ValueError(
+                f"DartsGenotype: the {cell} cell must have two edges a node, got {len(pairs)} edges in all"
+            )
+        for i, (operation, source) in enumerate(pairs):
+            node = 2 + i // 2
+            if operation == "none" or operation not in self.OPERATIONS:
+                known = ", ".join(name for name in self.OPERATIONS if name != "none")
+                problem = "'none' cannot be chosen" if operation == "none" else f"unknown operation {operation!r}"
+                raise ValueError(f"DartsGenotype: {problem} at node {node} of the {cell} cell; choose among {known}")
+            if type(source) is not int or not 0 <= source < node:
+                raise ValueError(
+                    f"DartsGenotype: node {node} of the {cell} cell reads node {source!r}; it may read 0 to {node - 1}"
+                )
+        last = 1 + len(pairs) // 2
+        if (
+            not concat
+            or len(set(concat)) < len(concat)
+            or any(type(n) is not int or not 2 <= n <= last for n in concat)
+        ):
+            raise ValueError(
+                f"DartsGenotype: the {cell} cell concatenates {list(concat)}; it has the nodes 2 to {last}, each once"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> DartsGenotype:
+        """Read ``Genotype(normal=[...], normal_concat=..., reduce=[...], reduce_concat=...)``. Nothing is evaluated.
+
+        Raises:
+            ValueError: it is anything else than literals in that form.
+        """
+        expected = (
+            "Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=[2, ...], reduce=[...], reduce_concat=[...])"
+        )
+        shown = text if len(text) <= 80 else text[:77] + "..."
+        refused = ValueError(f"DartsGenotype: expected {expected}, got {shown!r}")
+        if len(text) > _LONGEST:
+            raise refused
+        try:
+            call = ast.parse(text.strip(), mode="eval").body
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != "Genotype":
+                raise refused
+            fields = {name: _literal(node) for name, node in zip(cls.FIELDS, call.args, strict=False)}
+            fields |= {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
+        except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+            raise refused from error
+        return cls.from_dict(fields)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> DartsGenotype:
+        """From what :meth:`as_dict` gives, as a JSON file holds it.
+
+        Raises:
+            ValueError: other fields, or fields of another form.
+        """
+        names = ("normal", "normal_concat", "reduce", "reduce_concat")
+        if set(fields) != set(names):
+            raise ValueError(
+                f"DartsGenotype: expected the fields {', '.join(names)}, got {', '.join(map(str, fields))}"
+            )
+        try:
+            cells = {name: tuple((operation, source) for operation, source in fields[name]) for name in cls.CELLS}
+            outputs = {name: tuple(fields[f"{name}_concat"]) for name in cls.CELLS}
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"DartsGenotype: the fields are no lists of pairs and of nodes: {dict(fields)}") from error
+        return cls(cells["normal"], outputs["normal"], cells["reduce"], outputs["reduce"])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Field -> lists, for JSON."""
+        return {
+            name: [list(item) if isinstance(item, tuple) else item for item in getattr(self, name)]
+            for name in self.FIELDS
+        }
+
+    @property
+    def skips(self) -> int:
+        """How many edges of the normal cell are skip connections."""
+        return sum(operation == "skip_connect" for operation, _ in self.normal)
+
+    def edges(self, cell: str) -> dict[str, str]:
+        """Edge name -> operation of one cell; a second edge between the same two nodes is marked, ``"2<-0'"``."""
+        named: dict[str, str] = {}
+        for i, (operation, source) in enumerate(getattr(self, cell)):
+            name = f"{2 + i // 2}<-{source}"
+            named[f"{name}'" if name in named else name] = operation
+        return named
+
+    def __str__(self) -> str:
+        fields = (f"{name}={[*getattr(self, name)]}" for name in self.FIELDS)
+        return f"Genotype({', '.join(fields)})"
+
+
+_LONGEST = 10_000  # characters of a genotype; what is longer is none
+
+
+def _literal(node: ast.expr) -> Any:
+    """The value of a literal, or of ``range(a, b)`` as DARTS code prints the output nodes."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("range", "list"):
+        arguments = [_literal(argument) for argument in node.args]
+        if node.func.id == "list" and len(arguments) == 1:
+            return list(arguments[0])
+        if arguments and all(type(n) is int and 0 <= n <= 100 for n in arguments):
+            return list(range(*arguments))
+    return ast.literal_eval(node)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from enum import Enum
-from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import torch
@@ -49,10 +48,17 @@ class Source:
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
+        self._computed: dict[Hashable, Tensor] = {}
 
-    @cached_property
+    def once(self, key: Hashable, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """``compute(x)``, remembered under the key."""
+        if key not in self._computed:
+            self._computed[key] = compute(self.x)
+        return self._computed[key]
+
+    @property
     def relu(self) -> Tensor:
-        return F.relu(self.x)
+        return self.once("relu", F.relu)
 
 
 class MixedOp(nn.Module):

@@ -2,24 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..mixed_op import MixedOp, Weights, fan_out
-from .ops import ReLUConvBN
+from .ops import FactorizedReduce, ReLUConvBN
 
-__all__ = ["DenseCell", "ResidualReduction"]
+__all__ = ["Cell", "DenseCell", "ResidualReduction", "TwoInputCell"]
 
 
-class DenseCell(nn.Module):
-    """A cell whose nodes each read all earlier nodes; a node is the sum of its edges, the last node is the output.
+class Cell(nn.Module):
+    """A directed acyclic graph of nodes; each node that is no input is the sum of the edges that lead to it.
+
+    Args:
+        edges: edge name -> module, a mixed operation or any other; ``"3<-1"`` leads from node 1 to node 3, and
+            ``"3<-1'"`` is a second edge between the same two nodes.
+        drop_path: applied to each edge's output, identity edges excepted; None: nothing is dropped.
+    """
+
+    def __init__(self, edges: Mapping[str, nn.Module], drop_path: nn.Module | None = None) -> None:
+        super().__init__()
+        self.edges = nn.ModuleDict(edges)
+        self.drop_path = drop_path
+        self._leaving: dict[int, list[tuple[int, str]]] = {}  # node -> (target, edge name), in the order of the edges
+        for name in edges:
+            target, source = map(int, name.rstrip("'").split("<-"))
+            self._leaving.setdefault(source, []).append((target, name))
+
+    def operation_weights(self) -> dict[str, Weights]:
+        """The weights of the mixed edges, for a forward that is run again when activations are checkpointed."""
+        return {name: edge.operation_weights() for name, edge in self.edges.items() if isinstance(edge, MixedOp)}
+
+    def nodes(self, inputs: Sequence[Tensor], weights: Mapping[str, Weights] | None = None) -> dict[int, Tensor]:
+        """The values of all nodes that something leads to, given those of the first ones."""
+        weights = self.operation_weights() if weights is None else weights
+        values = dict(enumerate(inputs))
+        for source in sorted(self._leaving):
+            leaving = self._leaving[source]
+            edges = [self.edges[name] for _, name in leaving]
+            outputs = fan_out(values[source], edges, [weights.get(name) for _, name in leaving])
+            for (target, _), edge, out in zip(leaving, edges, outputs, strict=True):
+                if self.drop_path is not None and not isinstance(edge, nn.Identity):
+                    out = self.drop_path(out)
+                values[target] = values[target] + out if target in values else out
+        return values
+
+
+class DenseCell(Cell):
+    """A cell whose nodes each read all earlier nodes; the last node is the output.
 
     Args:
         nodes: how many, the input included.
-        make_edge: edge name, ``"2<-0"`` for node 2 reading node 0 -> module, a mixed operation or any other.
-        drop_path: applied to each edge's output, identity edges excepted; None: nothing is dropped.
+        make_edge: edge name, ``"2<-0"`` for node 2 reading node 0 -> module.
+        drop_path: see :class:`Cell`.
 
     Shapes:
         input and output ``(B, C, H, W)``.
@@ -28,28 +67,55 @@ class DenseCell(nn.Module):
     """
 
     def __init__(self, nodes: int, make_edge: Callable[[str], nn.Module], drop_path: nn.Module | None = None) -> None:
-        super().__init__()
-        self.nodes = nodes
-        self.edges = nn.ModuleDict({f"{t}<-{s}": make_edge(f"{t}<-{s}") for t in range(1, nodes) for s in range(t)})
-        self.drop_path = drop_path
-
-    def operation_weights(self) -> dict[str, Weights]:
-        """The weights of the mixed edges, for a forward that is run again when activations are checkpointed."""
-        return {name: edge.operation_weights() for name, edge in self.edges.items() if isinstance(edge, MixedOp)}
+        names = [f"{target}<-{source}" for target in range(1, nodes) for source in range(target)]
+        super().__init__({name: make_edge(name) for name in names}, drop_path)
+        self.output = nodes - 1
 
     def forward(self, x: Tensor, weights: Mapping[str, Weights] | None = None) -> Tensor:
-        weights = self.operation_weights() if weights is None else weights
-        sums: dict[int, Tensor] = {0: x}
-        for source in range(self.nodes - 1):
-            targets = range(source + 1, self.nodes)
-            names = [f"{target}<-{source}" for target in targets]
-            edges = [self.edges[name] for name in names]
-            outputs = fan_out(sums[source], edges, [weights.get(name) for name in names])
-            for target, edge, out in zip(targets, edges, outputs, strict=True):
-                if self.drop_path is not None and not isinstance(edge, nn.Identity):
-                    out = self.drop_path(out)
-                sums[target] = sums[target] + out if target in sums else out
-        return sums[self.nodes - 1]
+        return self.nodes([x], weights)[self.output]
+
+
+class TwoInputCell(Cell):
+    """A cell that reads the outputs of the two cells before it; its output is the concatenation of some of its nodes.
+
+    Args:
+        edges, drop_path: see :class:`Cell`; nodes 0 and 1 are the inputs.
+        concat: the nodes of the output.
+        in_channels: of the two inputs.
+        channels: C of every node.
+        halved: the first input is of the size before a reduction and is halved on its way in.
+        affine: of the inputs' batch norms.
+
+    Shapes:
+        inputs ``(B, in_channels[i], H, W)``, the first ``(B, in_channels[0], 2 H, 2 W)`` where it is halved; output
+        ``(B, len(concat) C, H, W)``, or half that size if edges from the inputs have a stride.
+
+    Source: Liu et al., "DARTS", section 2.1.
+    """
+
+    def __init__(
+        self,
+        edges: Mapping[str, nn.Module],
+        concat: Sequence[int],
+        in_channels: tuple[int, int],
+        channels: int,
+        halved: bool,
+        affine: bool,
+        drop_path: nn.Module | None = None,
+    ) -> None:
+        super().__init__(edges, drop_path)
+        self.concat = tuple(concat)
+        before = FactorizedReduce if halved else _one_by_one
+        self.input_0 = before(in_channels[0], channels, affine=affine)
+        self.input_1 = _one_by_one(in_channels[1], channels, affine=affine)
+
+    def forward(self, before: Tensor, last: Tensor, weights: Mapping[str, Weights] | None = None) -> Tensor:
+        values = self.nodes([self.input_0(before), self.input_1(last)], weights)
+        return torch.cat([values[node] for node in self.concat], dim=1)
+
+
+def _one_by_one(in_channels: int, out_channels: int, affine: bool) -> Any:
+    return ReLUConvBN(in_channels, out_channels, 1, affine=affine)
 
 
 class ResidualReduction(nn.Module):

@@ -1,6 +1,6 @@
 """Every primitive operation of the search spaces, once.
 
-A primitive that can run together with its like on other edges of the same source node defines two things that
+A primitive that has something in common with others on edges of the same source node defines two things that
 :func:`sparsemix.mixed_op.fan_out` looks for: ``sharing_key``, equal for those that may run together (None: not now),
 and ``contributions``, which runs them and returns for each a pair (value, weight still to be applied). A weight of None
 says that it has been applied, a value of None that there is nothing to add.
@@ -17,7 +17,19 @@ from torch import Tensor, nn
 
 from ..mixed_op import Source
 
-__all__ = ["AvgPool", "ReLUConvBN", "Zero", "scaled_batch_norm"]
+__all__ = [
+    "AvgPool",
+    "Conv7x1And1x7",
+    "DilConv",
+    "FactorizedReduce",
+    "MaxPool",
+    "Noise",
+    "NormalizedPool",
+    "ReLUConvBN",
+    "SepConv",
+    "Zero",
+    "scaled_batch_norm",
+]
 
 Contribution = tuple[Tensor | None, Tensor | None]
 
@@ -38,28 +50,124 @@ class Zero(nn.Module):
         return [(None, None) for _ in ops]
 
 
-class AvgPool(nn.AvgPool2d):
-    """Average pooling over 3x3 that does not count the padding; computed once for all edges of a source."""
+class Noise(nn.Module):
+    """Standard normal noise of the input's shape, subsampled by the stride, whatever the input is (``noise`` of S4)."""
 
     def __init__(self, stride: int = 1) -> None:
-        super().__init__(3, stride, padding=1, count_include_pad=False)
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.randn_like(x[:, :, :: self.stride, :: self.stride])
+
+
+class _Pool(nn.Module):
+    """A 3x3 pooling, computed once for all edges of a source."""
+
+    name: str
+
+    def __init__(self, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
 
     @property
     def sharing_key(self) -> Hashable:
-        return ("avg_pool", self.stride)
+        return (self.name, self.stride)
 
-    def contributions(
-        self, ops: Sequence[AvgPool], source: Source, weights: Sequence[Tensor]
-    ) -> Iterable[Contribution]:
-        pooled = self(source.x)
+    def contributions(self, ops: Sequence[_Pool], source: Source, weights: Sequence[Tensor]) -> Iterable[Contribution]:
+        pooled = source.once(self.sharing_key, self)
         return [(pooled, weight) for weight in weights]
 
+    def extra_repr(self) -> str:
+        return f"stride={self.stride}"
 
-class ReLUConvBN(nn.Module):
+
+class AvgPool(_Pool):
+    """Average pooling over 3x3 that does not count the padding."""
+
+    name = "avg_pool"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 3, self.stride, padding=1, count_include_pad=False)
+
+
+class MaxPool(_Pool):
+    """Max pooling over 3x3."""
+
+    name = "max_pool"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, 3, self.stride, padding=1)
+
+
+class NormalizedPool(nn.Module):
+    """Pooling and a batch norm that is not affine, as in supernets of the DARTS space.
+
+    All edges of a source have the same pooled and, in training, the same normalised value; only their running
+    statistics are their own.
+
+    Args:
+        pool: :class:`AvgPool` or :class:`MaxPool`.
+        channels: C.
+    """
+
+    def __init__(self, pool: _Pool, channels: int) -> None:
+        super().__init__()
+        self.pool = pool
+        self.bn = nn.BatchNorm2d(channels, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.pool(x))
+
+    @property
+    def sharing_key(self) -> Hashable | None:
+        bn = self.bn
+        if not _is_plain(bn):
+            return None
+        return ("normalized", self.pool.sharing_key, bn.training, bn.track_running_stats, bn.eps, bn.momentum)
+
+    def contributions(
+        self, ops: Sequence[NormalizedPool], source: Source, weights: Sequence[Tensor]
+    ) -> Iterable[Contribution]:
+        pooled = source.once(self.pool.sharing_key, self.pool)
+        if not self.bn.training:  # by statistics of their own
+            return [(op.bn(pooled), weight) for op, weight in zip(ops, weights, strict=True)]
+        mean, var = pooled.new_zeros(pooled.shape[1]), pooled.new_ones(pooled.shape[1])
+        value = F.batch_norm(pooled, mean, var, None, None, True, 1.0, self.bn.eps)  # momentum 1: those of the batch
+        if self.bn.track_running_stats:
+            _update_statistics([op.bn for op in ops], [mean] * len(ops), [var] * len(ops))
+        return [(value, weight) for weight in weights]
+
+
+class _ReLUThenBN(nn.Module):
+    """ReLU, convolutions, batch norm: the edges of a source share the ReLU, and the batch norm applies the weight.
+
+    ``w BN(x) = (w / sigma) (x - mu)``, so that no multiplication is left to do.
+    """
+
+    bn: nn.BatchNorm2d
+
+    def body(self, x: Tensor) -> Tensor:
+        """What is between ReLU and batch norm."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.body(F.relu(x)))
+
+    @property
+    def sharing_key(self) -> Hashable | None:
+        return (type(self).__name__, id(self)) if _is_plain(self.bn) else None
+
+    def contributions(
+        self, ops: Sequence[_ReLUThenBN], source: Source, weights: Sequence[Tensor]
+    ) -> Iterable[Contribution]:
+        return [(scaled_batch_norm([self.bn], self.body(source.relu), weights), None)]
+
+
+class ReLUConvBN(_ReLUThenBN):
     """ReLU, convolution, batch norm: the convolution of NAS-Bench-201.
 
-    Several of one shape on one source run as a single wider convolution and batch norm, which also takes the operation
-    weights as its scale, so that no multiplication is left to do: ``w BN(x) = (w / sigma) (x - mu)``.
+    Several of one shape on one source run as a single wider convolution and batch norm.
 
     Args:
         in_channels, out_channels: C of input and output.
@@ -81,19 +189,18 @@ class ReLUConvBN(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=False)
         self.bn = nn.BatchNorm2d(out_channels, affine=affine)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(F.relu(x)))
+    def body(self, x: Tensor) -> Tensor:
+        return self.conv(x)
 
     @property
-    def sharing_key(self) -> Hashable:
+    def sharing_key(self) -> Hashable | None:
         conv, bn = self.conv, self.bn
-        plain = type(conv) is nn.Conv2d and type(bn) is nn.BatchNorm2d and bn.momentum is not None
-        if not plain:  # converted to synchronised statistics, quantised, ...: called as it is
+        if type(conv) is not nn.Conv2d or not _is_plain(bn):
             return None
         shape = (conv.weight.shape, conv.stride, conv.padding, conv.dilation)
         return ("relu_conv_bn", *shape, bn.affine, bn.track_running_stats, bn.training, bn.eps, bn.momentum)
 
-    def contributions(
+    def contributions(  # type: ignore[override]
         self, ops: Sequence[ReLUConvBN], source: Source, weights: Sequence[Tensor]
     ) -> Iterable[Contribution]:
         conv = self.conv
@@ -101,6 +208,80 @@ class ReLUConvBN(nn.Module):
         y = F.conv2d(source.relu, kernels, None, conv.stride, conv.padding, conv.dilation)
         y = scaled_batch_norm([op.bn for op in ops], y, weights)
         return [(value, None) for value in y.chunk(len(ops), dim=1)]
+
+
+class DilConv(_ReLUThenBN):
+    """Dilated depthwise-separable convolution (``dil_conv_3x3``, ...): ReLU, depthwise, 1x1, batch norm."""
+
+    def __init__(self, channels: int, kernel_size: int, stride: int, dilation: int = 2, affine: bool = True) -> None:
+        super().__init__()
+        self.depthwise = _depthwise(channels, kernel_size, stride, dilation)
+        self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
+        self.bn = nn.BatchNorm2d(channels, affine=affine)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.pointwise(self.depthwise(x))
+
+
+class SepConv(_ReLUThenBN):
+    """Depthwise-separable convolution, applied twice (``sep_conv_3x3``, ...); only the first may have a stride."""
+
+    def __init__(self, channels: int, kernel_size: int, stride: int, affine: bool = True) -> None:
+        super().__init__()
+        self.first = DilConv(channels, kernel_size, stride, dilation=1, affine=affine)
+        self.depthwise = _depthwise(channels, kernel_size)
+        self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
+        self.bn = nn.BatchNorm2d(channels, affine=affine)
+
+    def body(self, x: Tensor) -> Tensor:
+        x = self.first.bn(self.first.body(x))
+        return self.pointwise(self.depthwise(F.relu(x)))
+
+
+class FactorizedReduce(_ReLUThenBN):
+    """Halves height and width by two strided 1x1 convolutions, the second shifted by a pixel (a skip of stride 2).
+
+    Shapes:
+        input ``(B, in_channels, H, W)`` with H and W even, output ``(B, out_channels, H / 2, W / 2)``; the number of
+        output channels is even.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, affine: bool = True) -> None:
+        super().__init__()
+        if out_channels % 2:
+            raise ValueError(f"FactorizedReduce: the number of output channels must be even, got {out_channels}")
+        self.conv_a = nn.Conv2d(in_channels, out_channels // 2, 1, stride=2, bias=False)
+        self.conv_b = nn.Conv2d(in_channels, out_channels // 2, 1, stride=2, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels, affine=affine)
+
+    def body(self, x: Tensor) -> Tensor:
+        return torch.cat([self.conv_a(x), self.conv_b(x[:, :, 1:, 1:])], dim=1)
+
+
+class Conv7x1And1x7(_ReLUThenBN):
+    """A 7x7 convolution in two parts, 1x7 and 7x1 (``conv_7x1_1x7`` of AmoebaNet)."""
+
+    def __init__(self, channels: int, stride: int, affine: bool = True) -> None:
+        super().__init__()
+        self.conv_a = nn.Conv2d(channels, channels, (1, 7), (1, stride), (0, 3), bias=False)
+        self.conv_b = nn.Conv2d(channels, channels, (7, 1), (stride, 1), (3, 0), bias=False)
+        self.bn = nn.BatchNorm2d(channels, affine=affine)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.conv_b(self.conv_a(x))
+
+
+def _depthwise(channels: int, kernel_size: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    padding = dilation * (kernel_size - 1) // 2
+    return nn.Conv2d(channels, channels, kernel_size, stride, padding, dilation, groups=channels, bias=False)
+
+
+# Batch norm
+
+
+def _is_plain(bn: nn.BatchNorm2d) -> bool:
+    """Not converted to synchronised statistics, quantised, ...: such a batch norm is called as it is."""
+    return type(bn) is nn.BatchNorm2d and bn.momentum is not None
 
 
 def scaled_batch_norm(norms: Sequence[nn.BatchNorm2d], y: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -123,3 +304,12 @@ def scaled_batch_norm(norms: Sequence[nn.BatchNorm2d], y: Tensor, weights: Seque
             torch._foreach_copy_(variances, var.chunk(len(norms)))
             torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)
     return y
+
+
+def _update_statistics(norms: Sequence[nn.BatchNorm2d], means: list[Tensor], variances: list[Tensor]) -> None:
+    """Move running statistics towards those of a batch."""
+    momentum = cast(float, norms[0].momentum)
+    with torch.no_grad():
+        torch._foreach_lerp_([cast(Tensor, norm.running_mean) for norm in norms], means, momentum)
+        torch._foreach_lerp_([cast(Tensor, norm.running_var) for norm in norms], variances, momentum)
+        torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)

@@ -1,7 +1,4 @@
-"""timm registry entries: the supernets, and the networks that a genotype describes.
-
-Importing this module registers them, so ``timm.create_model("sparsemix_nb201", genotype=...)`` finds them.
-"""
+"""The supernet of NAS-Bench-201, and the network of one of its cells."""
 
 from __future__ import annotations
 
@@ -9,22 +6,23 @@ from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
-from timm.layers import DropPath, calculate_drop_path_rates, create_classifier
+from timm.layers import DropPath, calculate_drop_path_rates
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .arch_parameters import labelled_rows, tie_alphas_
-from .genotype import NB201Genotype
-from .spaces import nb201
-from .spaces.cells import DenseCell, ResidualReduction
+from ..arch_parameters import tie_alphas_
+from ..genotype import NB201Genotype
+from ..spaces import nb201
+from ..spaces.cells import DenseCell, ResidualReduction
+from .network import Network
 
-__all__ = ["NB201Network", "sparsemix_nb201", "sparsemix_nb201_supernet"]
+__all__ = ["RESNET_LIKE", "NB201Network", "sparsemix_nb201", "sparsemix_nb201_supernet"]
 
 CellFactory = Callable[[int, nn.Module | None], DenseCell]
 
 
-class NB201Network(nn.Module):
+class NB201Network(Network):
     """The skeleton of NAS-Bench-201: a stem, three stages of N cells with reductions between, and a classifier.
 
     Args:
@@ -51,12 +49,7 @@ class NB201Network(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
-        super().__init__()
-        if channels < 1 or cells < 1:
-            raise ValueError(f"NB201Network: channels and cells must be at least 1, got {channels} and {cells}")
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.grad_checkpointing = False
+        super().__init__(num_classes, in_chans, channels, cells)
         widths = [channels, 2 * channels, 4 * channels]
         self.stem = nn.Sequential(nn.Conv2d(in_chans, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
         stages: list[nn.Module] = []
@@ -70,12 +63,8 @@ class NB201Network(nn.Module):
         self.feature_info = [
             {"num_chs": width, "reduction": 2**i, "module": f"stages.{i}"} for i, width in enumerate(widths)
         ]
-        self.num_features = widths[-1]
-        self.norm = nn.BatchNorm2d(self.num_features)
-        self.global_pool, self.head_drop, self.fc = create_classifier(
-            self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate
-        )
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.norm = nn.BatchNorm2d(widths[-1])
+        self.make_head(widths[-1], global_pool, drop_rate)
         tie_alphas_(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -89,38 +78,8 @@ class NB201Network(nn.Module):
             x = self.stages(x)
         return F.relu(self.norm(x))
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.head_drop(self.global_pool(x))
-        return x if pre_logits else self.fc(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
-
-    def get_classifier(self) -> nn.Module:
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        self.num_classes = num_classes
-        device, dtype = self.norm.weight.device, self.norm.weight.dtype
-        self.global_pool, self.fc = create_classifier(
-            self.num_features,
-            num_classes,
-            pool_type=self.global_pool.pool_type if global_pool is None else global_pool,
-            device=device,
-            dtype=dtype,
-        )
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}
-
-    def no_weight_decay(self) -> set[str]:
-        """The names of the alphas: their decay, if any, is their own optimizer's."""
-        alphas = {id(ops[0].alpha) for ops in labelled_rows(self).values()}
-        return {name for name, parameter in self.named_parameters() if id(parameter) in alphas}
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.grad_checkpointing = enable
 
 
 _CFG = {

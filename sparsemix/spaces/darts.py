@@ -1,0 +1,231 @@
+"""The space of DARTS: two cells with two inputs, four nodes and 14 edges each, and up to eight operations an edge.
+
+Source: Liu et al., "DARTS: Differentiable Architecture Search", section 3.1.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..arch_parameters import ArchParameterGroup
+from ..genotype import DartsGenotype
+from ..mixed_op import MixedOp
+from .cells import TwoInputCell
+from .ops import (
+    AvgPool,
+    Conv7x1And1x7,
+    DilConv,
+    FactorizedReduce,
+    MaxPool,
+    Noise,
+    NormalizedPool,
+    SepConv,
+    Zero,
+)
+
+__all__ = [
+    "DARTS",
+    "EDGES",
+    "OPERATIONS",
+    "PRIMITIVES",
+    "READ_OUTS",
+    "WITH_NONE",
+    "ReadOut",
+    "Space",
+    "cell",
+    "everywhere",
+    "genotype",
+    "mixed_cell",
+    "select",
+]
+
+Space = Mapping[str, Mapping[str, tuple[str, ...]]]  # cell -> edge -> operations
+
+NODES = range(2, 6)
+EDGES = tuple(f"{target}<-{source}" for target in NODES for source in range(target))
+
+
+def everywhere(*operations: str) -> Space:
+    """The space that has these operations on every edge of both cells."""
+    return {cell: dict.fromkeys(EDGES, operations) for cell in DartsGenotype.CELLS}
+
+
+PRIMITIVES = (
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+)
+DARTS: Space = everywhere(*PRIMITIVES)
+WITH_NONE: Space = everywhere("none", *PRIMITIVES)
+
+# name -> (channels, stride, whether it is in a supernet) -> module. In a supernet no batch norm is affine, and poolings
+# are followed by one.
+OPERATIONS: dict[str, Callable[[int, int, bool], nn.Module]] = {
+    "none": lambda channels, stride, search: Zero(stride),
+    "max_pool_3x3": lambda channels, stride, search: _pool(MaxPool(stride), channels, search),
+    "avg_pool_3x3": lambda channels, stride, search: _pool(AvgPool(stride), channels, search),
+    "skip_connect": lambda channels, stride, search: (
+        nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine=not search)
+    ),
+    "sep_conv_3x3": lambda channels, stride, search: SepConv(channels, 3, stride, affine=not search),
+    "sep_conv_5x5": lambda channels, stride, search: SepConv(channels, 5, stride, affine=not search),
+    "sep_conv_7x7": lambda channels, stride, search: SepConv(channels, 7, stride, affine=not search),
+    "dil_conv_3x3": lambda channels, stride, search: DilConv(channels, 3, stride, affine=not search),
+    "dil_conv_5x5": lambda channels, stride, search: DilConv(channels, 5, stride, affine=not search),
+    "conv_7x1_1x7": lambda channels, stride, search: Conv7x1And1x7(channels, stride, affine=not search),
+    "noise": lambda channels, stride, search: Noise(stride),
+}
+
+
+def _pool(pool: Any, channels: int, search: bool) -> nn.Module:
+    return NormalizedPool(pool, channels) if search else pool
+
+
+def _stride(kind: str, edge: str) -> int:
+    """Edges from the inputs of a reduction cell have a stride of 2."""
+    return 2 if kind == "reduce" and edge.rstrip("'").endswith(("<-0", "<-1")) else 1
+
+
+def mixed_cell(
+    space: Space,
+    kind: str,
+    in_channels: tuple[int, int],
+    channels: int,
+    halved: bool,
+    drop_path: nn.Module | None = None,
+) -> TwoInputCell:
+    """A cell of the supernet: the space's operations on every edge, rows labelled by cell and edge, ``normal 2<-0``."""
+    edges = {
+        edge: MixedOp(
+            {name: OPERATIONS[name](channels, _stride(kind, edge), True) for name in operations},
+            label=f"{kind} {edge}",
+        )
+        for edge, operations in space[kind].items()
+    }
+    return TwoInputCell(edges, NODES, in_channels, channels, halved, affine=False, drop_path=drop_path)
+
+
+def cell(
+    genotype: DartsGenotype,
+    kind: str,
+    in_channels: tuple[int, int],
+    channels: int,
+    halved: bool,
+    drop_path: nn.Module | None = None,
+    search: bool = False,
+) -> TwoInputCell:
+    """A cell of the final network; with ``search`` its operations are those of a supernet."""
+    edges = {
+        edge: OPERATIONS[name](channels, _stride(kind, edge), search) for edge, name in genotype.edges(kind).items()
+    }
+    concat = getattr(genotype, f"{kind}_concat")
+    return TwoInputCell(edges, concat, in_channels, channels, halved, affine=not search, drop_path=drop_path)
+
+
+# Reading out
+
+
+@dataclass(frozen=True)
+class ReadOut:
+    """How edges and operations are ranked where published codes differ.
+
+    Attributes:
+        decimals: weights are rounded to as many before they are compared; None: not at all, and then edges are compared
+            by the log-odds of the winner's weight, which do not saturate where many weights are 1.0000.
+        later_edge: of edges that tie, the later predecessor is kept.
+        last_operation: of operations that tie, the last is chosen.
+    """
+
+    decimals: int | None = None
+    later_edge: bool = False
+    last_operation: bool = False
+
+
+READ_OUTS = {
+    "exact": ReadOut(),
+    "authors": ReadOut(decimals=4, later_edge=True),
+    "authors-robust": ReadOut(decimals=3, last_operation=True),
+}
+
+
+def genotype(arch: ArchParameterGroup, temperature: float, rule: ReadOut = READ_OUTS["exact"]) -> DartsGenotype:
+    """Read both cells out of a supernet's alphas: for each node the two edges whose best operation is strongest.
+
+    ``none`` is left out of both choices, but weighs in: an edge that prefers it is a weak one. Edges are ranked by the
+    weight of their best operation k at the temperature, as log-odds
+    ``alpha_k / t - log sum_{m != k} exp(alpha_m / t)``: strictly monotone in that weight, and exact where the weight
+    itself is within rounding of 1.
+
+    Args:
+        arch: of a supernet of :func:`mixed_cell`.
+        temperature: t, positive; with more than two operations an edge the ranking depends on it. The paper's is t_sp.
+        rule: how ties are broken, and whether weights are rounded first.
+    """
+    alphas = {label: (ops[0].names, ops[0].alpha.detach().double()) for label, ops in arch.rows.items()}
+    cells = {
+        kind: [
+            pair
+            for node in NODES
+            for pair in select(
+                [alphas[f"{kind} {node}<-{source}"] for source in range(node)],
+                temperature,
+                rule,
+            )
+        ]
+        for kind in DartsGenotype.CELLS
+    }
+    return DartsGenotype(tuple(cells["normal"]), tuple(NODES), tuple(cells["reduce"]), tuple(NODES))
+
+
+def select(
+    rows: list[tuple[tuple[str, ...], Tensor]], temperature: float, rule: ReadOut = READ_OUTS["exact"]
+) -> list[tuple[str, int]]:
+    """The two edges of one node: (operation, predecessor), the stronger first.
+
+    Args:
+        rows: for each predecessor the operations' names and their alphas ``(M,)``.
+        temperature: t.
+        rule: see :class:`ReadOut`.
+    """
+    ranked = []
+    for source, (names, alpha) in enumerate(rows):
+        strength = _strengths(alpha / temperature, rule)
+        order = range(len(names))[::-1] if rule.last_operation else range(len(names))
+        best = max((k for k in order if names[k] != "none"), key=strength.__getitem__)
+        ranked.append((strength[best], source if rule.later_edge else -source, names[best], source))
+    ranked.sort(reverse=True)
+    return [(name, source) for _, _, name, source in ranked[:2]]
+
+
+def _strengths(scores: Tensor, rule: ReadOut) -> list[float]:
+    if rule.decimals is not None:
+        return [round(weight, rule.decimals) for weight in torch.softmax(scores, dim=0).tolist()]
+    others = [torch.cat([scores[:k], scores[k + 1 :]]) for k in range(len(scores))]
+    return [float(score - rest.logsumexp(0)) for score, rest in zip(scores, others, strict=True)]
+
+
+# Settings of a search (fields of sparsemix.config.SearchConfig): preset -> data set -> settings; "*" is for all.
+_PAPER: dict[str, Any] = {
+    "channels": 16,
+    "cells": 8,
+    "epochs": 50,
+    "batch_size": 80,
+    "weight_lr": 0.05,
+    "weight_lr_min": 0.05,
+    "weight_decay": 3e-4,
+    "nesterov": False,
+    "sparse": 1e-3,
+    "smooth": 1e-2,
+    "p_up": 1.0,
+    "warmup_epochs": 1,
+    "eval_temperature": 1e-4,
+}
