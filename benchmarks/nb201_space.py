@@ -22,13 +22,14 @@ from sparsemix import ArchParameterGroup
 from sparsemix.config import METHODS, SearchConfig, config_from_flags
 from sparsemix.data import open_pairs
 from sparsemix.genotype import NB201Genotype
-from sparsemix.search import Search, SearchInterrupted, make_accelerator
+from sparsemix.running import Interrupted, make_accelerator
+from sparsemix.search import Search
 from sparsemix.spaces import nb201
 from sparsemix.tables import NB201Table
 
 
 def main(config: SearchConfig) -> dict[str, Any]:
-    accelerator = make_accelerator(config)
+    accelerator = make_accelerator(config.device)
     judge = {} if config.table is None else {"judge": true_accuracy(NB201Table(config.table), config)}
     set_seed(config.seed)
     pairs = open_pairs(
@@ -79,6 +80,6 @@ def true_accuracy(table: NB201Table, config: SearchConfig) -> Any:
 if __name__ == "__main__":
     try:
         main(config_from_flags(nb201.PRESETS))
-    except SearchInterrupted as stopped:
+    except Interrupted as stopped:
         print(stopped)
         sys.exit(130)

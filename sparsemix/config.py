@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from .arch_parameters import Relaxation
 from .bilevel import Order
 from .relaxation import Softmax, SparseSmoothSoftmax
 
-__all__ = ["METHODS", "SearchConfig", "config_from_flags"]
+__all__ = ["METHODS", "SearchConfig", "config_from_flags", "peek_flags"]
 
 
 @dataclass(frozen=True)
@@ -153,26 +153,41 @@ METHODS: dict[str, tuple[Callable[[SearchConfig], Relaxation], dict[str, Any]]] 
 }
 
 
+Config = TypeVar("Config", bound=SearchConfig)
+
+
 def config_from_flags(
-    presets: Mapping[str, Mapping[str, Mapping[str, Any]]], args: list[str] | None = None
-) -> SearchConfig:
+    presets: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    args: list[str] | None = None,
+    kind: type[Config] = SearchConfig,  # type: ignore[assignment]
+) -> Config:
     """The configuration of a command line: a preset's settings, the data set's and the method's, and then the flags.
 
     Args:
         presets: preset -> data set (``"*"`` for all) -> settings.
         args: the command line; by default the process's own.
+        kind: the class of the configuration; a script with more flags has its own.
 
     Raises:
         SystemExit: a flag is unknown or malformed (shown with the usage), as command lines do.
     """
     import tyro
 
-    defaults = SearchConfig()
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", choices=sorted(presets), default=defaults.preset)
-    first.add_argument("--dataset", default=defaults.dataset)
-    first.add_argument("--method", choices=sorted(METHODS), default=defaults.method)
-    chosen, _ = first.parse_known_args(args)
-    preset = presets[chosen.preset]
-    settings = {**preset["*"], **preset.get(chosen.dataset, {}), **METHODS[chosen.method][1], **vars(chosen)}
-    return tyro.cli(SearchConfig, args=args, default=SearchConfig(**settings))
+    defaults = kind()
+    chosen = peek_flags(
+        args,
+        preset=(sorted(presets), defaults.preset),
+        dataset=(None, defaults.dataset),
+        method=(sorted(METHODS), defaults.method),
+    )
+    preset = presets[chosen["preset"]]
+    settings = {**preset["*"], **preset.get(chosen["dataset"], {}), **METHODS[chosen["method"]][1], **chosen}
+    return tyro.cli(kind, args=args, default=kind(**settings))
+
+
+def peek_flags(args: list[str] | None, **flags: tuple[Sequence[str] | None, str | None]) -> dict[str, Any]:
+    """The values of a few flags that decide what the others start from: name -> (choices or None, default)."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name, (choices, default) in flags.items():
+        parser.add_argument(f"--{name}", choices=choices, default=default)
+    return vars(parser.parse_known_args(args)[0])

@@ -82,7 +82,11 @@ class RunFolder:
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint; tensors, containers and numbers only."""
-        self._replace(self._checkpoint, lambda partial: torch.save(dict(state), partial))
+        self.save(self._checkpoint.name, state)
+
+    def save(self, name: str, state: Mapping[str, Any]) -> None:
+        """Write tensors, containers and numbers by ``torch.save``."""
+        self._replace(self.path / name, lambda partial: torch.save(dict(state), partial))
 
     def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
         """The checkpoint, or None if the run was stopped before its first; nothing in it is executed."""

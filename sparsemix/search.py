@@ -5,13 +5,9 @@ A script builds data, supernet and :class:`~sparsemix.ArchParameterGroup`, and h
 
 from __future__ import annotations
 
-import shlex
-import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,39 +23,19 @@ from .arch_parameters import ArchParameterGroup
 from .bilevel import SearchStep
 from .config import METHODS, SearchConfig
 from .data import Pairs
-from .metrics import accuracy, audit, discretization, leakage, skip_count
+from .metrics import accuracy, audit, discretization, leakage
 from .relaxation import Softmax
 from .run_folder import RunFolder
+from .running import Interrupted, command_line, stop_requests
 from .schedule import BatchMixedScheduler
 
-__all__ = ["Search", "SearchInterrupted", "make_accelerator"]
+__all__ = ["Search"]
 
 
 # Fields that do not say what a run computes, but where, and how it is read out: a resumed run may change them.
 _MOVABLE = frozenset(
     {"output", "resume", "device", "data", "download", "workers", "table", "table_dataset"} | {"average_epochs"}
 )
-
-
-def make_accelerator(config: SearchConfig) -> Accelerator:
-    """An Accelerator on the device that the configuration names.
-
-    Raises:
-        ValueError: that device is not there.
-        RuntimeError: several processes were launched.
-    """
-    accelerator = Accelerator(cpu=config.device == "cpu")
-    if accelerator.num_processes > 1:
-        raise RuntimeError(
-            f"a search runs in one process, got {accelerator.num_processes}: launch it with --num_processes 1"
-        )
-    if config.device not in ("auto", accelerator.device.type):
-        raise ValueError(f"--device {config.device} is not available here; found {accelerator.device.type}")
-    return accelerator
-
-
-class SearchInterrupted(KeyboardInterrupt):
-    """A search was stopped between two steps and has saved where it was; the message says how to go on."""
 
 
 @dataclass
@@ -84,8 +60,9 @@ class Search:
         pairs: the data.
         accelerator: where and how it runs.
         space: name of the search space, for the run folder.
-        read_out: arch -> the genotype, whose ``str`` is written.
+        read_out: arch -> the genotype, whose ``str`` is written, and the number of its skip connections, ``skips``.
         judge: the genotype -> further entries of the summary, such as its true accuracy, or nothing.
+        retrain: the run folder -> the command that trains what was found from scratch; None: the space has no such.
 
     Example:
         See ``benchmarks/nb201_space.py``.
@@ -98,6 +75,7 @@ class Search:
     space: str
     read_out: Callable[[ArchParameterGroup], Any]
     judge: Callable[[Any], dict[str, Any]] = field(default=lambda genotype: {})
+    retrain: Callable[[Path], str] | None = None
 
     def run(self) -> dict[str, Any]:
         """Search, or continue to search, to the end.
@@ -106,7 +84,7 @@ class Search:
             The summary.
 
         Raises:
-            SearchInterrupted: by Ctrl-C or SIGTERM, after the running step; the checkpoint is of that moment.
+            Interrupted: by Ctrl-C or SIGTERM, after the running step; the checkpoint is of that moment.
             FloatingPointError: an alpha is not finite; the last checkpoint is of before that epoch.
         """
         from timm.scheduler import CosineLRScheduler
@@ -163,7 +141,7 @@ class Search:
             f"{config.epochs} epochs of {len(self.pairs)} steps on {self.accelerator.device}; "
             f"run folder {self.folder.path}"
         )
-        with _stop_requests() as stop:
+        with stop_requests() as stop:
             for epoch in range(first, config.epochs):
                 self._train_epoch(epoch, progress, stop)
                 self._finish_epoch(epoch, progress)
@@ -200,9 +178,9 @@ class Search:
             if stop.is_set():
                 arch.check_finite()
                 self._save(epoch, progress)
-                raise SearchInterrupted(
+                raise Interrupted(
                     f"stopped in epoch {epoch + 1} of {config.epochs} after step {progress.step} of {steps}; "
-                    f"to go on: {_command_line()}"
+                    f"to go on: {command_line()}"
                 )
         arch.check_finite()
 
@@ -225,7 +203,7 @@ class Search:
             "entropy": arch.entropy(),
             "weight_leakage": {label: leak.weight for label, leak in leaks.items()},
             "output_leakage": {label: leak.output for label, leak in leaks.items()},
-            "skips": skip_count(arch.genotype()),
+            "skips": genotype.skips,
             **({"audits": progress.audits} if config.audit_every else {}),
             "genotype": str(genotype),
             "alphas": {label: alpha.tolist() for label, alpha in arch.named_parameters()},
@@ -258,6 +236,8 @@ class Search:
         )
         self.folder.write("summary.json", summary)
         self._say(_closing_lines(summary, self.folder.path))
+        if self.retrain is not None:
+            self._say(f"to train it from scratch: {self.retrain(self.folder.path)}")
         return summary
 
     def _averaged_genotype(self) -> Any:
@@ -331,32 +311,6 @@ class _Repeatable:
 
     def __iter__(self) -> Iterator[Any]:
         return self.begin()
-
-
-@contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that a step is finished first; a second Ctrl-C stops at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def request(number: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def _command_line() -> str:
-    arguments = [argument for argument in sys.argv if argument != "--resume"]
-    return shlex.join(["accelerate", "launch", *arguments, "--resume"])
 
 
 def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:

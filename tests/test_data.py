@@ -85,7 +85,11 @@ def test_augmentation_is_a_shifted_and_mirrored_window_of_the_image():
     seen = Counter()
     for epoch in range(20):
         for (x, y), _ in pairs.epoch(epoch):
-            pixels = (x.permute(0, 2, 3, 1) * pairs._std + pairs._mean).round().to(torch.uint8)
+            pixels = (
+                (x.permute(0, 2, 3, 1) * pairs.weights.normalization.std + pairs.weights.normalization.mean)
+                .round()
+                .to(torch.uint8)
+            )
             for image, label in zip(pixels, y, strict=True):
                 n, mirrored = windows[image.contiguous().numpy().tobytes()]
                 assert images.labels[n] == label
@@ -94,7 +98,7 @@ def test_augmentation_is_a_shifted_and_mirrored_window_of_the_image():
 
 
 def test_digits_are_not_mirrored():
-    assert open_pairs("digits").mirror is False
+    assert open_pairs("digits").weights.mirror is False
 
 
 def test_normalisation_and_memory_format():
@@ -160,7 +164,12 @@ def test_imagenet16_120_from_batch_files(tmp_path):
     pairs = open_pairs("imagenet16-120", root=tmp_path, batch_size=64)
     assert (len(pairs.classes), pairs.image_size, pairs.in_chans) == (120, 16, 3)
     x, y = next(pairs.validation())
-    pixels = (x.permute(0, 2, 3, 1) * pairs._std + pairs._mean).round().to(torch.uint8).numpy()
+    pixels = (
+        (x.permute(0, 2, 3, 1) * pairs.weights.normalization.std + pairs.weights.normalization.mean)
+        .round()
+        .to(torch.uint8)
+        .numpy()
+    )
     for image, label in zip(pixels, y.tolist(), strict=True):
         assert any(np.array_equal(image, original) for original in images[label])
     (tmp_path / "train_data_batch_4").unlink()

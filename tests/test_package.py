@@ -37,7 +37,8 @@ def test_imports_run_one_way():
     """relaxation -> mixed_op -> arch_parameters -> schedule, bilevel, metrics -> spaces -> models -> search."""
     order = [
         "relaxation", "mixed_op", "arch_parameters", "schedule", "genotype", "unpickle", "run_folder", "run_records",
-        "figures", "bilevel", "config", "metrics", "tables", "report", "spaces", "models", "data", "search",
+        "running", "figures", "bilevel", "config", "metrics", "tables", "report", "spaces", "models", "data", "search",
+        "retrain",
     ]  # fmt: skip
     for path in (ROOT / "sparsemix").rglob("*.py"):
         parts = path.relative_to(ROOT / "sparsemix").with_suffix("").parts

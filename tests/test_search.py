@@ -17,7 +17,7 @@ from sparsemix.bilevel import SearchStep
 from sparsemix.config import SearchConfig, config_from_flags
 from sparsemix.genotype import NB201Genotype
 from sparsemix.run_folder import RunFolder
-from sparsemix.search import SearchInterrupted, _stop_requests, make_accelerator
+from sparsemix.running import Interrupted, make_accelerator, stop_requests
 from sparsemix.spaces import nb201
 
 SCRIPT = Path(nb201_space.__file__)
@@ -136,7 +136,7 @@ def test_interrupted_and_resumed_is_as_if_never_interrupted(finished, tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(SearchStep, "__call__", interrupting)
-        with pytest.raises(SearchInterrupted, match=r"to go on: accelerate launch .* --resume$"):
+        with pytest.raises(Interrupted, match=r"to go on: accelerate launch .* --resume$"):
             search(tmp_path / "run", *flags)
     torch.manual_seed(99)
     search(tmp_path / "run", *flags, "--resume")
@@ -204,7 +204,7 @@ def test_ctrl_c_from_outside(tmp_path):
 
 
 def test_a_second_ctrl_c_stops_at_once():
-    with _stop_requests() as stop:
+    with stop_requests() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.wait(5)
         with pytest.raises(KeyboardInterrupt):
@@ -275,7 +275,7 @@ def test_a_device_that_is_not_there():
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(ValueError, match="--device cuda is not available here; found cpu"):
-        make_accelerator(SearchConfig(device="cuda"))
+        make_accelerator("cuda")
 
 
 def test_a_configuration_that_cannot_run_leaves_no_folder(tmp_path):

@@ -11,19 +11,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from ..schedule import seeded_generator
 from .datasets import DATASETS, Folder, read_rgb
 from .images import Images, halves, stratified_subset
+from .resident import Batch, Normalization, ResidentImages
 
 __all__ = ["Pairs", "ResidentPairs", "StreamedPairs", "open_pairs"]
 
 RESIDENT_SIZE = 64  # images up to this size are kept in memory
 LARGE_SIZE = 224  # of images on disk that have no size in common
-Batch = tuple[Tensor, Tensor]
 
 
 class Pairs(Protocol):
@@ -74,66 +72,37 @@ class ResidentPairs:
                 f"the halves disagree: images of {tuple(weights.pixels.shape[1:])} in {len(weights.classes)} classes, "
                 f"and of {tuple(alphas.pixels.shape[1:])} in {len(alphas.classes)} classes"
             )
-        height, width, self.in_chans = weights.pixels.shape[1:]
-        if height != width:
-            raise ValueError(f"images must be square, got {height}x{width}: resize them, Images.resized(size)")
+        normalization = Normalization(weights, device)
+        self.weights = ResidentImages(weights, normalization, device)
+        self.alphas = ResidentImages(alphas, normalization, device)
         self.classes = weights.classes
-        self.image_size = height
+        self.image_size = self.weights.size
+        self.in_chans = self.weights.channels
         self.batch_size = batch_size
         self.seed = seed
         self.replacement = replacement
-        self.mirror = weights.mirror
-        self.padding = self.image_size // 8  # 4 for 32x32, as for CIFAR-10
-        channels = weights.pixels.flatten(0, 2).double()
-        self._mean = channels.mean(0).float().to(device)
-        self._std = channels.std(0).clamp(min=1).float().to(device)
-        self._weights = self._resident(weights, device)
-        self._alphas = self._resident(alphas, device)
-
-    def _resident(self, images: Images, device: torch.device | str) -> Batch:
-        pad = self.padding
-        return F.pad(images.pixels, (0, 0, pad, pad, pad, pad)).to(device), images.labels.to(device)
 
     def __len__(self) -> int:
-        return -(-min(len(self._weights[1]), len(self._alphas[1])) // self.batch_size)
+        return -(-min(len(self.weights), len(self.alphas)) // self.batch_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, Batch]]:
         generator = seeded_generator("order", self.seed, epoch)
-        size = min(len(self._weights[1]), len(self._alphas[1]))
-        train = torch.randperm(len(self._weights[1]), generator=generator)[:size]
+        size = min(len(self.weights), len(self.alphas))
+        train = torch.randperm(len(self.weights), generator=generator)[:size]
         if self.replacement:
-            val = torch.randint(len(self._alphas[1]), (size,), generator=generator)
+            val = torch.randint(len(self.alphas), (size,), generator=generator)
         else:
-            val = torch.randperm(len(self._alphas[1]), generator=generator)[:size]
+            val = torch.randperm(len(self.alphas), generator=generator)[:size]
         for step in range(start, len(self)):
             rows = slice(step * self.batch_size, (step + 1) * self.batch_size)
             generator = seeded_generator("augment", self.seed, epoch, step)
             yield (
-                self._augmented(self._weights, train[rows], generator),
-                self._augmented(self._alphas, val[rows], generator),
+                self.weights.augmented(train[rows], generator),
+                self.alphas.augmented(val[rows], generator),
             )
 
     def validation(self) -> Iterator[Batch]:
-        pixels, labels = self._alphas
-        inner = slice(self.padding, self.padding + self.image_size)
-        for part, target in zip(pixels.split(4 * self.batch_size), labels.split(4 * self.batch_size), strict=True):
-            yield self._normalized(part[:, inner, inner]), target
-
-    def _augmented(self, images: Batch, indices: Tensor, generator: torch.Generator) -> Batch:
-        """A random crop of the padded images, mirrored or not: one gather for the whole batch."""
-        n, size = len(indices), self.image_size
-        shifts = torch.randint(2 * self.padding + 1, (2, n, 1), generator=generator)
-        rows, columns = shifts + torch.arange(size)  # each (n, size)
-        if self.mirror:
-            flip = torch.rand(n, 1, generator=generator) < 0.5
-            columns = torch.where(flip, columns.flip(1), columns)
-        pixels, labels = images
-        indices, rows, columns = (t.to(labels.device) for t in (indices, rows, columns))
-        return self._normalized(pixels[indices[:, None, None], rows[:, :, None], columns[:, None, :]]), labels[indices]
-
-    def _normalized(self, pixels: Tensor) -> Tensor:
-        x = pixels.float().sub_(self._mean).div_(self._std)
-        return rearrange(x, "n h w c -> n c h w")  # a view: channels stay last in memory
+        return self.alphas.plain(4 * self.batch_size)
 
 
 class StreamedPairs:
@@ -185,7 +154,7 @@ class StreamedPairs:
     def _loader(folder: Folder, indices: Tensor, **options: Any) -> Any:
         from timm.data import create_loader
 
-        dataset: Any = _FolderSubset(folder, indices)
+        dataset: Any = FolderSubset(folder, indices)
         return create_loader(dataset, **options)
 
     def __len__(self) -> int:
@@ -205,7 +174,7 @@ class StreamedPairs:
         return x.to(self.device, memory_format=torch.channels_last), y.to(self.device)
 
 
-class _FolderSubset(torch.utils.data.Dataset):
+class FolderSubset(torch.utils.data.Dataset):
     """Files of an image folder with the transform that timm's loader installs."""
 
     transform: Callable[[Any], Tensor]

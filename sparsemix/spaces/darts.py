@@ -32,7 +32,9 @@ __all__ = [
     "DARTS",
     "EDGES",
     "OPERATIONS",
+    "PRESETS",
     "PRIMITIVES",
+    "PROXY",
     "READ_OUTS",
     "WITH_NONE",
     "ReadOut",
@@ -213,7 +215,7 @@ def _strengths(scores: Tensor, rule: ReadOut) -> list[float]:
     return [float(score - rest.logsumexp(0)) for score, rest in zip(scores, others, strict=True)]
 
 
-# Settings of a search (fields of sparsemix.config.SearchConfig): preset -> data set -> settings; "*" is for all.
+# Settings of a search (fields of a script's configuration): preset -> data set -> settings; "*" is for all.
 _PAPER: dict[str, Any] = {
     "channels": 16,
     "cells": 8,
@@ -228,4 +230,21 @@ _PAPER: dict[str, Any] = {
     "p_up": 1.0,
     "warmup_epochs": 1,
     "eval_temperature": 1e-4,
+}
+PROXY: dict[str, Any] = {
+    "channels": 8,
+    "cells": 5,
+    "epochs": 10,
+    "batch_size": 64,
+    "image_size": 16,
+    "limit": 6_400,
+}
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    # Table II
+    "paper": {"*": _PAPER},
+    # what the published code does differently; its temperature of 10 in the warm-up epoch is not copied
+    "authors": {"*": {**_PAPER, "weights_first": False, "read_out": "authors"}},
+    # for CPUs: a small supernet on few, small images
+    "proxy": {"*": {**_PAPER, **PROXY}, "digits": {"image_size": 8, "limit": None}},
 }

@@ -1,0 +1,81 @@
+"""Search the DARTS space.
+
+    accelerate launch benchmarks/darts_space.py --preset proxy                     # embedded digits, on a laptop
+    accelerate launch benchmarks/darts_space.py --dataset cifar10 --download       # the paper's setting
+    accelerate launch benchmarks/darts_space.py --dataset cifar10 --method darts --space darts-none
+
+Every flag: --help. An interrupted run goes on with --resume. At the end the search prints the command that trains what
+it found from scratch (benchmarks/evaluate.py). The spaces S1 to S4 have a script of their own, robust_spaces.py.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+from accelerate.utils import set_seed
+
+import sparsemix.models  # noqa: F401  (registers the supernet)
+from sparsemix import ArchParameterGroup
+from sparsemix.config import METHODS, SearchConfig, config_from_flags
+from sparsemix.data import open_pairs
+from sparsemix.genotype import DartsGenotype
+from sparsemix.running import Interrupted, make_accelerator
+from sparsemix.search import Search
+from sparsemix.spaces import darts
+
+
+@dataclass(frozen=True)
+class DartsConfig(SearchConfig):
+    space: Literal["darts", "darts-none", "s1", "s2", "s3", "s4"] = "darts"
+    """The operations of each edge."""
+    read_out: Literal["exact", "authors", "authors-robust"] = "exact"
+    """How edges and operations that tie are ranked: by exact weights, or as published code does it."""
+
+
+def main(config: DartsConfig) -> dict[str, Any]:
+    accelerator = make_accelerator(config.device)
+    set_seed(config.seed)
+    pairs = open_pairs(
+        config.dataset,
+        root=config.data,
+        batch_size=config.batch_size,
+        image_size=config.image_size,
+        limit=config.limit,
+        seed=config.seed,
+        device=accelerator.device,
+        download=config.download,
+        replacement=config.replacement,
+        workers=config.workers,
+    )
+    supernet = timm.create_model(
+        "sparsemix_darts_supernet",
+        space=config.space,
+        num_classes=len(pairs.classes),
+        in_chans=pairs.in_chans,
+        channels=config.channels,
+        cells=config.cells,
+    )
+    relaxation, _ = METHODS[config.method]
+    arch = ArchParameterGroup(supernet, relaxation(config), threshold=config.threshold)
+
+    def read_out(arch: ArchParameterGroup) -> DartsGenotype:
+        return darts.genotype(arch, config.sparse, darts.READ_OUTS[config.read_out])
+
+    def retrain(folder: Path) -> str:
+        flags = ["--genotype", str(folder / "genotype.json"), "--dataset", config.dataset, "--data", str(config.data)]
+        return shlex.join(["accelerate", "launch", "benchmarks/evaluate.py", *flags])
+
+    return Search(config, arch, pairs, accelerator, config.space, read_out, retrain=retrain).run()
+
+
+if __name__ == "__main__":
+    try:
+        main(config_from_flags(darts.PRESETS, kind=DartsConfig))
+    except Interrupted as stopped:
+        print(stopped)
+        sys.exit(130)

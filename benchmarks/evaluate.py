@@ -1,0 +1,57 @@
+"""Train a network from scratch and report its test error: of a genotype, of a published one, or a model of timm's.
+
+    accelerate launch benchmarks/evaluate.py --genotype runs/NAME/genotype.json --preset proxy    # on a laptop
+    accelerate launch benchmarks/evaluate.py --genotype DARTS_V2 --dataset cifar10 --download     # the papers' protocol
+    accelerate launch benchmarks/evaluate.py --model densenet121 --dataset cifar10 --download
+    accelerate launch benchmarks/evaluate.py --genotype DARTS_V2 --preset imagenet --data TRAIN --test-data VAL
+
+Every flag: --help. An interrupted run goes on with --resume.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import timm
+from accelerate.utils import set_seed
+
+import sparsemix.models  # noqa: F401  (registers the networks)
+from sparsemix.data import open_training
+from sparsemix.retrain import RetrainConfig, Retraining, retrain_config_from_flags
+from sparsemix.running import Interrupted, make_accelerator
+
+
+def main(config: RetrainConfig) -> dict[str, Any]:
+    accelerator = make_accelerator(config.device)
+    set_seed(config.seed)
+    data = open_training(
+        config.dataset,
+        root=config.data,
+        test_root=config.test_data,
+        holdout=config.holdout,
+        batch_size=config.batch_size,
+        image_size=config.image_size,
+        limit=config.limit,
+        cutout=config.cutout,
+        seed=config.seed,
+        device=accelerator.device,
+        download=config.download,
+        workers=config.workers,
+    )
+    options: dict[str, Any] = {"num_classes": len(data.classes), "in_chans": data.in_chans}
+    if config.model is None:
+        name = "sparsemix_darts_imagenet" if config.preset == "imagenet" else "sparsemix_darts_cifar"
+        options |= {"genotype": config.genotype, "channels": config.channels, "cells": config.cells}
+        options |= {"auxiliary": config.auxiliary > 0}
+    else:
+        name = config.model
+    return Retraining(config, timm.create_model(name, **options), data, accelerator).run()
+
+
+if __name__ == "__main__":
+    try:
+        main(retrain_config_from_flags())
+    except Interrupted as stopped:
+        print(stopped)
+        sys.exit(130)

@@ -1,0 +1,398 @@
+"""Training a network from scratch, with the protocols of the papers: what an architecture is worth."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
+
+from .arch_parameters import evaluating
+from .config import peek_flags
+from .data import TrainingData
+from .metrics import accuracy
+from .run_folder import RunFolder
+from .running import Interrupted, command_line, stop_requests
+
+__all__ = ["PRESETS", "Cost", "RetrainConfig", "Retraining", "cost", "retrain_config_from_flags"]
+
+
+@dataclass(frozen=True)
+class RetrainConfig:
+    """A training, completely: what its run folder's ``config.json`` holds."""
+
+    genotype: str = "DARTS_V2"
+    """A published name, a .json file, or the notation itself."""
+    model: str | None = None
+    """Train this timm model instead."""
+    preset: Literal["cifar", "robust", "imagenet", "proxy"] = "cifar"
+    """The row of settings that the other flags start from."""
+    seed: int = 0
+    """Of initialisation, data order and augmentation."""
+    output: Path | None = None
+    """Run folder; by default runs/train-<what>-<dataset>-<preset>-seed<seed>."""
+    resume: bool = False
+    """Continue the run in the output folder."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to run; auto takes what Accelerate finds."""
+
+    dataset: str = "digits"
+    """digits (embedded), cifar10, cifar100, svhn, imagenet16-120, or folder."""
+    data: Path = Path("data")
+    """Where the data set is; for folder, the folder of training images with one folder a class."""
+    test_data: Path | None = None
+    """For folder: the folder of test images."""
+    holdout: float = 0.0
+    """Judge on this share of the training images, which are not trained on; 0: on the test images."""
+    download: bool = False
+    """Fetch the data set if it is not there."""
+    image_size: int | None = None
+    """Resize images to this height and width."""
+    limit: int | None = None
+    """Use this many training images in all."""
+    workers: int = 2
+    """Processes that decode images too large to stay in memory."""
+
+    channels: int = 36
+    """C of the first cells."""
+    cells: int = 20
+    """How many."""
+    auxiliary: float = 0.4
+    """Weight of the auxiliary classifier's loss; 0: there is none."""
+    drop_path: float = 0.3
+    """Probability of dropping an edge at the end; it rises linearly."""
+    cutout: int = 16
+    """Side of the square that is blanked; 0: none."""
+    smoothing: float = 0.0
+    """Of the labels."""
+
+    epochs: int = 600
+    """Length of the training."""
+    batch_size: int = 64
+    """Images a batch."""
+    opt: str = "sgd"
+    """timm's name of the optimizer; sgd is SGD with momentum, without Nesterov's: timm calls it momentum."""
+    lr: float = 0.025
+    """Learning rate."""
+    momentum: float = 0.9
+    """Of the optimizer."""
+    weight_decay: float = 3e-4
+    """Of all parameters."""
+    sched: Literal["cosine", "poly"] = "cosine"
+    """timm's name of the schedule, by epoch, down to 0; poly is a straight line."""
+    warmup_epochs: int = 0
+    """Epochs of a linearly rising learning rate."""
+    max_norm: float = 5.0
+    """The gradient is clipped to this norm."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights, which is then judged too; 0: none."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "channels", "cells"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"RetrainConfig: {name} must be at least 1, got {getattr(self, name)}")
+        for name in ("auxiliary", "drop_path", "smoothing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"RetrainConfig: {name} must be in [0, 1), got {getattr(self, name)}")
+
+    def named_output(self) -> Path:
+        what = self.model or (Path(self.genotype).parent.name if self.genotype.endswith(".json") else self.genotype)
+        what = what if len(what) <= 40 and "(" not in what else "genotype"
+        return self.output or Path("runs") / f"train-{what}-{self.dataset}-{self.preset}-seed{self.seed}"
+
+
+# preset -> data set -> settings; "*" is for all
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    # Liu et al., "DARTS", appendix A.2
+    "cifar": {"*": {}},
+    # Zela et al.: S1 to S4; CIFAR-100 and SVHN on smaller networks
+    "robust": {
+        "*": {"batch_size": 96, "drop_path": 0.2},
+        "cifar100": {"channels": 16, "cells": 8},
+        "svhn": {"channels": 16, "cells": 8},
+    },
+    # the mobile setting
+    "imagenet": {
+        "*": {
+            "dataset": "folder",
+            "image_size": 224,
+            "channels": 48,
+            "cells": 14,
+            "epochs": 250,
+            "batch_size": 768,
+            "lr": 0.5,
+            "sched": "poly",
+            "warmup_epochs": 5,
+            "weight_decay": 3e-5,
+            "smoothing": 0.1,
+            "drop_path": 0.0,
+            "cutout": 0,
+        },
+    },
+    # for CPUs: a small network on few, small images, judged on images held out
+    "proxy": {
+        "*": {
+            "channels": 8,
+            "cells": 5,
+            "epochs": 20,
+            "image_size": 16,
+            "limit": 10_000,
+            "holdout": 0.2,
+            "auxiliary": 0.0,
+            "drop_path": 0.0,
+            "cutout": 0,
+        },
+        "digits": {"image_size": 8, "limit": None},
+    },
+}
+
+
+def retrain_config_from_flags(args: list[str] | None = None) -> RetrainConfig:
+    """The configuration of a command line: a preset's settings, the data set's, and then the flags.
+
+    Raises:
+        SystemExit: a flag is unknown or malformed (shown with the usage), as command lines do.
+    """
+    import tyro
+
+    defaults = RetrainConfig()
+    chosen = peek_flags(args, preset=(sorted(PRESETS), defaults.preset), dataset=(None, None))
+    preset = PRESETS[chosen["preset"]]
+    dataset = chosen["dataset"] or preset["*"].get("dataset", defaults.dataset)
+    settings = {**preset["*"], **preset.get(dataset, {}), "preset": chosen["preset"], "dataset": dataset}
+    return tyro.cli(RetrainConfig, args=args, default=RetrainConfig(**settings))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs: its parameters, and the multiply-accumulates of one image."""
+
+    parameters: int
+    macs: int
+
+
+def cost(model: nn.Module, x: torch.Tensor) -> Cost:
+    """Count by running: multiply-accumulates of ``x``, a batch of one, and the parameters that it takes.
+
+    An auxiliary classifier takes no part in an evaluation and is not counted.
+
+    Example:
+        >>> cost(nn.Conv2d(2, 3, 1, bias=False), torch.zeros(1, 2, 4, 4))
+        Cost(parameters=6, macs=96)
+    """
+    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(x)
+    auxiliary = getattr(model, "auxiliary", None)
+    left_out = {id(p) for p in auxiliary.parameters()} if isinstance(auxiliary, nn.Module) else set()
+    parameters = sum(p.numel() for p in model.parameters() if id(p) not in left_out)
+    return Cost(parameters, counter.get_total_flops() // 2)
+
+
+@dataclass
+class _Epoch:
+    """What has been summed up over the steps of an epoch so far; a checkpoint within the epoch holds it."""
+
+    step: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass
+class Retraining:
+    """A training from its configuration to ``summary.json`` in its run folder.
+
+    Args:
+        config: the configuration.
+        model: what is trained; in training it may return ``(logits, auxiliary logits)``.
+        data: the data.
+        accelerator: where and how it runs.
+
+    Example:
+        See ``benchmarks/evaluate.py``.
+    """
+
+    config: RetrainConfig
+    model: nn.Module
+    data: TrainingData
+    accelerator: Accelerator
+    _ema: Any = field(default=None, init=False)
+
+    def run(self) -> dict[str, Any]:
+        """Train, or continue to train, to the end.
+
+        Returns:
+            The summary.
+
+        Raises:
+            Interrupted: by Ctrl-C or SIGTERM, after the running step; the checkpoint is of that moment.
+            FloatingPointError: the loss is not finite; the last checkpoint is of before that epoch.
+        """
+        from timm.optim import create_optimizer_v2
+        from timm.scheduler import create_scheduler_v2
+        from timm.utils import ModelEmaV3
+
+        config = self.config
+        self.model.to(self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        x, _ = next(self.data.test())
+        self.cost = cost(self.model, x[:1])
+        self.optimizer: Any = create_optimizer_v2(
+            self.model,
+            opt="momentum" if config.opt == "sgd" else config.opt,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            filter_bias_and_bn=False,
+        )
+        self.schedule, _ = create_scheduler_v2(
+            self.optimizer,
+            sched=config.sched,
+            num_epochs=config.epochs,
+            warmup_epochs=config.warmup_epochs,
+            min_lr=0.0,
+            decay_rate=1.0,  # poly: its power
+        )
+        if config.ema:
+            self._ema = ModelEmaV3(self.model, decay=config.ema)
+        model, self._prepared = self.accelerator.prepare(self.model, self.optimizer)
+        self.folder = RunFolder(config.named_output(), self._jsonable(), config.resume, _MOVABLE)
+        first, progress = self._restore()
+        self.accelerator.print(
+            f"{config.model or config.genotype}: {self.cost.parameters / 1e6:.3f} M parameters, "
+            f"{self.cost.macs / 1e6:.1f} M MACs; {config.epochs} epochs of {len(self.data)} steps on "
+            f"{self.accelerator.device}; run folder {self.folder.path}",
+            flush=True,
+        )
+        with stop_requests() as stop:
+            for epoch in range(first, config.epochs):
+                self._train_epoch(model, epoch, progress, stop)
+                self._finish_epoch(epoch, progress)
+                progress = _Epoch()
+        return self._summarize()
+
+    def _train_epoch(self, model: Any, epoch: int, progress: _Epoch, stop: threading.Event) -> None:
+        config = self.config
+        self.model.train()
+        self.schedule.step(epoch)
+        set_drop_path: Callable[[float], None] | None = getattr(self.model, "set_drop_path", None)
+        if set_drop_path is not None:
+            set_drop_path(config.drop_path * epoch / config.epochs)
+        started, steps = time.perf_counter() - progress.seconds, len(self.data)
+        bar = tqdm(
+            self.data.epoch(epoch, progress.step),
+            f"epoch {epoch + 1}/{config.epochs}",
+            steps,
+            initial=progress.step,
+            leave=False,
+            disable=None if self.accelerator.is_main_process else True,
+        )
+        for x, y in bar:
+            out = model(x)
+            logits, *auxiliary = out if isinstance(out, tuple) else (out,)
+            loss = F.cross_entropy(logits, y, label_smoothing=config.smoothing)
+            for other in auxiliary:
+                loss = loss + config.auxiliary * F.cross_entropy(other, y, label_smoothing=config.smoothing)
+            self._prepared.zero_grad()
+            self.accelerator.backward(loss)
+            self.accelerator.clip_grad_norm_(model.parameters(), config.max_norm)
+            self._prepared.step()
+            if self._ema is not None:
+                self._ema.update(self.model)
+            progress.step += 1
+            progress.loss += float(loss.detach())
+            progress.seconds = time.perf_counter() - started
+            bar.set_postfix(loss=f"{progress.loss / progress.step:.3f}", refresh=False)
+            if stop.is_set():
+                self._save(epoch, progress)
+                raise Interrupted(
+                    f"stopped in epoch {epoch + 1} of {config.epochs} after step {progress.step} of {steps}; "
+                    f"to go on: {command_line()}"
+                )
+        if not torch.isfinite(torch.tensor(progress.loss)):
+            raise FloatingPointError(
+                f"the loss of epoch {epoch + 1} is {progress.loss / steps}: lower --lr; the checkpoint is of before"
+            )
+
+    def _finish_epoch(self, epoch: int, progress: _Epoch) -> None:
+        started = time.perf_counter()
+        record = {
+            "epoch": epoch,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "loss": progress.loss / max(progress.step, 1),
+            "test_error": 1 - accuracy(self.model, self.data.test()),
+            **({} if self._ema is None else {"ema_error": 1 - accuracy(self._ema.module, self.data.test())}),
+        }
+        record["seconds"] = progress.seconds + time.perf_counter() - started
+        self.folder.append_record(record)
+        self._save(epoch + 1, _Epoch())
+        ema = f" (average {record['ema_error']:.2%})" if "ema_error" in record else ""
+        self.accelerator.print(
+            f"epoch {epoch + 1:3}/{self.config.epochs}  lr {record['lr']:.4f}  loss {record['loss']:.3f}"
+            f"  test error {record['test_error']:.2%}{ema}  {record['seconds']:.1f} s",
+            flush=True,
+        )
+
+    def _summarize(self) -> dict[str, Any]:
+        records = self.folder.records
+        last = {key: value for key, value in records[-1].items() if key not in ("epoch", "lr", "seconds")}
+        summary = {
+            "model": self.config.model,
+            "genotype": None if self.config.model else self.config.genotype,
+            "seed": self.config.seed,
+            **asdict(self.cost),
+            **last,
+            "best_error": min(record["test_error"] for record in records),
+            "seconds": sum(record["seconds"] for record in records),
+        }
+        self.folder.save("weights.pt", self.model.state_dict())
+        self.folder.write("summary.json", summary)
+        self.accelerator.print(
+            f"test error {summary['test_error']:.2%} at the end (best {summary['best_error']:.2%}), "
+            f"{self.cost.parameters / 1e6:.3f} M parameters, {self.cost.macs / 1e6:.1f} M MACs, "
+            f"{summary['seconds']:.0f} s\nwritten to {self.folder.path}",
+            flush=True,
+        )
+        return summary
+
+    # Checkpoints
+
+    def _save(self, epoch: int, progress: _Epoch) -> None:
+        """All that the next step depends on; order and augmentation depend on (seed, epoch, step) alone."""
+        self.folder.save_checkpoint(
+            {
+                "epoch": epoch,
+                "progress": asdict(progress),
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "ema": None if self._ema is None else self._ema.state_dict(),
+                "rng": torch.get_rng_state(),
+            }
+        )
+
+    def _restore(self) -> tuple[int, _Epoch]:
+        state = self.folder.load_checkpoint(self.accelerator.device) if self.config.resume else None
+        if state is None:
+            self.folder.keep_records(0)
+            return 0, _Epoch()
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self._ema is not None:
+            self._ema.load_state_dict(state["ema"])
+        torch.set_rng_state(state["rng"].cpu())
+        self.folder.keep_records(state["epoch"])
+        return state["epoch"], _Epoch(**state["progress"])
+
+    def _jsonable(self) -> dict[str, Any]:
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.config).items()}
+
+
+# Fields that do not say what a run computes, but where: a resumed run may change them.
+_MOVABLE = frozenset({"output", "resume", "device", "data", "test_data", "download", "workers"})

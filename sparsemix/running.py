@@ -1,0 +1,63 @@
+"""What every long run needs: an Accelerator, and to be stopped without losing anything."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from accelerate import Accelerator
+
+__all__ = ["Interrupted", "command_line", "make_accelerator", "stop_requests"]
+
+
+def make_accelerator(device: str = "auto") -> Accelerator:
+    """An Accelerator on the device of that name, ``auto`` for what Accelerate finds.
+
+    Raises:
+        ValueError: that device is not there.
+        RuntimeError: several processes were launched.
+    """
+    accelerator = Accelerator(cpu=device == "cpu")
+    if accelerator.num_processes > 1:
+        raise RuntimeError(
+            f"a run takes one process, got {accelerator.num_processes}: launch it with --num_processes 1"
+        )
+    if device not in ("auto", accelerator.device.type):
+        raise ValueError(f"--device {device} is not available here; found {accelerator.device.type}")
+    return accelerator
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped between two steps and has saved where it was; the message says how to go on."""
+
+
+@contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets, so that a step is finished first; a second Ctrl-C stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def request(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def command_line() -> str:
+    """The command that goes on with this process's run."""
+    arguments = [argument for argument in sys.argv if argument != "--resume"]
+    return shlex.join(["accelerate", "launch", *arguments, "--resume"])
