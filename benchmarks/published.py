@@ -16,11 +16,19 @@ from torch import Tensor, nn
 
 from sparsemix.genotype import NB201Genotype
 from sparsemix.mixed_op import MixedOp
-from sparsemix.models import NB201Network
-from sparsemix.spaces.cells import DenseCell
+from sparsemix.models import DartsNetwork, NB201Network
+from sparsemix.spaces.cells import DenseCell, TwoInputCell
 from sparsemix.spaces.ops import Zero
 
-__all__ = ["DiscreteNetwork", "PublishedChain", "PublishedSupernet", "published_step", "published_weights_update"]
+__all__ = [
+    "DiscreteDarts",
+    "DiscreteNetwork",
+    "PublishedChain",
+    "PublishedDarts",
+    "PublishedSupernet",
+    "published_step",
+    "published_weights_update",
+]
 
 
 class _PublishedMixedOp(nn.Module):
@@ -29,7 +37,7 @@ class _PublishedMixedOp(nn.Module):
         self.ops = nn.ModuleList(op.candidates.values())
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        outputs = [x.mul(0.0) if isinstance(op, Zero) else op(x) for op in self.ops]
+        outputs = [x[:, :, :: op.stride, :: op.stride].mul(0.0) if isinstance(op, Zero) else op(x) for op in self.ops]
         return torch.as_tensor(sum(w * out for w, out in zip(weights, outputs, strict=True)))
 
 
@@ -63,6 +71,65 @@ class PublishedChain(nn.Module):
         return [parameter for parameter in self.parameters() if parameter is not self.alphas]
 
 
+class _PublishedTwoInputCell(nn.Module):
+    def __init__(self, cell: TwoInputCell) -> None:
+        super().__init__()
+        self.input_0, self.input_1 = cell.input_0, cell.input_1
+        self.edges = nn.ModuleDict({name: _PublishedMixedOp(cast(MixedOp, op)) for name, op in cell.edges.items()})
+        self.labels = {name: cast(MixedOp, op).label for name, op in cell.edges.items()}
+
+    def forward(self, before: Tensor, last: Tensor, weights: dict[str, Tensor]) -> Tensor:
+        nodes = [self.input_0(before), self.input_1(last)]
+        for j in range(2, 6):
+            names = [f"{j}<-{i}" for i in range(j)]
+            outputs = [self.edges[n](nodes[i], weights[str(self.labels[n])]) for i, n in enumerate(names)]
+            nodes.append(torch.as_tensor(sum(outputs)))
+        return torch.cat(nodes[2:], dim=1)
+
+
+class PublishedDarts(nn.Module):
+    """The dense supernet of the DARTS space with the weights and alphas of one of this library's."""
+
+    def __init__(self, supernet: DartsNetwork, temperature: float) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(supernet)
+        rows = {str(m.label): m.alpha.detach() for m in self.net.modules() if isinstance(m, MixedOp)}
+        self.labels = list(rows)
+        self.alphas = nn.ParameterList(nn.Parameter(row) for row in rows.values())
+        self.temperature = temperature
+        for i, cell in enumerate(self.net.cells):
+            self.net.cells[i] = _PublishedTwoInputCell(cell)
+
+    def forward(self, x: Tensor) -> Tensor:
+        relaxed = [F.softmax(alpha / self.temperature, dim=-1) for alpha in self.alphas]
+        weights = dict(zip(self.labels, relaxed, strict=True))
+        before, last = self.net.stem(x)
+        for cell in self.net.cells:
+            before, last = last, cell(before, last, weights)
+        return self.net.forward_head(last)
+
+    def weight_parameters(self) -> list[nn.Parameter]:
+        alphas = {id(alpha) for alpha in self.alphas}
+        return [parameter for parameter in self.parameters() if id(parameter) not in alphas]
+
+
+class DiscreteDarts(nn.Module):
+    """A network of one operation on each of the 14 edges, written out: no mixed operation, no sharing."""
+
+    def __init__(self, network: DartsNetwork) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(network)
+
+    def forward(self, x: Tensor) -> Tensor:
+        before, last = self.net.stem(x)
+        for cell in self.net.cells:
+            nodes = [cell.input_0(before), cell.input_1(last)]
+            for j in range(2, 6):
+                nodes.append(torch.as_tensor(sum(cell.edges[f"{j}<-{i}"](nodes[i]) for i in range(j))))
+            before, last = last, torch.cat(nodes[2:], dim=1)
+        return self.net.forward_head(last)
+
+
 class PublishedSupernet(nn.Module):
     """The dense NAS-Bench-201 supernet with the weights and alphas of one of this library's, which stays as it is."""
 
@@ -90,7 +157,7 @@ class PublishedSupernet(nn.Module):
 
 
 def published_weights_update(
-    model: PublishedChain | PublishedSupernet,
+    model: PublishedChain | PublishedDarts | PublishedSupernet,
     weight_optimizer: torch.optim.Optimizer,
     x: Tensor,
     y: Tensor,
@@ -104,7 +171,7 @@ def published_weights_update(
 
 
 def published_step(
-    model: PublishedChain | PublishedSupernet,
+    model: PublishedChain | PublishedDarts | PublishedSupernet,
     weight_optimizer: torch.optim.Optimizer,
     alpha_optimizer: torch.optim.Optimizer,
     train_batch: Sequence[Tensor],

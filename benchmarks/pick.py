@@ -1,0 +1,132 @@
+"""Search several times, train each result briefly, and pick by validation accuracy, as the paper does on S1 to S4.
+
+    accelerate launch benchmarks/pick.py --space s2 --preset proxy --seeds 0 1
+    accelerate launch benchmarks/pick.py --space s3 --dataset cifar10 --temperatures 4e-4 5e-4 6e-4 7e-4 --download
+
+Every search and every training keeps its own run folder; what is finished is not done again, what was interrupted goes
+on when the command is given again. The images that judge are held out of the training images; none is a test image.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import darts_space
+import evaluate
+from darts_space import DartsConfig
+
+from sparsemix.config import config_from_flags, peek_flags
+from sparsemix.retrain import PRESETS, RetrainConfig
+from sparsemix.running import Interrupted
+from sparsemix.spaces import darts, robust
+
+
+@dataclass(frozen=True)
+class PickConfig(DartsConfig):
+    seeds: tuple[int, ...] = (0, 1)
+    """A search is made with each ..."""
+    temperatures: tuple[float, ...] = ()
+    """... at each of these t_sp, t_sm keeping its ratio; by default the preset's alone."""
+    train_preset: Literal["proxy", "robust", "cifar"] = "proxy"
+    """How each result is trained, ..."""
+    train_epochs: int | None = None
+    """... for so many epochs; by default the preset's, ..."""
+    train_holdout: float = 0.2
+    """... and the share of the training images that judge it."""
+
+
+def main(config: PickConfig) -> dict[str, Any]:
+    folder = config.output or Path("runs") / f"pick-{config.space}-{config.dataset}-{config.method}-{config.preset}"
+    candidates = []
+    for temperature in config.temperatures or (config.sparse,):
+        for seed in config.seeds:
+            name = f"t{temperature:g}-seed{seed}"
+            search = search_config(config, temperature, seed, folder / f"search-{name}")
+            found = finished(folder / f"search-{name}") or darts_space.main(search)
+            train = train_config(config, folder / f"search-{name}", folder / f"train-{name}")
+            trained = finished(folder / f"train-{name}") or evaluate.main(train)
+            candidates.append(
+                {
+                    "name": name,
+                    "accuracy": 1 - trained["test_error"],
+                    "parameters": trained["parameters"],
+                    "skips": found["skips"],
+                    "discretization_gap": found["discretization_gap"],
+                    "genotype": found["genotype"],
+                }
+            )
+    picked = max(candidates, key=lambda candidate: candidate["accuracy"])
+    result = {"picked": picked["name"], "candidates": candidates}
+    (folder / "pick.json").write_text(json.dumps(result, indent=2) + "\n")
+    report(candidates, picked, folder, config)
+    return result
+
+
+def search_config(config: PickConfig, temperature: float, seed: int, output: Path) -> DartsConfig:
+    settings = {field.name: getattr(config, field.name) for field in fields(DartsConfig)}
+    search = DartsConfig(**settings)
+    smooth = config.smooth / config.sparse * temperature
+    evaluation = config.eval_temperature / config.sparse * temperature if config.method == "sp-darts" else 1.0
+    return replace(
+        search,
+        seed=seed,
+        sparse=temperature,
+        smooth=smooth,
+        eval_temperature=evaluation,
+        output=output,
+        resume=(output / "config.json").exists(),
+    )
+
+
+def train_config(config: PickConfig, search: Path, output: Path) -> RetrainConfig:
+    preset = PRESETS[config.train_preset]
+    settings = {**preset["*"], **preset.get(config.dataset, {})}
+    if config.train_epochs is not None:
+        settings["epochs"] = config.train_epochs
+    settings |= {name: getattr(config, name) for name in ("dataset", "data", "download", "device", "workers")}
+    if config.preset == "proxy":
+        settings |= {"image_size": config.image_size}
+    return RetrainConfig(
+        **{
+            **settings,
+            "genotype": str(search / "genotype.json"),
+            "preset": config.train_preset,
+            "seed": config.seed,  # one and the same for all
+            "holdout": config.train_holdout,
+            "output": output,
+            "resume": (output / "config.json").exists(),
+        }
+    )
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    summary = folder / "summary.json"
+    return json.loads(summary.read_text()) if summary.exists() else None
+
+
+def report(candidates: list[dict[str, Any]], picked: dict[str, Any], folder: Path, config: PickConfig) -> None:
+    print("\n| search | validation accuracy | parameters | skips | gap |\n|---|---|---|---|---|")
+    for c in sorted(candidates, key=lambda candidate: -candidate["accuracy"]):
+        print(
+            f"| {c['name']} | {c['accuracy']:.2%} | {c['parameters'] / 1e6:.3f} M | {c['skips']} "
+            f"| {c['discretization_gap']:+.1%} |"
+        )
+    genotype = folder / f"search-{picked['name']}" / "genotype.json"
+    preset = "cifar" if config.space.startswith("darts") else "robust"
+    flags = ["--genotype", str(genotype), "--dataset", config.dataset, "--data", str(config.data), "--preset", preset]
+    print(f"picked {picked['name']}: {picked['genotype']}\nwritten to {folder / 'pick.json'}")
+    print("to train it in full:", shlex.join(["accelerate", "launch", "benchmarks/evaluate.py", *flags]))
+
+
+if __name__ == "__main__":
+    try:
+        space = peek_flags(None, space=(None, "darts"))["space"]
+        main(config_from_flags(robust.PRESETS if space in robust.SPACES else darts.PRESETS, kind=PickConfig))
+    except Interrupted as stopped:
+        print(stopped)
+        sys.exit(130)
