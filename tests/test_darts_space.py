@@ -134,7 +134,7 @@ def test_operations_keep_channels_and_follow_the_stride(name, stride):
 
 
 def test_factorized_reduction_sees_every_pixel():
-    """Its second convolution starts a pixel later: with kernels of one, even and odd pixels are both there."""
+    """With kernels of one, even and odd pixels are both there."""
     op = ops.FactorizedReduce(1, 2, affine=False)
     with torch.no_grad():
         op.conv_a.weight.fill_(1)

@@ -1,3 +1,4 @@
+import onnxruntime
 import pytest
 import timm
 import timm.optim
@@ -12,27 +13,37 @@ from sparsemix.genotype import NB201Genotype
 from sparsemix.spaces import nb201
 
 CONV3 = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
-NAMES = ["sparsemix_nb201_supernet", "sparsemix_nb201"]
+# name -> smallest sizes, image size, reductions of the features
+MODELS = {
+    "sparsemix_nb201_supernet": ({"cells": 1}, 16, (1, 2, 4)),
+    "sparsemix_nb201": ({"cells": 1}, 16, (1, 2, 4)),
+    "sparsemix_darts_supernet": ({"cells": 3}, 16, (1, 2, 4)),
+    "sparsemix_darts_cifar": ({"cells": 3}, 16, (1, 2, 4)),
+    "sparsemix_darts_imagenet": ({"cells": 3}, 64, (8, 16, 32)),
+}
+NAMES = list(MODELS)
 CONV1 = "|nor_conv_1x1~0|+|none~0|none~1|+|none~0|none~1|avg_pool_3x3~2|"
 SKIPS = CONV3.replace("nor_conv_3x3", "skip_connect")
 
 
 def create(name, **options):
-    return timm.create_model(name, **{"channels": 4, "cells": 1, **options})
+    return timm.create_model(name, **{"channels": 4, **MODELS[name][0], **options})
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_registered(name):
     assert name in timm.list_models("sparsemix_*")
-    assert timm.get_pretrained_cfg(name).num_classes == 10
+    assert timm.get_pretrained_cfg(name).num_classes == (1000 if "imagenet" in name else 10)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_timm_contract(name):
     model = create(name, num_classes=7, in_chans=1, drop_rate=0.1, drop_path_rate=0.2, global_pool="avg")
-    x = torch.randn(2, 1, 16, 16)
+    _, size, reductions = MODELS[name]
+    left = size // reductions[-1]
+    x = torch.randn(2, 1, size, size)
     features = model.forward_features(x)
-    assert features.shape == (2, model.num_features, 4, 4)
+    assert features.shape == (2, model.num_features, left, left)
     assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
     assert model(x).shape == (2, 7)
     assert model.get_classifier().out_features == 7
@@ -43,7 +54,7 @@ def test_timm_contract(name):
     model.reset_classifier(5, "catavgmax")
     assert model(x).shape == (2, 5)
     model.reset_classifier(0, "")
-    assert model(x).shape == (2, model.num_features, 4, 4)
+    assert model(x).shape == (2, model.num_features, left, left)
     names = {n for n, _ in model.named_parameters()}
     assert model.no_weight_decay() <= names
     groups = timm.models.group_parameters(model, model.group_matcher())
@@ -53,10 +64,12 @@ def test_timm_contract(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_features_only(name):
     model = create(name, features_only=True)
-    shapes = [tuple(f.shape) for f in model(torch.randn(2, 3, 32, 32))]
-    assert shapes == [(2, 4, 32, 32), (2, 8, 16, 16), (2, 16, 8, 8)]
-    assert model.feature_info.channels() == [4, 8, 16]
-    assert model.feature_info.reduction() == [1, 2, 4]
+    reductions = MODELS[name][2]
+    features = model(torch.randn(2, 3, 64, 64))
+    assert [f.shape[1] for f in features] == model.feature_info.channels()
+    assert [64 // f.shape[-1] for f in features] == model.feature_info.reduction() == list(reductions)
+    if "nb201" in name:
+        assert model.feature_info.channels() == [4, 8, 16]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -66,7 +79,8 @@ def test_one_training_step(name, checkpointing):
     model.set_grad_checkpointing(checkpointing)
     optimizer = timm.optim.create_optimizer_v2(model, opt="adamw", lr=0.01, weight_decay=0.05)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    nn.functional.cross_entropy(model(torch.randn(4, 3, 16, 16)), torch.tensor([0, 1, 2, 3])).backward()
+    size = MODELS[name][1]
+    nn.functional.cross_entropy(model(torch.randn(4, 3, size, size)), torch.tensor([0, 1, 2, 3])).backward()
     optimizer.step()
     assert all(not torch.equal(p, before[n]) for n, p in model.named_parameters() if p.grad is not None)
     unused = {n for n, p in model.named_parameters() if p.grad is None}
@@ -179,3 +193,17 @@ def test_drop_path_spares_identity_edges():
 def test_the_supernet_shares_its_rows_without_a_group():
     model = create("sparsemix_nb201_supernet", cells=2)
     assert len({id(m.alpha) for m in model.modules() if isinstance(m, MixedOp)}) == 6
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("supernet")])
+def test_export(name, tmp_path):
+    """torch.export and ONNX give the outputs of the model."""
+    size = MODELS[name][1]
+    model, x = create(name).eval(), torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
+        torch.onnx.export(model, (x,), tmp_path / "model.onnx", dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    [output] = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(output), expected, atol=1e-4, rtol=1e-4)

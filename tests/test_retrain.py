@@ -1,0 +1,252 @@
+"""From a search of the DARTS space to a trained network, through the command line, on the embedded data."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import darts_space
+import evaluate
+import pick
+import pytest
+import robust_spaces
+import torch
+from test_data import write_folder
+from torch import nn
+
+from sparsemix.config import config_from_flags
+from sparsemix.data import ResidentTraining, open_training
+from sparsemix.genotype import DartsGenotype
+from sparsemix.retrain import PRESETS, RetrainConfig, Retraining, cost, retrain_config_from_flags
+from sparsemix.running import Interrupted
+from sparsemix.spaces import darts, robust
+from sparsemix.spaces.published import read_genotype
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+TINY_SEARCH = ["--preset", "proxy", "--channels", "2", "--cells", "3", "--epochs", "2", "--limit", "120"]
+TINY_TRAINING = ["--preset", "proxy", "--channels", "2", "--cells", "3", "--epochs", "2", "--limit", "400"]
+
+
+def train(output, *flags):
+    return evaluate.main(retrain_config_from_flags([*TINY_TRAINING, "--output", str(output), *flags]))
+
+
+@pytest.mark.parametrize("flags", [[], ["--method", "darts", "--space", "darts-none", "--read-out", "authors"]])
+def test_search_and_train_what_it_found(tmp_path, flags, capsys):
+    config = config_from_flags(
+        darts.PRESETS, [*TINY_SEARCH, *flags, "--output", str(tmp_path / "s")], darts_space.DartsConfig
+    )
+    summary = darts_space.main(config)
+    genotype = read_genotype(tmp_path / "s" / "genotype.json")
+    assert str(genotype) == summary["genotype"]
+    assert summary["skips"] == genotype.skips
+    command = capsys.readouterr().out.split("to train it from scratch: ")[1].split()
+    assert command[:4] == ["accelerate", "launch", "benchmarks/evaluate.py", "--genotype"]
+    trained = train(tmp_path / "t", *command[3:])
+    assert 0 <= trained["best_error"] <= trained["test_error"] <= 1
+    assert json.loads((tmp_path / "t" / "summary.json").read_text()) == trained
+    weights = torch.load(tmp_path / "t" / "weights.pt", weights_only=True)
+    assert sum(v.numel() for n, v in weights.items() if n.endswith(("weight", "bias"))) == trained["parameters"]
+
+
+@pytest.mark.parametrize("space", robust.SPACES)
+def test_robust_spaces(tmp_path, space):
+    flags = [*TINY_SEARCH, "--epochs", "2", "--space", space, "--output", str(tmp_path / "s"), "--threshold", "1e-3"]
+    summary = darts_space.main(config_from_flags(robust.PRESETS, flags, robust_spaces.RobustConfig))
+    genotype = DartsGenotype.parse(summary["genotype"])
+    for kind in genotype.CELLS:
+        assert all(operation in robust.SPACES[space][kind][edge] for edge, operation in genotype.edges(kind).items())
+
+
+def test_pick_searches_trains_and_picks_the_best(tmp_path, capsys):
+    flags = [*TINY_SEARCH, "--epochs", "2", "--space", "s2", "--train-epochs", "1", "--output", str(tmp_path)]
+    flags += ["--seeds", "0", "1", "--temperatures", "4e-4", "7e-4"]
+    config = config_from_flags(robust.PRESETS, flags, pick.PickConfig)
+    result = pick.main(config)
+    accuracies = {c["name"]: c["accuracy"] for c in result["candidates"]}
+    assert set(accuracies) == {"t0.0004-seed0", "t0.0004-seed1", "t0.0007-seed0", "t0.0007-seed1"}
+    assert accuracies[result["picked"]] == max(accuracies.values())
+    for name in accuracies:
+        searched = json.loads((tmp_path / f"search-{name}" / "config.json").read_text())
+        assert searched["sparse"] == float(name.split("-")[0][1:])
+        assert searched["smooth"] == pytest.approx(10 * searched["sparse"])
+        assert (tmp_path / f"train-{name}" / "summary.json").exists()
+    assert "to train it in full: accelerate launch benchmarks/evaluate.py" in capsys.readouterr().out
+    records = (tmp_path / "search-t0.0004-seed0" / "records.jsonl").read_text()
+    assert pick.main(config) == result  # nothing is done twice
+    assert (tmp_path / "search-t0.0004-seed0" / "records.jsonl").read_text() == records
+
+
+def test_a_timm_model_is_trained_by_the_same_script(tmp_path):
+    summary = train(tmp_path / "t", "--model", "test_resnet", "--epochs", "1")
+    assert summary["model"] == "test_resnet"
+    assert summary["genotype"] is None
+
+
+@pytest.mark.parametrize("stop_at", [2, 4, 5])
+def test_interrupted_and_resumed_is_as_if_never_interrupted(tmp_path, monkeypatch, stop_at):
+    """Within an epoch and at its end, with drop path, an auxiliary classifier and averaged weights; to the last bit."""
+    flags = ["--drop-path", "0.3", "--ema", "0.9", "--limit", "120", "--image-size", "32", "--auxiliary", "0.4"]
+    flags += ["--batch-size", "24"]
+    whole = train(tmp_path / "whole", *flags)
+    calls, step = [], torch.optim.SGD.step
+
+    def interrupting(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", interrupting)
+        with pytest.raises(Interrupted, match=r"to go on: accelerate launch .* --resume$"):
+            train(tmp_path / "parts", *flags)
+    torch.manual_seed(99)
+    parts = train(tmp_path / "parts", *flags, "--resume")
+    assert {**parts, "seconds": 0} == {**whole, "seconds": 0}
+    a, b = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts"))
+    for name, value in a["model"].items():
+        assert torch.equal(value, b["model"][name]), name
+    for name, value in a["ema"].items():
+        assert torch.equal(value, b["ema"][name]), name
+
+
+def test_a_loss_that_is_not_finite(tmp_path):
+    with pytest.raises(FloatingPointError, match="the loss of epoch 1 is nan: lower --lr"):
+        train(tmp_path / "t", "--lr", "1e30", "--max-norm", "1e30")
+
+
+def test_the_drop_path_rises_linearly_and_the_learning_rate_falls(tmp_path):
+    config = retrain_config_from_flags(
+        [*TINY_TRAINING, "--epochs", "4", "--drop-path", "0.4", "--output", str(tmp_path / "t")]
+    )
+    rates = []
+    original = Retraining._train_epoch
+
+    def watching(self, model, epoch, progress, stop):
+        original(self, model, epoch, progress, stop)
+        rates.append(self.model.cells[0].drop_path.drop_prob)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Retraining, "_train_epoch", watching)
+        evaluate.main(config)
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    lines = (tmp_path / "t" / "records.jsonl").read_text().splitlines()
+    assert [json.loads(line)["lr"] for line in lines] == pytest.approx(
+        [0.025, 0.025 * 0.853553, 0.0125, 0.025 * 0.146447], rel=1e-4
+    )  # half a cosine, by hand
+
+
+def test_presets_are_the_papers():
+    cifar = retrain_config_from_flags(["--dataset", "cifar10"])
+    assert (cifar.epochs, cifar.batch_size, cifar.channels, cifar.cells, cifar.lr) == (600, 64, 36, 20, 0.025)
+    assert (cifar.weight_decay, cifar.max_norm, cifar.auxiliary, cifar.cutout, cifar.drop_path) == (
+        3e-4,
+        5,
+        0.4,
+        16,
+        0.3,
+    )
+    robust = retrain_config_from_flags(["--preset", "robust", "--dataset", "svhn"])
+    assert (robust.batch_size, robust.drop_path, robust.channels, robust.cells) == (96, 0.2, 16, 8)
+    imagenet = retrain_config_from_flags(["--preset", "imagenet"])
+    assert (imagenet.epochs, imagenet.batch_size, imagenet.lr, imagenet.sched) == (250, 768, 0.5, "poly")
+    assert (imagenet.smoothing, imagenet.warmup_epochs, imagenet.dataset) == (0.1, 5, "folder")
+    assert set(PRESETS) == {"cifar", "robust", "imagenet", "proxy"}
+
+
+@pytest.mark.parametrize(("field", "value"), [("epochs", 0), ("auxiliary", 1.5), ("drop_path", -0.1), ("ema", 1.0)])
+def test_settings_that_are_none(field, value):
+    with pytest.raises(ValueError, match=f"RetrainConfig: {field} must be"):
+        RetrainConfig(**{field: value})
+
+
+def test_cost_leaves_the_model_as_it_was():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, 5))
+    counted = cost(model, torch.zeros(1, 1, 4, 4))
+    assert counted.macs == 16 * 2 * 9 + 32 * 5
+    assert counted.parameters == sum(p.numel() for p in model.parameters())
+    assert model.training
+    assert model[1].num_batches_tracked == 0
+
+
+# Data
+
+
+def test_held_out_images_are_not_trained_on():
+    data = open_training("digits", holdout=0.25, batch_size=50)
+    tested = torch.cat([x for x, _ in data.test()]).flatten(1)
+    trained = torch.cat([x for x, _ in data._train.plain(100)]).flatten(1)
+    assert len(tested) == round(0.25 * (len(tested) + len(trained)))
+    seen = {row.numpy().tobytes() for row in trained}
+    assert not any(row.numpy().tobytes() in seen for row in tested)
+    held, kept = (torch.cat([y for _, y in part]).bincount() for part in (data.test(), data._train.plain(100)))
+    assert (held - 0.25 * (held + kept)).abs().max() <= 1
+
+
+def test_without_a_holdout_the_test_images_judge():
+    data = open_training("digits", batch_size=50)
+    assert sum(len(y) for _, y in data.test()) == 1797 // 6
+
+
+def test_cutout_blanks_a_square_around_a_random_pixel():
+    data = open_training("digits", batch_size=256, cutout=4, image_size=16)
+    assert isinstance(data, ResidentTraining)
+    x, _ = next(data.epoch(0))
+    blank = (x == 0).flatten(1).sum(1)
+    assert x.shape[1:] == (1, 16, 16)
+    assert int(blank.max()) >= 16  # a whole square, where it does not reach over the border
+    assert int(blank.min()) >= 4  # at a corner a quarter of it
+    again, _ = next(data.epoch(0))
+    assert torch.equal(x, again)
+
+
+def test_folders_with_test_images_of_their_own_or_held_out(tmp_path):
+    root, test_root = (
+        write_folder(tmp_path / "a", {"cat": 8, "dog": 8}),
+        write_folder(tmp_path / "b", {"cat": 3, "dog": 3}),
+    )
+    data = open_training("folder", root=root, test_root=test_root, batch_size=4)
+    assert (len(data), sum(len(y) for _, y in data.test())) == (4, 6)
+    held = open_training("folder", root=root, holdout=0.25, batch_size=4)
+    assert (len(held), sum(len(y) for _, y in held.test())) == (3, 4)
+    with pytest.raises(ValueError, match="judged on"):
+        open_training("folder", root=root)
+    write_folder(tmp_path / "c", {"cat": 1, "fox": 1})
+    with pytest.raises(ValueError, match="has the classes"):
+        open_training("folder", root=root, test_root=tmp_path / "c")
+
+
+def test_larger_images_are_streamed(tmp_path):
+    root = write_folder(tmp_path / "a", {"cat": 6, "dog": 6}, size=80)
+    data = open_training("folder", root=root, holdout=0.5, batch_size=2, workers=0)
+    batches = list(data.epoch(0))
+    assert len(batches) == len(data) == 3
+    assert batches[0][0].shape == (2, 3, 80, 80)
+    assert sum(len(y) for _, y in data.test()) == 6
+    assert len(list(data.epoch(0, start=2))) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": "mnist"}, "unknown data set 'mnist'"),
+        ({"holdout": 1.0}, r"the holdout must be in \[0, 1\), got 1.0"),
+        ({"limit": 30, "holdout": 0.5, "batch_size": 64}, "batches of 64 cannot be cut from 15 training images"),
+    ],
+)
+def test_data_that_is_none(options, message):
+    with pytest.raises(ValueError, match=message):
+        open_training(**{"dataset": "digits", **options})
+
+
+def test_a_launcher_for_timm_s_scripts(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import sys, timm\nprint(timm.is_model(sys.argv[1]), sys.argv[0].endswith('script.py'))\n")
+    shown = subprocess.run(
+        [sys.executable, BENCHMARKS / "with_timm.py", script, "sparsemix_darts_cifar"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert shown.stdout.split() == ["True", "True"]
