@@ -31,6 +31,8 @@ from whole_schedule import whole_schedule
 class Options(Size):
     cells: tuple[int, ...] = (1, 5)
     """N, cells a stage, of the NAS-Bench-201 supernets."""
+    darts: bool = True
+    """Time the supernet of the DARTS space, of 8 cells, at half the batch size."""
     candidates: tuple[int, ...] = (2, 4, 8, 16, 32)
     """Candidates an edge of the chains of mixed convolutions."""
     rounds: int = 9
@@ -71,6 +73,10 @@ def main(options: Options) -> list[dict[str, Any]]:
         rows += measure(f"NAS-Bench-201, N {cells}: step", variants.nb201_steps(options, cells), options)
         rows += measure(f"N {cells}: weights update", variants.nb201_weights_updates(options, cells), options)
         rows += measure(f"N {cells}: one operation", variants.nb201_single_operations(options, cells), options)
+    if options.darts:
+        rows += measure("DARTS space: step", variants.darts_steps(options), options)
+        rows += measure("DARTS space: weights update", variants.darts_weights_updates(options), options)
+        rows += measure("DARTS space: one operation", variants.darts_discrete(options), options)
     rows += measure("plain modules: step", variants.user_steps(options), options)
     rows += measure("dense weights update", variants.dense_growth(options, options.candidates), options)
     rows += measure("sparse weights update", variants.sparse_growth(options, options.candidates), options)

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import timm
 import torch
 import torch.nn.functional as F
 import torchvision.transforms as T
-from published import DiscreteNetwork, PublishedChain, PublishedSupernet, published_step, published_weights_update
+from published import (
+    DiscreteDarts,
+    DiscreteNetwork,
+    PublishedChain,
+    PublishedDarts,
+    PublishedSupernet,
+    published_step,
+    published_weights_update,
+)
 from torch import Tensor, nn
 
 from sparsemix import ArchParameterGroup, MixedOp, SparseSmoothSoftmax
 from sparsemix.bilevel import SearchStep
 from sparsemix.data import Images, ResidentPairs
-from sparsemix.genotype import NB201Genotype
+from sparsemix.genotype import DartsGenotype, NB201Genotype
 from sparsemix.mixed_op import Execution
 from sparsemix.models import RESNET_LIKE
+from sparsemix.spaces import darts
 
 SPARSE, SMOOTH, THRESHOLD = 1.1e-3, 1.1e-2, 1e-3
 CELLS = {
@@ -81,7 +90,7 @@ def nb201_single_operations(size: Size, cells: int) -> Variants:
     discrete = DiscreteNetwork(network).to(size.device).to(memory_format=torch.channels_last)
     step = our_step(nb201_supernet(size, cells), True, active(CELLS["five 3x3"], {}), gap=200 * SPARSE)
     return {
-        "discrete network, two training steps": Variant(two_training_steps(discrete, train, val), "6, 6"),
+        "discrete network, two training steps": Variant(training_steps(discrete, train, val), "6, 6"),
         "search step, none scored": search_step(step, train, val),
     }
 
@@ -107,6 +116,59 @@ def nb201_supernet(size: Size, cells: int) -> Any:
 def active(cell: str, second: Mapping[str, str] = SECOND) -> dict[str, set[str]]:
     winners = NB201Genotype.parse(cell).by_edge()
     return {edge: {winner} | ({second[edge]} if edge in second else set()) for edge, winner in winners.items()}
+
+
+# The space of DARTS: 8 cells, half the batch
+
+
+def darts_steps(size: Size) -> Variants:
+    """A search step."""
+    size = replace(size, batch_size=size.batch_size // 2)
+    train, val = size.batch(), size.batch()
+    supernet = darts_supernet(size)
+    dense = PublishedDarts(supernet, SMOOTH)
+    both = optimizers(dense.weight_parameters(), [*dense.alphas])
+    return {
+        "published dense": Variant(lambda: published_step(dense, *both, train, val), "196, 196"),
+        "smooth": search_step(our_step(supernet, phi=False), train, val),
+    }
+
+
+def darts_weights_updates(size: Size) -> Variants:
+    """The weights update alone."""
+    size = replace(size, batch_size=size.batch_size // 2)
+    train = size.batch()
+    supernet = darts_supernet(size)
+    dense = PublishedDarts(supernet, SMOOTH)
+    sgd, _ = optimizers(dense.weight_parameters(), [*dense.alphas])
+    return {
+        "published dense": Variant(lambda: published_weights_update(dense, sgd, *train), "196"),
+        "sparse, one operation an edge": weights_update(darts_single_operations(supernet), channels_last(train)),
+    }
+
+
+def darts_discrete(size: Size) -> Variants:
+    """A weights update with one operation an edge, against a network that has nothing but those operations."""
+    size = replace(size, batch_size=size.batch_size // 2)
+    train = channels_last(size.batch())
+    step = darts_single_operations(darts_supernet(size))
+    network: Any = step.arch.discretize()
+    discrete = DiscreteDarts(network).to(memory_format=torch.channels_last)
+    return {
+        "discrete network, a training step": Variant(training_steps(discrete, train), "28"),
+        "sparse weights update": weights_update(step, train),
+    }
+
+
+def darts_supernet(size: Size) -> Any:
+    return timm.create_model("sparsemix_darts_supernet", channels=size.channels).to(size.device)
+
+
+def darts_single_operations(supernet: nn.Module) -> SearchStep:
+    """Every operation of the space is on some edge."""
+    labels = [f"{kind} {edge}" for kind in DartsGenotype.CELLS for edge in darts.EDGES]
+    winners = {label: {darts.PRIMITIVES[i % len(darts.PRIMITIVES)]} for i, label in enumerate(labels)}
+    return our_step(supernet, True, winners, gap=200 * SPARSE)
 
 
 # A user's supernet
@@ -139,7 +201,7 @@ def user_steps(size: Size) -> Variants:
     chosen["4"] |= {"conv1"}
     plain = nn.Sequential(*(op.candidates[winner] for op, winner in zip(copy.deepcopy(mixed), winners, strict=True)))
     plain = plain.to(memory_format=torch.channels_last)
-    plain_steps = two_training_steps(plain, channels_last(train), channels_last(val))
+    plain_steps = training_steps(plain, channels_last(train), channels_last(val))
     return {
         "published dense": Variant(lambda: published_step(dense, *both, train, val), "30, 30"),
         "smooth": search_step(our_step(model, phi=False), train, val),
@@ -235,7 +297,7 @@ def executed(arch: ArchParameterGroup) -> str:
     return f"{executions.count(Execution.FULL)}" + (f" and {scored} scored" if scored else "")
 
 
-def two_training_steps(network: nn.Module, *batches: Batch) -> Callable[[], None]:
+def training_steps(network: nn.Module, *batches: Batch) -> Callable[[], None]:
     sgd, _ = optimizers([*network.parameters()], [nn.Parameter(torch.zeros(1))])
 
     def run() -> None:
