@@ -198,11 +198,11 @@ def _mix(source: Source, edges: Sequence[MixedOp], weights: Sequence[Weights]) -
     """``sum_m w_m o_m(x)`` for every edge; candidates of one sharing key, across the edges, run together."""
     full: dict[Hashable, list[_Part]] = {}
     scored: dict[Hashable, list[_Part]] = {}
-    idle: list[nn.Parameter] = []  # parameters of candidates that gradients do not flow through
+    idle: list[nn.Module] = []  # candidates that gradients do not flow through
     for index, (edge, edge_weights) in enumerate(zip(edges, weights, strict=True)):
         for (name, candidate), weight, execution in zip(edge.candidates.items(), *edge_weights, strict=True):
             if execution is not Execution.FULL:
-                idle += candidate.parameters()
+                idle.append(candidate)
             if execution is not Execution.SKIPPED:
                 key = _sharing_key(candidate)
                 group = full if execution is Execution.FULL else scored
@@ -219,7 +219,8 @@ def _mix(source: Source, edges: Sequence[MixedOp], weights: Sequence[Weights]) -
                 totals[part.edge].score(part.name, value, part.weight)
     outputs = [total.result() for total in totals]
     if idle and torch.is_grad_enabled():
-        outputs[0] = _WithZeroGradients.apply(outputs[0], *idle)
+        parameters = [parameter for candidate in idle for parameter in candidate.parameters()]
+        outputs[0] = _WithZeroGradients.apply(outputs[0], *parameters)
     return outputs
 
 
