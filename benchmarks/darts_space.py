@@ -40,18 +40,7 @@ class DartsConfig(SearchConfig):
 def main(config: DartsConfig) -> dict[str, Any]:
     accelerator = make_accelerator(config.device)
     set_seed(config.seed)
-    pairs = open_pairs(
-        config.dataset,
-        root=config.data,
-        batch_size=config.batch_size,
-        image_size=config.image_size,
-        limit=config.limit,
-        seed=config.seed,
-        device=accelerator.device,
-        download=config.download,
-        replacement=config.replacement,
-        workers=config.workers,
-    )
+    pairs = open_pairs(**config.data_options(), device=accelerator.device)
     supernet = timm.create_model(
         "sparsemix_darts_supernet",
         space=config.space,

@@ -25,20 +25,7 @@ from sparsemix.running import Interrupted, make_accelerator
 def main(config: RetrainConfig) -> dict[str, Any]:
     accelerator = make_accelerator(config.device)
     set_seed(config.seed)
-    data = open_training(
-        config.dataset,
-        root=config.data,
-        test_root=config.test_data,
-        holdout=config.holdout,
-        batch_size=config.batch_size,
-        image_size=config.image_size,
-        limit=config.limit,
-        cutout=config.cutout,
-        seed=config.seed,
-        device=accelerator.device,
-        download=config.download,
-        workers=config.workers,
-    )
+    data = open_training(**config.data_options(), device=accelerator.device)
     options: dict[str, Any] = {"num_classes": len(data.classes), "in_chans": data.in_chans}
     if config.model is None:
         name = "sparsemix_darts_imagenet" if config.preset == "imagenet" else "sparsemix_darts_cifar"

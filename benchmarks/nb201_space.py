@@ -32,18 +32,7 @@ def main(config: SearchConfig) -> dict[str, Any]:
     accelerator = make_accelerator(config.device)
     judge = {} if config.table is None else {"judge": true_accuracy(NB201Table(config.table), config)}
     set_seed(config.seed)
-    pairs = open_pairs(
-        config.dataset,
-        root=config.data,
-        batch_size=config.batch_size,
-        image_size=config.image_size,
-        limit=config.limit,
-        seed=config.seed,
-        device=accelerator.device,
-        download=config.download,
-        replacement=config.replacement,
-        workers=config.workers,
-    )
+    pairs = open_pairs(**config.data_options(), device=accelerator.device)
     supernet = timm.create_model(
         "sparsemix_nb201_supernet",
         num_classes=len(pairs.classes),

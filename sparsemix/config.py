@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from .arch_parameters import Relaxation
 from .bilevel import Order
 from .relaxation import Softmax, SparseSmoothSoftmax
 
-__all__ = ["METHODS", "SearchConfig", "config_from_flags", "peek_flags"]
+__all__ = ["METHODS", "RunConfig", "SearchConfig", "config_from_flags", "peek_flags"]
 
 
 @dataclass(frozen=True)
-class SearchConfig:
-    """A search, completely: what a run folder's ``config.json`` holds. Presets give these fields; flags change them."""
+class RunConfig:
+    """What every run is told: where, on which data, with which seed."""
 
-    method: Literal["sp-darts", "darts"] = "sp-darts"
-    """What relaxes the alphas."""
-    preset: str = "paper"
-    """The row of settings that the other flags start from."""
     seed: int = 0
-    """Of initialisation, data order, augmentation and phi."""
+    """Of initialisation, data order, augmentation and every other draw."""
     output: Path | None = None
-    """Run folder; by default runs/<space>-<dataset>-<method>-<preset>-seed<seed>."""
+    """Run folder; by default one in runs/, named after what is run."""
     resume: bool = False
     """Continue the run in the output folder."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -42,10 +38,32 @@ class SearchConfig:
     """Resize images to this height and width."""
     limit: int | None = None
     """Use this many training images in all, every class keeping its share."""
-    replacement: bool = False
-    """Draw the alpha batches with replacement."""
     workers: int = 2
     """Processes that decode images too large to stay in memory."""
+
+    # Fields that do not say what a run computes, but where, and how it is read out: a resumed run may change them.
+    MOVABLE: ClassVar[frozenset[str]] = frozenset({"output", "resume", "device", "data", "download", "workers"})
+
+    def data_options(self) -> dict[str, Any]:
+        """The arguments, but for the device, with which :mod:`sparsemix.data` opens the data set."""
+        names = ("dataset", "batch_size", "image_size", "limit", "seed", "download", "workers")
+        return {"root": self.data, **{name: getattr(self, name) for name in names}}
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields, ready for JSON."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class SearchConfig(RunConfig):
+    """A search, completely: what a run folder's ``config.json`` holds. Presets give these fields; flags change them."""
+
+    method: Literal["sp-darts", "darts"] = "sp-darts"
+    """What relaxes the alphas."""
+    preset: str = "paper"
+    """The row of settings that the other flags start from."""
+    replacement: bool = False
+    """Draw the alpha batches with replacement."""
 
     channels: int = 16
     """C of the first stage."""
@@ -113,6 +131,8 @@ class SearchConfig:
     table_dataset: str | None = None
     """Its column, by default the data set's."""
 
+    MOVABLE: ClassVar[frozenset[str]] = RunConfig.MOVABLE | {"table", "table_dataset", "average_epochs"}
+
     def __post_init__(self) -> None:
         for name in ("channels", "cells", "epochs", "batch_size", "average_epochs"):
             if getattr(self, name) < 1:
@@ -128,6 +148,9 @@ class SearchConfig:
             raise ValueError(f"SearchConfig: audit_every must not be negative, got {self.audit_every}")
         if self.hold_sparse is not None and self.hold_epoch is None:
             raise ValueError(f"SearchConfig: hold_sparse={self.hold_sparse} needs a hold_epoch from which it holds")
+
+    def data_options(self) -> dict[str, Any]:
+        return {**super().data_options(), "replacement": self.replacement}
 
     def named_output(self, space: str) -> Path:
         return self.output or Path("runs") / f"{space}-{self.dataset}-{self.method}-{self.preset}-seed{self.seed}"

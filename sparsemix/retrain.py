@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
 from .arch_parameters import evaluating
-from .config import peek_flags
+from .config import RunConfig, peek_flags
 from .data import TrainingData
 from .metrics import accuracy
 from .run_folder import RunFolder
@@ -27,7 +27,7 @@ __all__ = ["PRESETS", "Cost", "RetrainConfig", "Retraining", "cost", "retrain_co
 
 
 @dataclass(frozen=True)
-class RetrainConfig:
+class RetrainConfig(RunConfig):
     """A training, completely: what its run folder's ``config.json`` holds."""
 
     genotype: str = "DARTS_V2"
@@ -36,31 +36,11 @@ class RetrainConfig:
     """Train this timm model instead."""
     preset: Literal["cifar", "robust", "imagenet", "proxy"] = "cifar"
     """The row of settings that the other flags start from."""
-    seed: int = 0
-    """Of initialisation, data order and augmentation."""
-    output: Path | None = None
-    """Run folder; by default runs/train-<what>-<dataset>-<preset>-seed<seed>."""
-    resume: bool = False
-    """Continue the run in the output folder."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to run; auto takes what Accelerate finds."""
 
-    dataset: str = "digits"
-    """digits (embedded), cifar10, cifar100, svhn, imagenet16-120, or folder."""
-    data: Path = Path("data")
-    """Where the data set is; for folder, the folder of training images with one folder a class."""
     test_data: Path | None = None
     """For folder: the folder of test images."""
     holdout: float = 0.0
     """Judge on this share of the training images, which are not trained on; 0: on the test images."""
-    download: bool = False
-    """Fetch the data set if it is not there."""
-    image_size: int | None = None
-    """Resize images to this height and width."""
-    limit: int | None = None
-    """Use this many training images in all."""
-    workers: int = 2
-    """Processes that decode images too large to stay in memory."""
 
     channels: int = 36
     """C of the first cells."""
@@ -96,6 +76,8 @@ class RetrainConfig:
     ema: float = 0.0
     """Decay of an exponential moving average of the weights, which is then judged too; 0: none."""
 
+    MOVABLE: ClassVar[frozenset[str]] = RunConfig.MOVABLE | {"test_data"}
+
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "channels", "cells"):
             if getattr(self, name) < 1:
@@ -103,6 +85,10 @@ class RetrainConfig:
         for name in ("auxiliary", "drop_path", "smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"RetrainConfig: {name} must be in [0, 1), got {getattr(self, name)}")
+
+    def data_options(self) -> dict[str, Any]:
+        judged = {"test_root": self.test_data, "holdout": self.holdout}
+        return {**super().data_options(), **judged, "cutout": self.cutout}
 
     def named_output(self) -> Path:
         what = self.model or (Path(self.genotype).parent.name if self.genotype.endswith(".json") else self.genotype)
@@ -263,7 +249,7 @@ class Retraining:
         if config.ema:
             self._ema = ModelEmaV3(self.model, decay=config.ema)
         model, self._prepared = self.accelerator.prepare(self.model, self.optimizer)
-        self.folder = RunFolder(config.named_output(), self._jsonable(), config.resume, _MOVABLE)
+        self.folder = RunFolder(config.named_output(), config.as_json(), config.resume, config.MOVABLE)
         first, progress = self._restore()
         self.accelerator.print(
             f"{config.model or config.genotype}: {self.cost.parameters / 1e6:.3f} M parameters, "
@@ -389,10 +375,3 @@ class Retraining:
         torch.set_rng_state(state["rng"].cpu())
         self.folder.keep_records(state["epoch"])
         return state["epoch"], _Epoch(**state["progress"])
-
-    def _jsonable(self) -> dict[str, Any]:
-        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.config).items()}
-
-
-# Fields that do not say what a run computes, but where: a resumed run may change them.
-_MOVABLE = frozenset({"output", "resume", "device", "data", "test_data", "download", "workers"})

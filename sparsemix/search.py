@@ -32,12 +32,6 @@ from .schedule import BatchMixedScheduler
 __all__ = ["Search"]
 
 
-# Fields that do not say what a run computes, but where, and how it is read out: a resumed run may change them.
-_MOVABLE = frozenset(
-    {"output", "resume", "device", "data", "download", "workers", "table", "table_dataset"} | {"average_epochs"}
-)
-
-
 @dataclass
 class _Epoch:
     """What has been summed up over the steps of an epoch so far; a checkpoint within the epoch holds it."""
@@ -134,7 +128,8 @@ class Search:
             backward=self.accelerator.backward,
         )
         # Only now, when everything fits together, is there a run to keep.
-        self.folder = RunFolder(config.named_output(self.space), self._jsonable(), config.resume, _MOVABLE)
+        settings = {**config.as_json(), "space": self.space}
+        self.folder = RunFolder(config.named_output(self.space), settings, config.resume, config.MOVABLE)
         first, progress = self._restore()
         self._say(
             f"{config.method} on {self.space}, {config.dataset} {self.pairs.image_size}x{self.pairs.image_size}, "
@@ -292,9 +287,6 @@ class Search:
             return config
         smooth = config.smooth / config.sparse * config.hold_sparse
         return replace(config, sparse=config.hold_sparse, smooth=smooth)
-
-    def _jsonable(self) -> dict[str, Any]:
-        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.config).items()} | {"space": self.space}
 
     def _quiet(self) -> bool | None:
         return None if self.accelerator.is_main_process else True  # None: only a terminal sees the bar
