@@ -1,4 +1,4 @@
-"""The code in README.md, run as it is written there."""
+"""The code in README.md and in pages that stand alone, run as it is written there."""
 
 import re
 from pathlib import Path
@@ -6,8 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-README = Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+
+
+def blocks(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+BLOCKS = blocks(README)
+OTHERS = [*BLOCKS[1:], *blocks(ROOT / "docs" / "darts.md"), *blocks(ROOT / "docs" / "timm.md")]
 
 
 def run(block):
@@ -28,7 +36,7 @@ def test_the_first_example(capsys):
     assert names["arch"].entropy(1e-3) < 6 * 1.0986  # the rows have begun to decide
 
 
-@pytest.mark.parametrize("block", BLOCKS[1:])
+@pytest.mark.parametrize("block", OTHERS)
 def test_the_others(block):
     assert run(block)
 
