@@ -51,7 +51,7 @@ class Size:
 
     def batch(self, channels: int = 3) -> Batch:
         shape = (self.batch_size, channels, self.image_size, self.image_size)
-        labels = torch.randint(10, (self.batch_size,), device=self.device)
+        labels = torch.randint(min(10, self.channels), (self.batch_size,), device=self.device)
         return torch.randn(shape, device=self.device), labels
 
 
