@@ -13,6 +13,7 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from sparsemix.data import open_pairs
 from sparsemix.genotype import DartsGenotype
 from sparsemix.running import Interrupted, make_accelerator
 from sparsemix.search import Search
-from sparsemix.spaces import darts
+from sparsemix.spaces import darts, robust
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class DartsConfig(SearchConfig):
 
 
 def main(config: DartsConfig) -> dict[str, Any]:
+    if config.table is not None:
+        raise ValueError(f"there is no table of the space {config.space!r}: leave --table out, got {config.table}")
     accelerator = make_accelerator(config.device)
     set_seed(config.seed)
     pairs = open_pairs(**config.data_options(), device=accelerator.device)
@@ -52,14 +55,25 @@ def main(config: DartsConfig) -> dict[str, Any]:
     relaxation, _ = METHODS[config.method]
     arch = ArchParameterGroup(supernet, relaxation(config), threshold=config.threshold)
 
+    temperature = (config.hold_sparse or config.sparse) if config.method == "sp-darts" else 1.0
+
     def read_out(arch: ArchParameterGroup) -> DartsGenotype:
-        return darts.genotype(arch, config.sparse, darts.READ_OUTS[config.read_out])
+        return darts.genotype(arch, temperature, darts.READ_OUTS[config.read_out])
 
-    def retrain(folder: Path) -> str:
-        flags = ["--genotype", str(folder / "genotype.json"), "--dataset", config.dataset, "--data", str(config.data)]
-        return shlex.join(["accelerate", "launch", "benchmarks/evaluate.py", *flags])
-
+    retrain = partial(retrain_command, config)
     return Search(config, arch, pairs, accelerator, config.space, read_out, retrain=retrain).run()
+
+
+def retrain_command(config: DartsConfig, folder: Path) -> str:
+    """The command that trains what a search in this folder found from scratch, by the protocol of its space."""
+    preset = "robust" if config.space in robust.SPACES else "cifar"
+    flags = ["--genotype", str(folder / "genotype.json"), "--dataset", config.dataset, "--data", str(config.data)]
+    flags += ["--preset", "proxy" if config.preset == "proxy" else preset]
+    if config.image_size is not None:
+        flags += ["--image-size", str(config.image_size)]
+    if config.dataset == "folder":
+        flags += ["--holdout", "0.2"]
+    return shlex.join(["accelerate", "launch", "benchmarks/evaluate.py", *flags])
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ Every flag: --help. An interrupted run goes on with --resume.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import timm
@@ -20,9 +21,18 @@ import sparsemix.models  # noqa: F401  (registers the networks)
 from sparsemix.data import open_training
 from sparsemix.retrain import RetrainConfig, Retraining, retrain_config_from_flags
 from sparsemix.running import Interrupted, make_accelerator
+from sparsemix.spaces.published import read_genotype
+
+
+def resolved(config: RetrainConfig) -> RetrainConfig:
+    """With the genotype itself in place of where it is to be found, which may change."""
+    if config.model is not None:
+        return config
+    return replace(config, output=config.named_output(), genotype=str(read_genotype(config.genotype)))
 
 
 def main(config: RetrainConfig) -> dict[str, Any]:
+    config = resolved(config)
     accelerator = make_accelerator(config.device)
     set_seed(config.seed)
     data = open_training(**config.data_options(), device=accelerator.device)

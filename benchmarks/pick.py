@@ -4,13 +4,13 @@
     accelerate launch benchmarks/pick.py --space s3 --dataset cifar10 --temperatures 4e-4 5e-4 6e-4 7e-4 --download
 
 Every search and every training keeps its own run folder; what is finished is not done again, what was interrupted goes
-on when the command is given again. The images that judge are held out of the training images; none is a test image.
+on when the command is given again. The images that judge are held out of the training images; none is a test image,
+but the searches have seen them.
 """
 
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from darts_space import DartsConfig
 
 from sparsemix.config import config_from_flags, peek_flags
 from sparsemix.retrain import PRESETS, RetrainConfig
+from sparsemix.run_folder import RunFolder
 from sparsemix.running import Interrupted
 from sparsemix.spaces import darts, robust
 
@@ -47,13 +48,13 @@ def main(config: PickConfig) -> dict[str, Any]:
         for seed in config.seeds:
             name = f"t{temperature:g}-seed{seed}"
             search = search_config(config, temperature, seed, folder / f"search-{name}")
-            found = finished(folder / f"search-{name}") or darts_space.main(search)
-            train = train_config(config, folder / f"search-{name}", folder / f"train-{name}")
-            trained = finished(folder / f"train-{name}") or evaluate.main(train)
+            found = finished(search) or darts_space.main(search)
+            train = train_config(config, folder / f"search-{name}" / "genotype.json", folder / f"train-{name}")
+            trained = finished(train) or evaluate.main(train)
             candidates.append(
                 {
                     "name": name,
-                    "accuracy": 1 - trained["test_error"],
+                    "accuracy": 1 - trained["error"],
                     "parameters": trained["parameters"],
                     "skips": found["skips"],
                     "discretization_gap": found["discretization_gap"],
@@ -71,30 +72,30 @@ def search_config(config: PickConfig, temperature: float, seed: int, output: Pat
     settings = {field.name: getattr(config, field.name) for field in fields(DartsConfig)}
     search = DartsConfig(**settings)
     smooth = config.smooth / config.sparse * temperature
-    evaluation = config.eval_temperature / config.sparse * temperature if config.method == "sp-darts" else 1.0
+    scale = temperature / config.sparse if config.method == "sp-darts" else 1.0
     return replace(
         search,
         seed=seed,
         sparse=temperature,
         smooth=smooth,
-        eval_temperature=evaluation,
+        eval_temperature=config.eval_temperature * scale,
         output=output,
         resume=(output / "config.json").exists(),
     )
 
 
-def train_config(config: PickConfig, search: Path, output: Path) -> RetrainConfig:
+def train_config(config: PickConfig, genotype: Path, output: Path) -> RetrainConfig:
     preset = PRESETS[config.train_preset]
     settings = {**preset["*"], **preset.get(config.dataset, {})}
     if config.train_epochs is not None:
         settings["epochs"] = config.train_epochs
     settings |= {name: getattr(config, name) for name in ("dataset", "data", "download", "device", "workers")}
-    if config.preset == "proxy":
-        settings |= {"image_size": config.image_size}
-    return RetrainConfig(
+    if config.image_size is not None:
+        settings["image_size"] = config.image_size
+    train = RetrainConfig(
         **{
             **settings,
-            "genotype": str(search / "genotype.json"),
+            "genotype": str(genotype),
             "preset": config.train_preset,
             "seed": config.seed,  # one and the same for all
             "holdout": config.train_holdout,
@@ -102,11 +103,17 @@ def train_config(config: PickConfig, search: Path, output: Path) -> RetrainConfi
             "resume": (output / "config.json").exists(),
         }
     )
+    return evaluate.resolved(train)
 
 
-def finished(folder: Path) -> dict[str, Any] | None:
-    summary = folder / "summary.json"
-    return json.loads(summary.read_text()) if summary.exists() else None
+def finished(config: DartsConfig | RetrainConfig) -> dict[str, Any] | None:
+    """The summary of a run that has been made already; one of another configuration is an error."""
+    assert config.output is not None
+    summary = config.output / "summary.json"
+    if not summary.exists():
+        return None
+    RunFolder(config.output, config.as_json(), resume=True, movable=config.MOVABLE)
+    return json.loads(summary.read_text())
 
 
 def report(candidates: list[dict[str, Any]], picked: dict[str, Any], folder: Path, config: PickConfig) -> None:
@@ -116,11 +123,8 @@ def report(candidates: list[dict[str, Any]], picked: dict[str, Any], folder: Pat
             f"| {c['name']} | {c['accuracy']:.2%} | {c['parameters'] / 1e6:.3f} M | {c['skips']} "
             f"| {c['discretization_gap']:+.1%} |"
         )
-    genotype = folder / f"search-{picked['name']}" / "genotype.json"
-    preset = "cifar" if config.space.startswith("darts") else "robust"
-    flags = ["--genotype", str(genotype), "--dataset", config.dataset, "--data", str(config.data), "--preset", preset]
     print(f"picked {picked['name']}: {picked['genotype']}\nwritten to {folder / 'pick.json'}")
-    print("to train it in full:", shlex.join(["accelerate", "launch", "benchmarks/evaluate.py", *flags]))
+    print("to train it in full:", darts_space.retrain_command(config, folder / f"search-{picked['name']}"))
 
 
 if __name__ == "__main__":

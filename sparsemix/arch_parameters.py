@@ -362,7 +362,7 @@ class ArchParameterGroup:
         values, decided = iter(flat), {}
         for label, row in weights.items():
             always_run = any(op.always_run for op in self.rows[label])
-            executions = self._executions([next(values) for _ in range(len(row))], always_run)
+            executions = self._executions([abs(next(values)) for _ in range(len(row))], always_run)
             decided[label] = Weights(row.unbind(), executions)
         return decided
 

@@ -66,9 +66,9 @@ class SearchConfig(RunConfig):
     """Draw the alpha batches with replacement."""
 
     channels: int = 16
-    """C of the first stage."""
+    """C of the first stage or cell."""
     cells: int = 5
-    """N, cells a stage."""
+    """N, cells a stage (NAS-Bench-201), or cells in all (DARTS space)."""
 
     epochs: int = 50
     """I, the length of the search."""
@@ -144,6 +144,8 @@ class SearchConfig(RunConfig):
         for value in (self.threshold, *self.audit_thresholds):
             if not 0 <= value < 1:
                 raise ValueError(f"SearchConfig: a threshold must be in [0, 1), got {value}")
+        if not 0 <= self.p_low <= self.p_up <= 1:
+            raise ValueError(f"SearchConfig: need 0 <= p_low <= p_up <= 1, got {self.p_low} and {self.p_up}")
         if self.audit_every < 0:
             raise ValueError(f"SearchConfig: audit_every must not be negative, got {self.audit_every}")
         if self.hold_sparse is not None and self.hold_epoch is None:
@@ -166,6 +168,7 @@ METHODS: dict[str, tuple[Callable[[SearchConfig], Relaxation], dict[str, Any]]] 
             "weight_lr_min": 0.001,
             "alpha_weight_decay": 1e-3,
             "batch_size": 64,
+            "p_low": 0.0,
             "p_up": 0.0,
             "clip_alphas": False,
             "hold_epoch": None,

@@ -195,8 +195,10 @@ class DartsGenotype:
             call = ast.parse(text.strip(), mode="eval").body
             if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != "Genotype":
                 raise refused
-            fields = {name: _literal(node) for name, node in zip(cls.FIELDS, call.args, strict=False)}
-            fields |= {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
+            named = [*zip(cls.FIELDS, call.args, strict=False), *((str(k.arg), k.value) for k in call.keywords)]
+            fields = {name: _literal(node) for name, node in named}
+            if len(fields) < len(call.args) + len(call.keywords):  # too many, or one given twice
+                raise refused
         except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
             raise refused from error
         return cls.from_dict(fields)

@@ -119,15 +119,17 @@ class MixedOp(nn.Module):
         """The candidates' names, in the order of the alphas."""
         return tuple(self.candidates)
 
-    def forward(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, weights: Tensor | Weights | None = None) -> Tensor:
         if weights is None and len(self.candidates) == 1:
             [only] = self.candidates.values()
             return only(x)
         [mixed] = _mix(Source(x), [self], [self.operation_weights(weights)])
         return mixed
 
-    def operation_weights(self, weights: Tensor | None = None) -> Weights:
+    def operation_weights(self, weights: Tensor | Weights | None = None) -> Weights:
         """This forward's weights: those given, the group's, or softmax(alpha)."""
+        if isinstance(weights, Weights):
+            return weights
         if weights is not None:
             if weights.shape != self.alpha.shape:
                 raise ValueError(
@@ -169,7 +171,13 @@ def fan_out(x: Tensor, edges: Sequence[nn.Module], weights: Sequence[Weights | N
         weights = [edge.operation_weights() if isinstance(edge, MixedOp) else None for edge in edges]
     together = [(edge, w) for edge, w in zip(edges, weights, strict=True) if _can_share(edge) and w is not None]
     shared = iter(_mix(Source(x), [edge for edge, _ in together], [w for _, w in together]))
-    return [next(shared) if _can_share(edge) else edge(x) for edge in edges]
+    return [next(shared) if _can_share(edge) else _alone(edge, x, w) for edge, w in zip(edges, weights, strict=True)]
+
+
+def _alone(edge: nn.Module, x: Tensor, weights: Weights | None) -> Tensor:
+    if weights is None or (isinstance(edge, MixedOp) and len(edge.candidates) == 1):
+        return edge(x)
+    return edge(x, weights)
 
 
 def _can_share(edge: nn.Module) -> TypeGuard[MixedOp]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-from .arch_parameters import evaluating
+from .arch_parameters import evaluating, restoring
 from .config import RunConfig, peek_flags
 from .data import TrainingData
 from .metrics import accuracy
@@ -85,6 +86,10 @@ class RetrainConfig(RunConfig):
         for name in ("auxiliary", "drop_path", "smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"RetrainConfig: {name} must be in [0, 1), got {getattr(self, name)}")
+        if self.image_size is not None and self.cutout >= self.image_size:
+            raise ValueError(
+                f"RetrainConfig: a cutout of {self.cutout} leaves nothing of images of size {self.image_size}"
+            )
 
     def data_options(self) -> dict[str, Any]:
         judged = {"test_root": self.test_data, "holdout": self.holdout}
@@ -92,7 +97,7 @@ class RetrainConfig(RunConfig):
 
     def named_output(self) -> Path:
         what = self.model or (Path(self.genotype).parent.name if self.genotype.endswith(".json") else self.genotype)
-        what = what if len(what) <= 40 and "(" not in what else "genotype"
+        what = what.replace("/", "-") if len(what) <= 40 and "(" not in what else "genotype"
         return self.output or Path("runs") / f"train-{what}-{self.dataset}-{self.preset}-seed{self.seed}"
 
 
@@ -230,6 +235,9 @@ class Retraining:
         self.model.to(self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         x, _ = next(self.data.test())
         self.cost = cost(self.model, x[:1])
+        with restoring(self.model):  # whatever does not fit shows before there is a run to keep
+            self.model.train()
+            self.model(x[:2])
         self.optimizer: Any = create_optimizer_v2(
             self.model,
             opt="momentum" if config.opt == "sgd" else config.opt,
@@ -243,6 +251,7 @@ class Retraining:
             sched=config.sched,
             num_epochs=config.epochs,
             warmup_epochs=config.warmup_epochs,
+            warmup_lr=config.lr / max(config.warmup_epochs, 1),
             min_lr=0.0,
             decay_rate=1.0,  # poly: its power
         )
@@ -297,14 +306,18 @@ class Retraining:
             progress.seconds = time.perf_counter() - started
             bar.set_postfix(loss=f"{progress.loss / progress.step:.3f}", refresh=False)
             if stop.is_set():
+                self._check_finite(epoch, progress)
                 self._save(epoch, progress)
                 raise Interrupted(
                     f"stopped in epoch {epoch + 1} of {config.epochs} after step {progress.step} of {steps}; "
                     f"to go on: {command_line()}"
                 )
-        if not torch.isfinite(torch.tensor(progress.loss)):
+        self._check_finite(epoch, progress)
+
+    def _check_finite(self, epoch: int, progress: _Epoch) -> None:
+        if not math.isfinite(progress.loss):
             raise FloatingPointError(
-                f"the loss of epoch {epoch + 1} is {progress.loss / steps}: lower --lr; the checkpoint is of before"
+                f"the loss of epoch {epoch + 1} is {progress.loss}: lower --lr; the checkpoint is of before"
             )
 
     def _finish_epoch(self, epoch: int, progress: _Epoch) -> None:
@@ -313,7 +326,7 @@ class Retraining:
             "epoch": epoch,
             "lr": self.optimizer.param_groups[0]["lr"],
             "loss": progress.loss / max(progress.step, 1),
-            "test_error": 1 - accuracy(self.model, self.data.test()),
+            "error": 1 - accuracy(self.model, self.data.test()),
             **({} if self._ema is None else {"ema_error": 1 - accuracy(self._ema.module, self.data.test())}),
         }
         record["seconds"] = progress.seconds + time.perf_counter() - started
@@ -322,7 +335,7 @@ class Retraining:
         ema = f" (average {record['ema_error']:.2%})" if "ema_error" in record else ""
         self.accelerator.print(
             f"epoch {epoch + 1:3}/{self.config.epochs}  lr {record['lr']:.4f}  loss {record['loss']:.3f}"
-            f"  test error {record['test_error']:.2%}{ema}  {record['seconds']:.1f} s",
+            f"  error {record['error']:.2%}{ema}  {record['seconds']:.1f} s",
             flush=True,
         )
 
@@ -335,13 +348,16 @@ class Retraining:
             "seed": self.config.seed,
             **asdict(self.cost),
             **last,
-            "best_error": min(record["test_error"] for record in records),
+            "best_error": min(record["error"] for record in records),
+            "judged_on": "held-out images" if self.config.holdout else "test images",
             "seconds": sum(record["seconds"] for record in records),
         }
         self.folder.save("weights.pt", self.model.state_dict())
+        if self._ema is not None:
+            self.folder.save("weights_ema.pt", self._ema.module.state_dict())
         self.folder.write("summary.json", summary)
         self.accelerator.print(
-            f"test error {summary['test_error']:.2%} at the end (best {summary['best_error']:.2%}), "
+            f"error {summary['error']:.2%} at the end (best {summary['best_error']:.2%}) on {summary['judged_on']}, "
             f"{self.cost.parameters / 1e6:.3f} M parameters, {self.cost.macs / 1e6:.1f} M MACs, "
             f"{summary['seconds']:.0f} s\nwritten to {self.folder.path}",
             flush=True,

@@ -10,15 +10,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .config import SearchConfig
+
 __all__ = ["FinishedRun", "group_names", "load_run", "middle_and_high"]
 
 LATE = 5  # the last epochs, in which a steady search no longer changes its mind
 
 # fields of a configuration in which runs of one group may differ
-_PER_RUN = frozenset(
-    {"seed", "output", "resume", "device", "data", "download", "workers", "table", "table_dataset"}
-    | {"audit_every", "audit_thresholds", "average_epochs"}
-)
+_PER_RUN = SearchConfig.MOVABLE | {"seed", "audit_every", "audit_thresholds"}
 
 
 class FinishedRun(NamedTuple):
@@ -44,6 +43,7 @@ def load_run(folder: str | Path) -> FinishedRun:
 
     Raises:
         FileNotFoundError: the folder holds no finished run.
+        ValueError: it holds a training, not a search.
     """
     folder = Path(folder)
     if not (folder / "summary.json").is_file():
@@ -51,6 +51,8 @@ def load_run(folder: str | Path) -> FinishedRun:
     summary = json.loads((folder / "summary.json").read_text())
     config = json.loads((folder / "config.json").read_text())
     records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    if "output_leakage" not in summary:
+        raise ValueError(f"{folder} holds no search but a training of {summary.get('model') or summary['genotype']}")
     for entry in (summary, *records):
         entry["leakage"] = statistics.mean(entry["output_leakage"].values())
     settings = {field: value for field, value in config.items() if field not in _PER_RUN}

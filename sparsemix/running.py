@@ -20,12 +20,17 @@ def make_accelerator(device: str = "auto") -> Accelerator:
 
     Raises:
         ValueError: that device is not there.
-        RuntimeError: several processes were launched.
+        RuntimeError: several processes were launched, or mixed precision.
     """
     accelerator = Accelerator(cpu=device == "cpu")
     if accelerator.num_processes > 1:
         raise RuntimeError(
             f"a run takes one process, got {accelerator.num_processes}: launch it with --num_processes 1"
+        )
+    if accelerator.mixed_precision != "no":
+        raise RuntimeError(
+            f"a run computes in float32, got mixed precision {accelerator.mixed_precision}: launch it with "
+            f"--mixed_precision no"
         )
     if device not in ("auto", accelerator.device.type):
         raise ValueError(f"--device {device} is not available here; found {accelerator.device.type}")

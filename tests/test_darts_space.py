@@ -326,6 +326,7 @@ def test_notation_of_darts_code():
         (", reduce_concat=[2, 3, 4, 5]", "", "expected the fields normal, normal_concat, reduce, reduce_concat, got"),
         ("'sep_conv_3x3', 0", "'sep_conv_3x3', print(0)", "DartsGenotype: expected Genotype"),
         ("Genotype(", "print(", "DartsGenotype: expected Genotype"),
+        ("Genotype(", "Genotype([], ", "DartsGenotype: expected Genotype"),
         ("Genotype(", "__import__('os').system('false') or Genotype(", "DartsGenotype: expected Genotype"),
         ("[2, 3, 4, 5]", "range(10**9)", "DartsGenotype: expected Genotype"),
     ],
@@ -429,6 +430,21 @@ def test_sizes_that_the_reductions_cannot_divide():
 def test_networks_that_are_none(options, message):
     with pytest.raises(ValueError, match=message):
         supernet(**options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"2<-0": ("none",)}, "edge 2<-0 of the normal cell needs an operation other than none"),
+        ({"2<-0": ("conv",)}, "edge 2<-0 of the normal cell needs an operation .* got conv"),
+        ({"2<-2": ("skip_connect",)}, "the normal cell of a space has the edges 2<-0, .* got"),
+    ],
+)
+def test_tables_that_are_no_space(change, message):
+    space = {kind: dict(row) for kind, row in robust.S2.items()}
+    space["normal"] |= change
+    with pytest.raises(ValueError, match=message):
+        supernet(space)
 
 
 def test_drop_path_rises_by_hand_and_spares_identities():

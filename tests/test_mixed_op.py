@@ -200,3 +200,22 @@ def test_fuse_returns_the_chosen_candidate_and_ties_go_to_the_first():
 def test_a_name_that_no_module_can_have(name):
     with pytest.raises(ValueError, match=f"{name!r} cannot name a module"):
         MixedOp({"skip": nn.Identity(), name: nn.Tanh()})
+
+
+def test_a_watched_edge_uses_the_weights_that_it_is_handed():
+    """As in a forward that is run again: the weights of then, whatever the group would say now."""
+    op = MixedOp({"skip": nn.Identity(), "negative": Negative()})
+    group = ArchParameterGroup(nn.Sequential(op))
+    then = op.operation_weights()
+    with torch.no_grad():
+        group.parameters()[0].copy_(torch.tensor([0.0, 100.0]))
+    op.register_forward_hook(lambda module, args, out: None)
+    x = torch.randn(1, 2, 4, 4)
+    [handed] = fan_out(x, [op], [then])
+    torch.testing.assert_close(handed, x * (then.scalars[0] - then.scalars[1]))
+    torch.testing.assert_close(fan_out(x, [op])[0], -x)
+
+
+class Negative(nn.Module):
+    def forward(self, x):
+        return -x

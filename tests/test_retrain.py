@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import darts_space
@@ -20,6 +21,7 @@ from sparsemix.config import config_from_flags
 from sparsemix.data import ResidentTraining, open_training
 from sparsemix.genotype import DartsGenotype
 from sparsemix.retrain import PRESETS, RetrainConfig, Retraining, cost, retrain_config_from_flags
+from sparsemix.run_records import load_run
 from sparsemix.running import Interrupted
 from sparsemix.spaces import darts, robust
 from sparsemix.spaces.published import read_genotype
@@ -44,8 +46,13 @@ def test_search_and_train_what_it_found(tmp_path, flags, capsys):
     assert summary["skips"] == genotype.skips
     command = capsys.readouterr().out.split("to train it from scratch: ")[1].split()
     assert command[:4] == ["accelerate", "launch", "benchmarks/evaluate.py", "--genotype"]
-    trained = train(tmp_path / "t", *command[3:])
-    assert 0 <= trained["best_error"] <= trained["test_error"] <= 1
+    smaller = ["--epochs", "2", "--limit", "400", "--output", str(tmp_path / "t")]
+    trained = evaluate.main(retrain_config_from_flags([*command[3:], *smaller]))
+    assert 0 <= trained["best_error"] <= trained["error"] <= 1
+    assert trained["judged_on"] == "held-out images"
+    assert trained["genotype"] == summary["genotype"]
+    with pytest.raises(ValueError, match="holds no search but a training of Genotype"):
+        load_run(tmp_path / "t")
     assert json.loads((tmp_path / "t" / "summary.json").read_text()) == trained
     weights = torch.load(tmp_path / "t" / "weights.pt", weights_only=True)
     assert sum(v.numel() for n, v in weights.items() if n.endswith(("weight", "bias"))) == trained["parameters"]
@@ -77,6 +84,8 @@ def test_pick_searches_trains_and_picks_the_best(tmp_path, capsys):
     records = (tmp_path / "search-t0.0004-seed0" / "records.jsonl").read_text()
     assert pick.main(config) == result  # nothing is done twice
     assert (tmp_path / "search-t0.0004-seed0" / "records.jsonl").read_text() == records
+    with pytest.raises(ValueError, match="holds a run with another configuration: epochs was 1 and is now 3"):
+        pick.main(replace(config, train_epochs=3))
 
 
 def test_a_timm_model_is_trained_by_the_same_script(tmp_path):
@@ -137,6 +146,33 @@ def test_the_drop_path_rises_linearly_and_the_learning_rate_falls(tmp_path):
     assert [json.loads(line)["lr"] for line in lines] == pytest.approx(
         [0.025, 0.025 * 0.853553, 0.0125, 0.025 * 0.146447], rel=1e-4
     )  # half a cosine, by hand
+
+
+@pytest.mark.parametrize(
+    ("space", "preset", "expected"),
+    [("darts", "proxy", "proxy"), ("s2", "proxy", "proxy"), ("darts", "paper", "cifar"), ("s3", "authors", "robust")],
+)
+def test_the_printed_command_is_a_training_that_can_begin(space, preset, expected):
+    flags = ["--space", space, "--preset", preset, "--dataset", "cifar10", "--method", "darts"]
+    presets = robust.PRESETS if space in robust.SPACES else darts.PRESETS
+    search = config_from_flags(presets, flags, darts_space.DartsConfig)
+    command = darts_space.retrain_command(search, Path("runs/x")).split()
+    config = retrain_config_from_flags(command[3:])
+    assert (config.preset, config.genotype, config.image_size) == (expected, "runs/x/genotype.json", search.image_size)
+
+
+def test_what_does_not_fit_shows_before_there_is_a_run(tmp_path):
+    with pytest.raises(ValueError, match="auxiliary classifier needs 8x8 after the second reduction"):
+        train(tmp_path / "t", "--auxiliary", "0.4")
+    assert not (tmp_path / "t").exists()
+    with pytest.raises(ValueError, match="a cutout of 16 leaves nothing of images of size 16"):
+        RetrainConfig(image_size=16)
+
+
+def test_a_table_has_no_place_in_this_space(tmp_path):
+    config = darts_space.DartsConfig(table=tmp_path / "table.csv")
+    with pytest.raises(ValueError, match="there is no table of the space 'darts'"):
+        darts_space.main(config)
 
 
 def test_presets_are_the_papers():

@@ -11,6 +11,7 @@ from pathlib import Path
 import nb201_space
 import pytest
 import torch
+from accelerate import Accelerator
 
 from sparsemix import BatchMixedScheduler
 from sparsemix.bilevel import SearchStep
@@ -276,6 +277,12 @@ def test_a_device_that_is_not_there():
         pytest.skip("this machine has a GPU")
     with pytest.raises(ValueError, match="--device cuda is not available here; found cpu"):
         make_accelerator("cuda")
+
+
+def test_mixed_precision_is_refused(monkeypatch):
+    monkeypatch.setattr(Accelerator, "mixed_precision", "bf16")
+    with pytest.raises(RuntimeError, match="got mixed precision bf16: launch it with --mixed_precision no"):
+        make_accelerator("cpu")
 
 
 def test_a_configuration_that_cannot_run_leaves_no_folder(tmp_path):

@@ -189,6 +189,14 @@ def test_the_strongest_always_runs():
     assert calls(model) == [1, 0, 0]
 
 
+def test_a_strong_negative_weight_is_not_weak():
+    model = edge([0.4, 0.3, 0.3])
+    arch = ArchParameterGroup(model, lambda alpha, phi: torch.tensor([[0.9, -0.8, 1e-4]]), threshold=1e-3)
+    with arch.fixed_alphas():
+        model(torch.ones(1))
+    assert calls(model) == [1, 1, 0]
+
+
 def test_always_run():
     model = edge([0.9, 0.1, 0.0], always_run=True)
     arch = ArchParameterGroup(model, Softmax(), threshold=0.5)

@@ -190,6 +190,16 @@ class FolderSubset(torch.utils.data.Dataset):
         return self.transform(read_rgb(self.files[index])), self.labels[index]
 
 
+def check_image_size(image_size: int | None) -> None:
+    """Insist on a size that can be worked with.
+
+    Raises:
+        ValueError: it is below 4.
+    """
+    if image_size is not None and image_size < 4:
+        raise ValueError(f"the image size must be at least 4, got {image_size}")
+
+
 def open_pairs(
     dataset: str,
     *,
@@ -232,8 +242,7 @@ def open_pairs(
     """
     if dataset not in DATASETS and dataset != "folder":
         raise ValueError(f"unknown data set {dataset!r}; known are {', '.join(DATASETS)} and folder")
-    if image_size is not None and image_size < 4:
-        raise ValueError(f"the image size must be at least 4, got {image_size}")
+    check_image_size(image_size)
     root = Path(root)
     if dataset != "folder":
         images = DATASETS[dataset](root, True, download)
@@ -244,6 +253,8 @@ def open_pairs(
         subset = stratified_subset(folder.labels, limit, seed)
         size = image_size or folder.common_size(subset) or LARGE_SIZE
         if size > RESIDENT_SIZE:
+            if replacement:
+                raise ValueError(f"images of {size}x{size} are streamed, which draws without replacement")
             weights, alphas = (subset[half] for half in halves(folder.labels[subset], seed))
             return StreamedPairs(folder, weights, alphas, size, batch_size, seed, device, workers)
         images = folder.decode(subset, size)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..schedule import seeded_generator
 from .datasets import DATASETS, Folder
 from .images import Images, stratified_subset
-from .pairs import LARGE_SIZE, RESIDENT_SIZE, FolderSubset
+from .pairs import LARGE_SIZE, RESIDENT_SIZE, FolderSubset, check_image_size
 from .resident import Batch, Normalization, ResidentImages
 
 __all__ = ["ResidentTraining", "StreamedTraining", "TrainingData", "open_training"]
@@ -186,6 +186,7 @@ def open_training(
     """
     if dataset not in DATASETS and dataset != "folder":
         raise ValueError(f"unknown data set {dataset!r}; known are {', '.join(DATASETS)} and folder")
+    check_image_size(image_size)
     if not 0 <= holdout < 1:
         raise ValueError(f"the holdout must be in [0, 1), got {holdout}")
     root = Path(root)

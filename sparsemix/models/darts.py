@@ -182,7 +182,9 @@ class AuxiliaryHead(nn.Module):
         return self.fc(self.body(self.pool(torch.relu(x))))
 
     def reset_classifier(self, num_classes: int) -> None:
-        self.fc = nn.Linear(768, num_classes) if num_classes else nn.Identity()
+        weight = next(self.parameters())
+        new = nn.Linear(768, num_classes) if num_classes else nn.Identity()
+        self.fc = new.to(device=weight.device, dtype=weight.dtype)
 
 
 class CifarStem(nn.Module):
@@ -281,6 +283,7 @@ def sparsemix_darts_supernet(
     table = SPACES.get(space) if isinstance(space, str) else space
     if table is None:
         raise ValueError(f"sparsemix_darts_supernet: unknown space {space!r}; choose among {', '.join(SPACES)}")
+    darts.check_space(table)
     sizes = {"channels": 16, "cells": 8}
     return _create("sparsemix_darts_supernet", partial(darts.mixed_cell, table), pretrained, **{**sizes, **kwargs})
 

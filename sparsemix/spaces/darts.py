@@ -40,6 +40,7 @@ __all__ = [
     "ReadOut",
     "Space",
     "cell",
+    "check_space",
     "everywhere",
     "genotype",
     "mixed_cell",
@@ -55,6 +56,25 @@ EDGES = tuple(f"{target}<-{source}" for target in NODES for source in range(targ
 def everywhere(*operations: str) -> Space:
     """The space that has these operations on every edge of both cells."""
     return {cell: dict.fromkeys(EDGES, operations) for cell in DartsGenotype.CELLS}
+
+
+def check_space(space: Space) -> None:
+    """Insist that a space has operations that this module knows on the 14 edges of both cells, and not ``none`` alone.
+
+    Raises:
+        ValueError: names the cell and the edge.
+    """
+    for kind in DartsGenotype.CELLS:
+        edges = space.get(kind, {})
+        if set(edges) != set(EDGES):
+            raise ValueError(f"the {kind} cell of a space has the edges {', '.join(EDGES)}, got {', '.join(edges)}")
+        for edge, operations in edges.items():
+            unknown = [name for name in operations if name not in OPERATIONS]
+            if unknown or set(operations) <= {"none"}:
+                raise ValueError(
+                    f"edge {edge} of the {kind} cell needs an operation other than none, of {', '.join(OPERATIONS)}; "
+                    f"got {', '.join(operations)}"
+                )
 
 
 PRIMITIVES = (

@@ -132,7 +132,9 @@ class NormalizedPool(nn.Module):
         pooled = source.once(self.pool.sharing_key, self.pool)
         if not self.bn.training:  # by statistics of their own
             return [(op.bn(pooled), weight) for op, weight in zip(ops, weights, strict=True)]
-        mean, var = pooled.new_zeros(pooled.shape[1]), pooled.new_ones(pooled.shape[1])
+        precise = torch.promote_types(pooled.dtype, torch.float32)
+        mean = torch.zeros(pooled.shape[1], dtype=precise, device=pooled.device)
+        var = torch.ones_like(mean)
         value = F.batch_norm(pooled, mean, var, None, None, True, 1.0, self.bn.eps)  # momentum 1: those of the batch
         if self.bn.track_running_stats:
             _update_statistics([op.bn for op in ops], [mean] * len(ops), [var] * len(ops))
