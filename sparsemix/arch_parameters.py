@@ -98,7 +98,7 @@ class ArchParameterGroup:
     ``state_dict``. A second group on the same model releases the first.
 
     Args:
-        model: the supernet. Its ``forward`` may be called directly or through wrappers such as DDP.
+        model: the supernet. Its ``forward`` may be called directly or through wrappers.
         relaxation: a callable ``(alpha, phi) -> weights`` on rows padded with ``-inf``, such as
             :class:`~sparsemix.SparseSmoothSoftmax` (the default) or :class:`~sparsemix.relaxation.Softmax`.
         threshold: eps in [0, 1): operations of smaller weight are left out of a weights update (a forward within

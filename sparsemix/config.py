@@ -174,6 +174,7 @@ METHODS: dict[str, tuple[Callable[[SearchConfig], Relaxation], dict[str, Any]]] 
             "hold_epoch": None,
             "hold_sparse": None,
             "eval_temperature": 1.0,
+            "threshold": 0.0,
         },
     ),
 }

@@ -74,6 +74,7 @@ _AUTHORS: dict[str, Any] = {
     "p_low": 0.8,
     "weights_first": False,
     "read_out": "authors-robust",
+    "threshold": 0.0,
 }
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
