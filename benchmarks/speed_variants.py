@@ -311,7 +311,7 @@ def training_steps(network: nn.Module, *batches: Batch) -> Callable[[], None]:
 
 
 def optimizers(weights: list[nn.Parameter], alphas: list[nn.Parameter]) -> tuple[torch.optim.SGD, torch.optim.Adam]:
-    sgd = torch.optim.SGD(weights, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4, foreach=True)
+    sgd = torch.optim.SGD(weights, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
     return sgd, torch.optim.Adam(alphas, lr=3e-4, betas=(0.5, 0.999))
 
 

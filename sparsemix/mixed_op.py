@@ -227,9 +227,15 @@ def _mix(source: Source, edges: Sequence[MixedOp], weights: Sequence[Weights]) -
                 totals[part.edge].score(part.name, value, part.weight)
     outputs = [total.result() for total in totals]
     if idle and torch.is_grad_enabled():
-        parameters = [parameter for candidate in idle for parameter in candidate.parameters()]
-        outputs[0] = _WithZeroGradients.apply(outputs[0], *parameters)
+        outputs[0] = _WithZeroGradients.apply(outputs[0], *(p for candidate in idle for p in _parameters(candidate)))
     return outputs
+
+
+def _parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """As ``module.parameters()``, whose bookkeeping is most of the cost where hundreds of small modules are idle."""
+    if module._modules:
+        return module.parameters()
+    return (parameter for parameter in module._parameters.values() if parameter is not None)
 
 
 def _run(
