@@ -34,7 +34,8 @@ _OUTCOME: Columns = {
 _STEADINESS: Columns = {
     "late_changes": ("changes in the last 5 epochs", "{:.2g}"),
     "lead": ("smallest lead / t_sp", "{:.1f}"),
-    "drift": ("drift an epoch / t_sp", "{:.2f}"),
+    "early_drift": ("drift an epoch / t_sp, first half", "{:.2f}"),
+    "drift": ("last 5 epochs", "{:.2f}"),
     "true_accuracy": ("true accuracy, last epoch", "{:.2f} %"),
     "averaged_true_accuracy": ("true accuracy, mean alphas", "{:.2f} %"),
 }

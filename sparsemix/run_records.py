@@ -28,7 +28,8 @@ class FinishedRun(NamedTuple):
         settings: the configuration, without what may differ within a group of runs.
         summary: ``summary.json``, the mean output leakage, and of the last five epochs: ``late_changes``, in how many
             of them the genotype changed; ``lead``, the smallest lead of a row's strongest alpha over its second at the
-            end; ``drift``, how far an alpha moved against its row's mean in an epoch, on average. The two are in t_sp.
+            end; ``drift``, how far an alpha moved against its row's mean in an epoch, on average, and ``early_drift``,
+            the same for the first half of the search. The three are in t_sp.
         records: ``records.jsonl``, and in each the mean output leakage.
     """
 
@@ -57,12 +58,24 @@ def load_run(folder: str | Path) -> FinishedRun:
         entry["leakage"] = statistics.mean(entry["output_leakage"].values())
     settings = {field: value for field, value in config.items() if field not in _PER_RUN}
     if len(records) > LATE:
-        summary |= _late(records[-LATE - 1 :], config.get("hold_sparse") or config["sparse"])
+        temperature = config.get("hold_sparse") or config["sparse"]
+        summary |= _late(records[-LATE - 1 :], temperature)
+        summary["early_drift"] = _drift(records[: len(records) // 2]) / temperature
     return FinishedRun(folder.name, settings, summary, records)
 
 
 def _late(records: Sequence[dict[str, Any]], temperature: float) -> dict[str, float]:
     genotypes = [record["genotype"] for record in records]
+    last = [sorted(row, reverse=True) for row in records[-1]["alphas"].values() if len(row) > 1]
+    return {
+        "late_changes": sum(new != old for old, new in pairwise(genotypes)),
+        "lead": min((row[0] - row[1] for row in last), default=float("inf")) / temperature,
+        "drift": _drift(records) / temperature,
+    }
+
+
+def _drift(records: Sequence[dict[str, Any]]) -> float:
+    """How far an alpha moves from one record to the next, against its row's mean; on average."""
     rows = [[_centred(row) for row in record["alphas"].values()] for record in records]
     moves = [
         abs(new - old)
@@ -70,12 +83,7 @@ def _late(records: Sequence[dict[str, Any]], temperature: float) -> dict[str, fl
         for old_row, new_row in zip(before, after, strict=True)
         for old, new in zip(old_row, new_row, strict=True)
     ]
-    leads = [first - second for first, second, *_ in (sorted(row, reverse=True) for row in rows[-1] if len(row) > 1)]
-    return {
-        "late_changes": sum(new != old for old, new in pairwise(genotypes)),
-        "lead": min(leads, default=float("inf")) / temperature,
-        "drift": statistics.fmean(moves) / temperature,
-    }
+    return statistics.fmean(moves)
 
 
 def _centred(row: Sequence[float]) -> list[float]:

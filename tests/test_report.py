@@ -107,4 +107,5 @@ def test_how_steady_the_end_was(runs):
     assert run.summary["late_changes"] == 1
     assert run.summary["lead"] == pytest.approx(1)
     assert run.summary["drift"] == pytest.approx(2 * 1 / (5 * 4))  # two alphas of one row moved by t_sp, once
-    assert steadiness_table([run]).splitlines()[2] == "| sp-darts-0 | 1 | 1.0 | 0.10 | no |"
+    assert run.summary["early_drift"] == 0
+    assert steadiness_table([run]).splitlines()[2] == "| sp-darts-0 | 1 | 1.0 | 0.00 | 0.10 | no |"
