@@ -29,7 +29,7 @@ def test_every_comparison_is_measured(tmp_path, capsys):
     assert all(variants[0]["ratio"] == 1 for variants in comparisons.values())
     step = {row["variant"]: row["operations"] for row in comparisons["NAS-Bench-201, N 1: step"]}
     assert step["smooth"] == "30, 30"
-    assert step["sparse, 8 of 30 active, three 3x3"] == "8, 8 and 22 scored"
+    assert step["sparse, 8 of 30 active, two 3x3"] == "8, 8 and 22 scored"
     assert {row["operations"] for row in comparisons["N 1: one operation"]} == {"6, 6"}
     dense, *sparse = comparisons["DARTS space: weights update"]
     assert all(row["peak_memory"] < dense["peak_memory"] for row in sparse)
