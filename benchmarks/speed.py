@@ -79,7 +79,7 @@ def main(options: Options) -> list[dict[str, Any]]:
         rows += measure("DARTS space: one operation", variants.darts_discrete(options), options)
     rows += measure("plain modules: step", variants.user_steps(options), options)
     rows += measure("dense weights update", variants.dense_growth(options, options.candidates), options)
-    rows += measure("sparse weights update", variants.sparse_growth(options, options.candidates), options)
+    rows += measure("sparse weights update", variants.sparse_growth(options, options.candidates), options, inner=10)
     rows += measure("one candidate", variants.one_candidate(options), options, inner=10)
     rows += measure("loader", variants.loaders(options), options)
     if options.schedule_epochs:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, ClassVar
 
+from .metrics import skip_count
+
 __all__ = ["DartsGenotype", "NB201Genotype"]
 
 
@@ -84,7 +86,7 @@ class NB201Genotype:
     @property
     def skips(self) -> int:
         """How many edges are skip connections."""
-        return self.operations.count("skip_connect")
+        return skip_count(self.by_edge())
 
     def by_edge(self) -> dict[str, str]:
         """Edge -> operation."""
@@ -232,7 +234,7 @@ class DartsGenotype:
     @property
     def skips(self) -> int:
         """How many edges of the normal cell are skip connections."""
-        return sum(operation == "skip_connect" for operation, _ in self.normal)
+        return skip_count(self.edges("normal"))
 
     def edges(self, cell: str) -> dict[str, str]:
         """Edge name -> operation of one cell; a second edge between the same two nodes is marked, ``"2<-0'"``."""

@@ -18,7 +18,7 @@ from test_data import write_folder
 from torch import nn
 
 from sparsemix.config import config_from_flags
-from sparsemix.data import ResidentTraining, open_training
+from sparsemix.data import DATASETS, ResidentTraining, open_training
 from sparsemix.genotype import DartsGenotype
 from sparsemix.retrain import PRESETS, RetrainConfig, Retraining, cost, retrain_config_from_flags
 from sparsemix.run_records import load_run
@@ -286,3 +286,9 @@ def test_a_launcher_for_timm_s_scripts(tmp_path):
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert shown.stdout.split() == ["True", "True"]
+
+
+def test_training_and_test_images_that_disagree():
+    digits = DATASETS["digits"](Path(), True, False)
+    with pytest.raises(ValueError, match="training and test images disagree: images of"):
+        ResidentTraining(digits, digits.resized(16), 4)

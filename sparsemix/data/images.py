@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..schedule import seeded_generator
 
-__all__ = ["Images", "halves", "stratified_subset"]
+__all__ = ["Images", "check_alike", "halves", "stratified_subset"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,19 @@ class Images:
         ]
         pixels = rearrange(torch.cat(parts).to(torch.uint8), "n c h w -> n h w c").contiguous()
         return Images(pixels, self.labels, self.classes, self.mirror)
+
+
+def check_alike(first: Images, second: Images, what: str) -> None:
+    """Insist that two sets of images agree in size, channels and classes.
+
+    Raises:
+        ValueError: they do not; says how.
+    """
+    if first.pixels.shape[1:] != second.pixels.shape[1:] or first.classes != second.classes:
+        raise ValueError(
+            f"{what} disagree: images of {tuple(first.pixels.shape[1:])} in {len(first.classes)} classes, "
+            f"and of {tuple(second.pixels.shape[1:])} in {len(second.classes)} classes"
+        )
 
 
 def _class_ranks(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..schedule import seeded_generator
 from .datasets import DATASETS, Folder, read_rgb
-from .images import Images, halves, stratified_subset
+from .images import Images, check_alike, halves, stratified_subset
 from .resident import Batch, Normalization, ResidentImages
 
 __all__ = ["Pairs", "ResidentPairs", "StreamedPairs", "open_pairs"]
@@ -67,11 +67,7 @@ class ResidentPairs:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"the batch size must be at least 1, got {batch_size}")
-        if weights.pixels.shape[1:] != alphas.pixels.shape[1:] or weights.classes != alphas.classes:
-            raise ValueError(
-                f"the halves disagree: images of {tuple(weights.pixels.shape[1:])} in {len(weights.classes)} classes, "
-                f"and of {tuple(alphas.pixels.shape[1:])} in {len(alphas.classes)} classes"
-            )
+        check_alike(weights, alphas, "the halves")
         normalization = Normalization(weights, device)
         self.weights = ResidentImages(weights, normalization, device)
         self.alphas = ResidentImages(alphas, normalization, device)

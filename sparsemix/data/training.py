@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..schedule import seeded_generator
 from .datasets import DATASETS, Folder
-from .images import Images, stratified_subset
+from .images import Images, check_alike, stratified_subset
 from .pairs import LARGE_SIZE, RESIDENT_SIZE, FolderSubset, check_image_size
 from .resident import Batch, Normalization, ResidentImages
 
@@ -58,11 +58,7 @@ class ResidentTraining:
         device: torch.device | str = "cpu",
         cutout: int = 0,
     ) -> None:
-        if train.pixels.shape[1:] != test.pixels.shape[1:] or train.classes != test.classes:
-            raise ValueError(
-                f"training and test images disagree: {tuple(train.pixels.shape[1:])} in {len(train.classes)} classes, "
-                f"and {tuple(test.pixels.shape[1:])} in {len(test.classes)} classes"
-            )
+        check_alike(train, test, "training and test images")
         if len(train) < batch_size:
             raise ValueError(f"batches of {batch_size} cannot be cut from {len(train)} training images")
         normalization = Normalization(train, device)

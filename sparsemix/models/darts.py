@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.data import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from ..genotype import DartsGenotype
 from ..spaces import darts, robust
 from ..spaces.cells import TwoInputCell
 from ..spaces.published import read_genotype
-from .network import Network
+from .network import CIFAR_CFG, Network
 
 __all__ = ["DartsNetwork", "sparsemix_darts_cifar", "sparsemix_darts_imagenet", "sparsemix_darts_supernet"]
 
@@ -231,29 +232,16 @@ _STEMS: dict[str, Callable[[int, int], tuple[nn.Module, int, int, bool]]] = {
 
 SPACES = {"darts": darts.DARTS, "darts-none": darts.WITH_NONE, **robust.SPACES}
 
-_CIFAR = {
-    "url": "",
-    "num_classes": 10,
-    "input_size": (3, 32, 32),
-    "pool_size": (8, 8),
-    "crop_pct": 1.0,
-    "interpolation": "bilinear",
-    "mean": (0.4914, 0.4822, 0.4465),
-    "std": (0.2470, 0.2435, 0.2616),
-    "first_conv": "stem.conv",
-    "classifier": "fc",
-}
+_CIFAR = {**CIFAR_CFG, "first_conv": "stem.conv"}
 _IMAGENET = {
-    "url": "",
+    **CIFAR_CFG,
     "num_classes": 1000,
     "input_size": (3, 224, 224),
     "pool_size": (7, 7),
-    "crop_pct": 0.875,
-    "interpolation": "bilinear",
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
+    "crop_pct": DEFAULT_CROP_PCT,
+    "mean": IMAGENET_DEFAULT_MEAN,
+    "std": IMAGENET_DEFAULT_STD,
     "first_conv": "stem.first.0",
-    "classifier": "fc",
 }
 default_cfgs = generate_default_cfgs(
     {

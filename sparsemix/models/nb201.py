@@ -15,7 +15,7 @@ from ..arch_parameters import tie_alphas_
 from ..genotype import NB201Genotype
 from ..spaces import nb201
 from ..spaces.cells import DenseCell, ResidualReduction
-from .network import Network
+from .network import CIFAR_CFG, Network
 
 __all__ = ["RESNET_LIKE", "NB201Network", "sparsemix_nb201", "sparsemix_nb201_supernet"]
 
@@ -82,18 +82,7 @@ class NB201Network(Network):
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)"}
 
 
-_CFG = {
-    "url": "",
-    "num_classes": 10,
-    "input_size": (3, 32, 32),
-    "pool_size": (8, 8),
-    "crop_pct": 1.0,
-    "interpolation": "bilinear",
-    "mean": (0.4914, 0.4822, 0.4465),  # CIFAR-10
-    "std": (0.2470, 0.2435, 0.2616),
-    "first_conv": "stem.0",
-    "classifier": "fc",
-}
+_CFG = {**CIFAR_CFG, "first_conv": "stem.0"}
 default_cfgs = generate_default_cfgs({"sparsemix_nb201_supernet": _CFG, "sparsemix_nb201": _CFG})
 
 

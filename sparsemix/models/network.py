@@ -9,7 +9,20 @@ from torch import Tensor, nn
 
 from ..arch_parameters import labelled_rows
 
-__all__ = ["Network"]
+__all__ = ["CIFAR_CFG", "Network"]
+
+# what timm knows of a network for CIFAR-10, but for the name of its first convolution
+CIFAR_CFG: dict[str, Any] = {
+    "url": "",
+    "num_classes": 10,
+    "input_size": (3, 32, 32),
+    "pool_size": (8, 8),
+    "crop_pct": 1.0,
+    "interpolation": "bilinear",
+    "mean": (0.4914, 0.4822, 0.4465),
+    "std": (0.2470, 0.2435, 0.2616),
+    "classifier": "fc",
+}
 
 
 class Network(nn.Module):

@@ -77,15 +77,7 @@ def check_space(space: Space) -> None:
                 )
 
 
-PRIMITIVES = (
-    "max_pool_3x3",
-    "avg_pool_3x3",
-    "skip_connect",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
-)
+PRIMITIVES = DartsGenotype.OPERATIONS[1:8]  # the paper's seven, from max_pool_3x3 to dil_conv_5x5
 DARTS: Space = everywhere(*PRIMITIVES)
 WITH_NONE: Space = everywhere("none", *PRIMITIVES)
 
