@@ -303,13 +303,13 @@ class ArchParameterGroup:
             ValueError: candidates of some mixed operation disagree in shape; both are named.
         """
 
-        def check(op: MixedOp, args: tuple[Any, ...]) -> None:
-            x = args[0]
-            shapes = [candidate(x).shape for candidate in op.candidates.values()]  # of those that add nothing, too
+        def check(op: MixedOp, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            x, keywords = args[0], {k: v for k, v in keywords.items() if k != "weights"}
+            shapes = [c(x, **keywords).shape for c in op.candidates.values()]  # of those that add nothing, too
             for name, shape in zip(op.names, shapes, strict=True):
                 check_same_shape(op.names[0], shapes[0], name, shape, x.shape)
 
-        hooks = [op.register_forward_pre_hook(check) for op in self._labels]
+        hooks = [op.register_forward_pre_hook(check, with_kwargs=True) for op in self._labels]
         try:
             with evaluating(self.model), torch.no_grad(), self.using(Softmax()):
                 self.model(x)

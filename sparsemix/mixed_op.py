@@ -46,8 +46,9 @@ class Binding(Protocol):
 class Source:
     """A node's value, and what the edges that leave it have in common, computed once."""
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor, keywords: Mapping[str, Any] | None = None) -> None:
         self.x = x
+        self.keywords = keywords or {}  # further arguments of every candidate
         self._computed: dict[Hashable, Tensor] = {}
 
     def once(self, key: Hashable, compute: Callable[[Tensor], Tensor]) -> Tensor:
@@ -80,7 +81,8 @@ class MixedOp(nn.Module):
             keep state other than the running statistics of batch norm.
 
     Shapes:
-        input and output as the candidates have them; ``weights`` is ``(M,)``, one for each candidate.
+        input and output as the candidates have them; ``weights`` is ``(M,)``, one for each candidate. Keyword arguments
+        of a call (an attention's mask) are passed on to the candidates.
 
     Raises:
         ValueError: no candidates; a name that no module can have; weights of another length; candidate outputs of
@@ -119,11 +121,11 @@ class MixedOp(nn.Module):
         """The candidates' names, in the order of the alphas."""
         return tuple(self.candidates)
 
-    def forward(self, x: Tensor, weights: Tensor | Weights | None = None) -> Tensor:
+    def forward(self, x: Tensor, weights: Tensor | Weights | None = None, **keywords: Any) -> Tensor:
         if weights is None and len(self.candidates) == 1:
             [only] = self.candidates.values()
-            return only(x)
-        [mixed] = _mix(Source(x), [self], [self.operation_weights(weights)])
+            return only(x, **keywords)
+        [mixed] = _mix(Source(x, keywords), [self], [self.operation_weights(weights)])
         return mixed
 
     def operation_weights(self, weights: Tensor | Weights | None = None) -> Weights:
@@ -212,11 +214,11 @@ def _mix(source: Source, edges: Sequence[MixedOp], weights: Sequence[Weights]) -
             if execution is not Execution.FULL:
                 idle.append(candidate)
             if execution is not Execution.SKIPPED:
-                key = _sharing_key(candidate)
+                key = None if source.keywords else _sharing_key(candidate)
                 group = full if execution is Execution.FULL else scored
                 part = _Part(index, name, candidate, weight)
                 group.setdefault((index, name) if key is None else key, []).append(part)
-    totals = [_Total(edge, source.x) for edge in edges]
+    totals = [_Total(edge, source) for edge in edges]
     for parts in full.values():
         for part, value, remaining in _run(parts, source, [part.weight for part in parts]):
             totals[part.edge].add(part.name, value, remaining)
@@ -243,9 +245,9 @@ def _run(
 ) -> Iterator[tuple[_Part, Tensor | None, Tensor | None]]:
     """The outputs of candidates that may run together, each with the weight that is still to be applied."""
     first = parts[0].candidate
-    if _sharing_key(first) is None:
+    if source.keywords or _sharing_key(first) is None:
         [part], [weight] = parts, weights
-        yield part, part.candidate(source.x), weight
+        yield part, part.candidate(source.x, **source.keywords), weight
     else:
         run = first.contributions([part.candidate for part in parts], source, weights)
         for part, (value, weight) in zip(parts, run, strict=True):
@@ -294,9 +296,9 @@ class _WithScores(torch.autograd.Function):
 class _Total:
     """The running sum of one edge, which insists that all candidates agree on the shape."""
 
-    def __init__(self, edge: MixedOp, x: Tensor) -> None:
+    def __init__(self, edge: MixedOp, source: Source) -> None:
         self.edge = edge
-        self.x = x
+        self.source = source
         self.first = ""
         self.shape: torch.Size | None = None
         self.nothing = ""
@@ -325,7 +327,9 @@ class _Total:
         if value is None:
             if not self.nothing:
                 raise ValueError(f"MixedOp: all weights of {', '.join(self.edge.names)} are zero")
-            value = self.edge.candidates[self.nothing](self.x)  # it knows the shape of nothing
+            value = self.edge.candidates[self.nothing](
+                self.source.x, **self.source.keywords
+            )  # it knows the shape of nothing
         if self.scored:
             weights, outputs = zip(*self.scored, strict=True)
             value = _WithScores.apply(value, len(weights), *weights, *outputs)
@@ -334,7 +338,7 @@ class _Total:
     def _check(self, name: str, value: Tensor) -> None:
         if self.shape is None:
             self.first, self.shape = name, value.shape
-        check_same_shape(self.first, self.shape, name, value.shape, self.x.shape)
+        check_same_shape(self.first, self.shape, name, value.shape, self.source.x.shape)
 
 
 def check_same_shape(first: str, first_shape: torch.Size, second: str, second_shape: torch.Size, x: torch.Size) -> None:

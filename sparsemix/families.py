@@ -1,0 +1,209 @@
+"""Ready-made families of candidates for the layers of an existing model: what may stand where a layer stands."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["FAMILIES", "Family", "Site"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A layer in its place: what a factory of candidates gets to see."""
+
+    path: str
+    """Its name in the model."""
+    layer: nn.Module
+    """The layer itself, with its weights."""
+    input: torch.Size
+    """Shape of what it is given, ..."""
+    output: torch.Size
+    """... and of what it returns, both with the example's batch size."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Candidates for a kind of layer.
+
+    Args:
+        build: site -> name -> module, the layer itself among them, in the order of the alphas.
+        applies: the layers that it can replace; None: which they are cannot be told from a layer, ``where`` must say.
+    """
+
+    build: Callable[[Site], Mapping[str, nn.Module]]
+    applies: Callable[[nn.Module], bool] | None
+
+
+# Convolutions
+
+
+def _is_same_convolution(layer: nn.Module) -> bool:
+    """A square convolution whose padding keeps the size. (Subclasses may compute something else.)"""
+    if type(layer) is not nn.Conv2d or isinstance(layer.padding, str):
+        return False
+    [size, other], [dilation, _] = layer.kernel_size, layer.dilation
+    return size == other and size % 2 == 1 and size > 1 and layer.padding == (dilation * (size // 2),) * 2
+
+
+def _is_full_convolution(layer: Any) -> bool:
+    return _is_same_convolution(layer) and layer.groups == 1 and layer.in_channels > 1
+
+
+def _has_even_channels(layer: Any) -> bool:
+    return layer.in_channels % 2 == 0 and layer.out_channels % 2 == 0
+
+
+def _convolution(layer: nn.Conv2d, size: int, dilation: int, groups: int) -> nn.Conv2d:
+    """A convolution as this one, with another kernel."""
+    return nn.Conv2d(
+        layer.in_channels,
+        layer.out_channels,
+        size,
+        layer.stride,  # type: ignore[arg-type]
+        dilation * (size // 2),
+        dilation,
+        groups,
+        bias=layer.bias is not None,
+        padding_mode=layer.padding_mode,
+    )
+
+
+def _with_weights(new: nn.Conv2d, old: nn.Conv2d) -> nn.Conv2d:
+    """Start from the old kernel: its centre, or itself in the centre of zeros."""
+    margin = (new.kernel_size[0] - old.kernel_size[0]) // 2
+    with torch.no_grad():
+        new.weight.copy_(F.pad(old.weight, (margin,) * 4))  # a negative margin crops
+        if old.bias is not None and new.bias is not None:
+            new.bias.copy_(old.bias)
+    return new
+
+
+def _kernels(site: Site) -> dict[str, nn.Module]:
+    layer: Any = site.layer
+    [own, _], [dilation, _] = layer.kernel_size, layer.dilation
+    return {
+        f"conv{size}": layer if size == own else _with_weights(_convolution(layer, size, dilation, layer.groups), layer)
+        for size in sorted({3, 5, 7, own})
+    }
+
+
+def _dilations(site: Site) -> dict[str, nn.Module]:
+    layer: Any = site.layer
+    [size, _], [own, _] = layer.kernel_size, layer.dilation
+    return {
+        f"dilation{rate}": layer if rate == own else _with_weights(_convolution(layer, size, rate, layer.groups), layer)
+        for rate in sorted({1, 2, 3, own})
+    }
+
+
+def _separable(site: Site) -> dict[str, nn.Module]:
+    layer: Any = site.layer
+    channels, [size, _], [dilation, _] = layer.in_channels, layer.kernel_size, layer.dilation
+    depthwise = nn.Conv2d(
+        channels, channels, size, layer.stride, dilation * (size // 2), dilation, groups=channels, bias=False
+    )
+    pointwise = nn.Conv2d(channels, layer.out_channels, 1, bias=layer.bias is not None)
+    return {"full": layer, "separable": nn.Sequential(depthwise, pointwise)}
+
+
+def _groups(site: Site) -> dict[str, nn.Module]:
+    layer: Any = site.layer
+    [size, _], [dilation, _] = layer.kernel_size, layer.dilation
+    common = math.gcd(layer.in_channels, layer.out_channels)
+    grouped = {f"groups{g}": _convolution(layer, size, dilation, g) for g in (2, 4, 8) if common % g == 0}
+    return {"groups1": layer, **grouped}
+
+
+# Activations and normalisation
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "hardswish": nn.Hardswish,
+}
+
+
+def _activations(site: Site) -> dict[str, nn.Module]:
+    return {name: site.layer if type(site.layer) is kind else kind() for name, kind in _ACTIVATIONS.items()}
+
+
+def _norms(site: Site) -> dict[str, nn.Module]:
+    layer: Any = site.layer
+    channels = layer.num_features
+    group = nn.GroupNorm(channels // 8 if channels % 8 == 0 else 1, channels, layer.eps)
+    after = [copy.deepcopy(child) for child in layer.children()]  # timm's BatchNormAct2d: drop and activation
+    return {"batch": layer, "group": nn.Sequential(group, *after) if after else group}
+
+
+# Parts of blocks
+
+
+class _Identity(nn.Module):
+    """As ``nn.Identity``, wherever the layer is given keyword arguments (an attention's mask)."""
+
+    def forward(self, x: Tensor, **ignored: Any) -> Tensor:
+        return x
+
+
+class _TokenPool(nn.Module):
+    """The mean of a token and its two neighbours, (B, tokens, channels) -> the same."""
+
+    def forward(self, x: Tensor, **ignored: Any) -> Tensor:
+        return F.avg_pool1d(x.transpose(1, 2), 3, 1, 1, count_include_pad=False).transpose(1, 2)
+
+
+def _token_mixers(site: Site) -> dict[str, nn.Module]:
+    if len(site.input) != 3 or site.input != site.output:
+        raise ValueError(
+            f"family 'token_mixer' is for layers (B, tokens, channels) -> the same; {site.path!r} maps "
+            f"{tuple(site.input)} to {tuple(site.output)}"
+        )
+    return {"mixer": site.layer, "identity": _Identity(), "pool": _TokenPool()}
+
+
+def _skip(site: Site) -> dict[str, nn.Module]:
+    return {"block": site.layer, "skip": _shortcut(site)}
+
+
+def _shortcut(site: Site) -> nn.Module:
+    """The identity; where the block changes the shape, pooling with its stride and a 1x1 convolution."""
+    before, after = site.input, site.output
+    if before == after:
+        return _Identity()
+    if len(before) != 4 or len(after) != 4 or after[2] > before[2] or after[3] > before[3]:
+        raise ValueError(
+            f"family 'skip' knows no shortcut for {site.path!r}, which maps {tuple(before)} to {tuple(after)}"
+        )
+    stride = math.ceil(before[2] / after[2]), math.ceil(before[3] / after[3])
+    parts: list[nn.Module] = []
+    if stride != (1, 1):
+        parts.append(nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False))
+    if before[1] != after[1]:
+        parts += [nn.Conv2d(before[1], after[1], 1, bias=False), nn.BatchNorm2d(after[1])]
+    return nn.Sequential(*parts)
+
+
+FAMILIES = {
+    "kernel": Family(_kernels, _is_same_convolution),
+    "dilation": Family(_dilations, _is_same_convolution),
+    "separable": Family(_separable, _is_full_convolution),
+    "groups": Family(_groups, lambda layer: _is_full_convolution(layer) and _has_even_channels(layer)),
+    "activation": Family(_activations, lambda layer: type(layer) in _ACTIVATIONS.values()),
+    "norm": Family(_norms, lambda layer: isinstance(layer, nn.BatchNorm2d)),
+    "token_mixer": Family(_token_mixers, None),
+    "skip": Family(_skip, None),
+}
+"""name -> family. ``kernel``: 3, 5 and 7, from the layer's own weights; ``dilation``: 1, 2 and 3, likewise;
+``separable``: full, or depthwise and pointwise; ``groups``: 1, 2, 4 and 8 where they divide the channels;
+``activation``: ReLU, SiLU, GELU and Hardswish; ``norm``: batch norm, or group norm with groups of 8 channels;
+``token_mixer``: an attention or token MLP, the identity, or the mean of neighbours; ``skip``: a block, or a
+shortcut."""

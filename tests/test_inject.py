@@ -1,0 +1,310 @@
+import copy
+import json
+
+import pytest
+import timm
+import torch
+import torchvision
+from timm.utils.model import reparameterize_model
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from sparsemix import ArchParameterGroup, MixedOp
+from sparsemix.bilevel import SearchStep
+from sparsemix.families import FAMILIES, Family, Site
+from sparsemix.inject import choices, choose_, mix_
+
+X = torch.zeros(1, 3, 8, 8)
+
+
+def small():
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3, padding=1))
+
+
+def create(name, **options):
+    return lambda: timm.create_model(name, num_classes=5, **options)
+
+
+MODELS = {
+    "resnet18": (create("resnet18"), "kernel", "layer1.*", 1),
+    "resnet50": (create("resnet50"), "separable", "layer[12].*", None),
+    "mobilenetv3_small_100": (create("mobilenetv3_small_100"), "kernel", None, 2),
+    "efficientnet_b0": (create("efficientnet_b0"), "activation", "blocks.*", 2),
+    "convnext_atto": (create("convnext_atto"), "kernel", None, None),
+    "regnety_002": (create("regnety_002"), "skip", "s?.b?", None),
+    "vit_tiny_patch16_224": (create("vit_tiny_patch16_224", img_size=64), "token_mixer", "blocks.*.attn", None),
+    "mixer_s32_224": (create("mixer_s32_224", img_size=64), "token_mixer", "blocks.*.mlp_tokens", None),
+    "repvgg_a0": (create("repvgg_a0"), "dilation", "stages.[01].*", None),
+    "ghostnet_100": (create("ghostnet_100"), "norm", "blocks.*.bn_dw", None),
+    "torchvision resnet18": (lambda: torchvision.models.resnet18(num_classes=5), "skip", "layer?.?", None),
+}
+
+
+@pytest.mark.parametrize(("build", "family", "where", "share"), MODELS.values(), ids=MODELS)
+def test_models_of_others(build, family, where, share, tmp_path):
+    """Mix, search on both temperatures, discretise; the choice, saved and read again, builds the same network."""
+    torch.manual_seed(0)
+    model = build()
+    x, y = torch.randn(4, 3, 64, 64), torch.randint(5, (4,))
+    before = model.eval()(x)
+    originals = {path: layer for path, layer in model.named_modules()}
+    mixed = mix_(model, family, where, share=share, example=x)
+    assert all(originals[path] in op.candidates.children() for path, op in mixed.items())
+
+    model.train()
+    arch = ArchParameterGroup(model, threshold=1e-3)
+    for op in arch.operations:  # the layers that were there, with their weights: the model as it was
+        with torch.no_grad():
+            own = [c in originals.values() for c in op.candidates.children()].index(True)
+            op.alpha.zero_()[own] = 1e-3
+    with torch.no_grad(), arch.discretized():
+        torch.testing.assert_close(model.eval()(x), before)
+    model.train()
+
+    step = SearchStep(
+        arch,
+        lambda batch: nn.functional.cross_entropy(model(batch[0]), batch[1]),
+        torch.optim.SGD(arch.weight_parameters(), lr=0.01),
+        torch.optim.Adam(arch.parameters(), lr=1e-3),
+    )
+    alphas = copy.deepcopy(arch.parameters())
+    for arch.phi in (False, True, False, True):
+        assert all(loss.isfinite() for loss in step((x, y), (x, y)))
+    assert all(not torch.equal(alpha, old) for alpha, old in zip(arch.parameters(), alphas, strict=True))
+
+    model.eval()
+    found = arch.discretize()
+    with torch.no_grad(), arch.discretized():
+        torch.testing.assert_close(found(x), model(x))
+    assert not any(isinstance(module, MixedOp) for module in found.modules())
+    torch.save(found.state_dict(), tmp_path / "weights.pt")
+    (tmp_path / "choice.json").write_text(json.dumps(choices(model)))
+
+    again = build()
+    choose_(again, family, json.loads((tmp_path / "choice.json").read_text()), example=x)
+    again.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    assert torch.equal(again.eval()(x), found(x))
+
+
+@pytest.mark.parametrize("family", ["kernel", "dilation"])
+@pytest.mark.parametrize("own", [3, 5])
+def test_kernels_and_dilations_start_from_the_layer(family, own):
+    layer = nn.Conv2d(4, 6, own, stride=2, padding=own // 2, groups=2)
+    model = nn.Sequential(layer)
+    [op] = mix_(model, family, example=torch.zeros(1, 4, 9, 9)).values()
+    for candidate in op.candidates.values():
+        centre = abs(candidate.kernel_size[0] - own) // 2
+        larger, smaller = sorted([candidate, layer], key=lambda conv: -conv.kernel_size[0])
+        inner = larger.weight[..., centre : larger.kernel_size[0] - centre, centre : larger.kernel_size[0] - centre]
+        assert torch.equal(inner, smaller.weight)
+        assert torch.equal(candidate.bias, layer.bias)
+        assert candidate.stride == (2, 2)
+        assert candidate.groups == 2
+    if family == "kernel":  # zeros around the layer's kernel: the same function
+        x = torch.randn(2, 4, 9, 9)
+        torch.testing.assert_close(op.candidates["conv7"](x), layer(x))
+
+
+def test_layers_can_be_initialised_anew():
+    model = small()
+    old = model[2].weight.clone()
+    op = mix_(model, "kernel", "2", keep_weights=False, example=X)["2"]
+    assert not torch.equal(op.candidates["conv3"].weight, old)
+    assert torch.equal(op.candidates["conv5"].weight[..., 1:4, 1:4], op.candidates["conv3"].weight)
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("?", ["0", "2"]),
+        (nn.Conv2d, ["0", "2"]),
+        ((nn.Conv2d, nn.ReLU), ["0", "2"]),
+        (lambda path, layer: path == "2", ["2"]),
+        (None, ["0", "2"]),
+    ],
+)
+def test_layers_are_chosen_by_name_type_or_predicate(where, expected):
+    assert [*mix_(small(), "kernel", where, example=X)] == expected
+
+
+def test_own_factories_see_the_layer_they_replace():
+    model, seen = small(), []
+
+    def wide(site: Site) -> nn.Module:
+        seen.append(site)
+        return nn.Conv2d(site.layer.in_channels, site.layer.out_channels, (1, 9), padding=(0, 4))
+
+    op = mix_(model, {"wide": wide}, "2", example=X)["2"]
+    assert op.names == ("original", "wide")
+    assert seen == [Site("2", op.candidates["original"], torch.Size([1, 8, 8, 8]), torch.Size([1, 8, 8, 8]))]
+
+
+def test_activations_work_out_of_place():
+    model = small()
+    op = mix_(model, "activation", example=X)["1"]
+    x = torch.randn(2, 8, 4, 4)
+    expected = sum(f(x) for f in (nn.ReLU(), nn.SiLU(), nn.GELU(), nn.Hardswish())) / 4
+    torch.testing.assert_close(op(x, torch.full((4,), 0.25)), expected)
+
+
+def test_norm_keeps_what_follows_inside_the_layer():
+    model = timm.create_model("mobilenetv3_small_100")
+    op = mix_(model, "norm", "blocks.1.0.bn1")["blocks.1.0.bn1"]
+    assert [type(part).__name__ for part in op.candidates["group"]][-1] == type(op.candidates["batch"].act).__name__
+
+
+def test_a_shared_row():
+    model = timm.create_model("resnet18")
+    mix_(model, "activation", "layer*", share=1)
+    assert [*ArchParameterGroup(model).rows] == ["layer1", "layer2", "layer3", "layer4"]
+
+
+def test_candidates_have_the_layers_type_and_mode():
+    model = small().double().eval()
+    op = mix_(model, "kernel", "2", example=X)["2"]
+    assert op.candidates["conv5"].weight.dtype == torch.float64
+    assert not op.candidates["conv5"].training
+
+
+def test_keyword_arguments_reach_every_candidate():
+    class Scale(nn.Module):
+        def forward(self, x, factor=1):
+            return factor * x
+
+    op = MixedOp({"a": Scale(), "b": Scale()})
+    torch.testing.assert_close(op(torch.ones(2), factor=3), torch.full((2,), 3.0))
+    assert MixedOp({"a": Scale()})(torch.ones(1), factor=2) == 2
+
+
+def test_timm_discretises_it_too():
+    model = timm.create_model("resnet18", num_classes=5)
+    mix_(model, "activation", "layer1*")
+    arch = ArchParameterGroup(model)
+    found = arch.discretize().eval()
+    arch.release()
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(reparameterize_model(model.eval())(x), found(x))
+
+
+# Bad input
+
+
+class Shared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = self.b = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        return self.a(self.b(x))
+
+
+class Lazy(nn.Sequential):
+    def forward(self, x):
+        return self[0](x)
+
+
+def frozen():
+    return small().requires_grad_(False)
+
+
+def mixed():
+    model = small()
+    mix_(model, "kernel", "2", example=X)
+    return model
+
+
+def compiled_layer():
+    model = small()
+    model[2].compile()
+    return model
+
+
+def quantised():
+    model = small()
+    model[2] = torch.ao.nn.quantized.Conv2d(8, 8, 3, padding=1)
+    return model
+
+
+def unequal(site):
+    return nn.Conv2d(8, 8, 3, stride=2, padding=1)
+
+
+@pytest.mark.parametrize(
+    ("build", "candidates", "options", "message"),
+    [
+        (
+            small,
+            "kernel",
+            {"where": "layer1.*"},
+            r"'layer1.\*' matches nothing in Sequential; its layers: 2 Conv2d \('0'",
+        ),
+        (small, "norm", {}, "'norm' can replace none of the 3 layers chosen: 2 Conv2d, 1 ReLU"),
+        (small, "kernels", {}, "no family 'kernels'; there are kernel, dilation"),
+        (small, "skip", {}, "'skip' needs where="),
+        (small, {}, {"where": "2"}, "factories by name"),
+        (small, {"half": unequal}, {"where": "2"}, r"'half' cannot stand at '2': .*\(1, 8, 8, 8\) and \(1, 8, 4, 4\)"),
+        (small, {"other": lambda site: nn.Conv2d(4, 8, 1)}, {"where": "2"}, "'other' cannot stand at '2': .*channels"),
+        (small, {"x": lambda site: nn.Identity()}, {"where": lambda path, _: True}, "'0' maps|cannot stand at '0'"),
+        (small, "kernel", {"share": 0}, "share must be a number of path parts, at least 1"),
+        (small, "token_mixer", {"where": "2"}, r"'token_mixer' is for layers \(B, tokens, channels\)"),
+        (lambda: nn.Sequential(small()), {"x": lambda site: nn.Identity()}, {"where": "0*"}, "'0.0' lies inside '0'"),
+        (Shared, "kernel", {}, "one layer has several parents: a, b"),
+        (mixed, "kernel", {}, "'2.candidates.conv3' is mixed already"),
+        (mixed, {"x": lambda site: nn.Identity()}, {"where": "2"}, "'2' is mixed already"),
+        (lambda: Lazy(*small()), "kernel", {}, "'2' does not run when the model runs"),
+        (frozen, "kernel", {}, "'0' is frozen"),
+        (
+            lambda: nn.Sequential(weight_norm(nn.Conv2d(3, 8, 3, padding=1))),
+            {"x": unequal},
+            {"where": "0"},
+            "parametrised",
+        ),
+        (lambda: torch.compile(small()), "kernel", {}, r"compiled \(OptimizedModule\)"),
+        (compiled_layer, "kernel", {}, "'2' is compiled"),
+        (quantised, {"x": unequal}, {"where": "2"}, "'2' is quantised"),
+        (lambda: torch.jit.script(small()), "kernel", {}, "compiled|scripted"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_bad_input_is_refused_and_the_model_left_as_it_was(build, candidates, options, message):
+    model = build()
+    before = [(path, id(module)) for path, module in model.named_modules()]
+    with pytest.raises(ValueError, match=message):
+        mix_(model, candidates, **{"example": X, **options})
+    assert [(path, id(module)) for path, module in model.named_modules()] == before
+
+
+def test_an_example_is_needed_and_must_fit():
+    with pytest.raises(ValueError, match="does not say its input size; give example="):
+        mix_(small(), "kernel")
+    with pytest.raises(ValueError, match=r"does not run on an example \(1, 4, 8, 8\)"):
+        mix_(small(), "kernel", example=torch.zeros(1, 4, 8, 8))
+
+
+def test_rows_that_cannot_be_shared():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 9, padding=4))
+    with pytest.raises(ValueError, match="'0' and '1' are to share the row 'all' but have different candidates"):
+        mix_(model, "kernel", share=lambda path: "all", example=torch.zeros(1, 4, 8, 8))
+    assert not any(isinstance(module, MixedOp) for module in model.modules())
+
+
+def test_a_choice_that_does_not_fit():
+    with pytest.raises(ValueError, match="Sequential has no 7; its layers: 2 Conv2d"):
+        choose_(small(), "kernel", {"7": "conv3"}, example=X)
+    with pytest.raises(ValueError, match="'2' has no candidate 'conv9'; it has conv3, conv5, conv7"):
+        choose_(small(), "kernel", {"2": "conv9"}, example=X)
+
+
+def test_a_family_of_ones_own():
+    family = Family(lambda site: {"none": nn.Identity(), "relu": site.layer}, lambda layer: isinstance(layer, nn.ReLU))
+    assert mix_(small(), family, example=X)["1"].names == ("none", "relu")
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("size", [7, 8, 9])
+@pytest.mark.parametrize("channels", [4, 6])
+def test_shortcuts_respect_the_stride(stride, size, channels):
+    block = nn.Conv2d(4, channels, 3, stride, 1)
+    x = torch.randn(2, 4, size, size)
+    site = Site("block", block, x.shape, block(x).shape)
+    assert FAMILIES["skip"].build(site)["skip"](x).shape == block(x).shape
