@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-from .arch_parameters import evaluating, restoring
+from .arch_parameters import restoring
 from .config import RunConfig, peek_flags
+from .cost import macs
 from .data import TrainingData
 from .metrics import accuracy
 from .run_folder import RunFolder
@@ -172,7 +172,7 @@ class Cost:
 
 
 def cost(model: nn.Module, x: torch.Tensor) -> Cost:
-    """Count by running: multiply-accumulates of ``x``, a batch of one, and the parameters that it takes.
+    """Count by running: multiply-accumulates an image of a batch ``x``, and the parameters that it takes.
 
     An auxiliary classifier takes no part in an evaluation and is not counted.
 
@@ -180,12 +180,10 @@ def cost(model: nn.Module, x: torch.Tensor) -> Cost:
         >>> cost(nn.Conv2d(2, 3, 1, bias=False), torch.zeros(1, 2, 4, 4))
         Cost(parameters=6, macs=96)
     """
-    with evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(x)
     auxiliary = getattr(model, "auxiliary", None)
     left_out = {id(p) for p in auxiliary.parameters()} if isinstance(auxiliary, nn.Module) else set()
     parameters = sum(p.numel() for p in model.parameters() if id(p) not in left_out)
-    return Cost(parameters, counter.get_total_flops() // 2)
+    return Cost(parameters, round(macs(model, x)))
 
 
 @dataclass

@@ -1,0 +1,173 @@
+"""What operations cost, measured by running them, and the expected cost of an architecture as a term of the loss."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .arch_parameters import ArchParameterGroup, evaluating
+from .mixed_op import MixedOp
+from .relaxation import Softmax
+
+__all__ = ["CostTable", "CostTerm", "Unit", "macs", "measure_costs", "parameters", "seconds"]
+
+Unit = Literal["parameters", "macs", "seconds"]
+
+
+def parameters(module: nn.Module, x: Tensor | None = None, **keywords: Any) -> int:
+    """The number of parameters; those of architecture searches (``alpha``) are parameters like others."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def macs(module: nn.Module, x: Tensor, **keywords: Any) -> float:
+    """Multiply-accumulates an image, counted while the module runs on a batch ``x``."""
+    with evaluating(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(x, **keywords)
+    return counter.get_total_flops() / 2 / len(x)
+
+
+def seconds(module: nn.Module, x: Tensor, repeats: int = 10, **keywords: Any) -> float:
+    """Seconds an image in evaluation mode where the module is: the median of some forwards of a batch ``x``."""
+    times = []
+    with evaluating(module), torch.no_grad():
+        for _ in range(repeats + 1):  # the first one warms up
+            _synchronize(x)
+            started = time.perf_counter()
+            module(x, **keywords)
+            _synchronize(x)
+            times.append(time.perf_counter() - started)
+    return statistics.median(times[1:]) / len(x)
+
+
+def _synchronize(x: Tensor) -> None:
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+
+
+_MEASURES = {"parameters": parameters, "macs": macs, "seconds": seconds}
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """The cost of every candidate, and of what no choice changes.
+
+    Attributes:
+        unit: of all numbers.
+        fixed: the cost of the model without its mixed operations.
+        rows: label -> candidate -> its cost, summed over the operations that share the row.
+    """
+
+    unit: Unit
+    fixed: float
+    rows: Mapping[str, Mapping[str, float]]
+
+    def of(self, genotype: Mapping[str, str]) -> float:
+        """The cost of a choice, label -> candidate, such as ``arch.genotype()``."""
+        return self.fixed + sum(row[genotype[label]] for label, row in self.rows.items())
+
+    @property
+    def cheapest(self) -> float:
+        return self.fixed + sum(min(row.values()) for row in self.rows.values())
+
+    @property
+    def dearest(self) -> float:
+        return self.fixed + sum(max(row.values()) for row in self.rows.values())
+
+
+def measure_costs(arch: ArchParameterGroup, example: Tensor, unit: Unit = "macs") -> CostTable:
+    """Measure every candidate once, on the input that it is given when the model runs on ``example``.
+
+    Args:
+        arch: architecture parameters of the model.
+        example: an input of the model, of the image size that matters.
+        unit: ``"parameters"``, ``"macs"`` or ``"seconds"``, the latter two of one image.
+
+    Example:
+        >>> model = nn.Sequential(MixedOp({"skip": nn.Identity(), "conv": nn.Conv2d(2, 2, 1, bias=False)}))
+        >>> measure_costs(ArchParameterGroup(model), torch.zeros(1, 2, 4, 4))
+        CostTable(unit='macs', fixed=0.0, rows={'0': {'skip': 0.0, 'conv': 64.0}})
+    """
+    calls: dict[MixedOp, list[tuple[Tensor, dict[str, Any]]]] = {op: [] for op in arch.operations}
+
+    def record(op: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        calls[op].append((inputs[0], {name: value for name, value in keywords.items() if name != "weights"}))
+
+    hooks = [op.register_forward_pre_hook(record, with_kwargs=True) for op in arch.operations]
+    try:
+        with evaluating(arch.model), torch.no_grad(), arch.using(Softmax()):
+            arch.model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    measure: Any = _MEASURES[unit]
+    rows = {label: dict.fromkeys(ops[0].names, 0.0) for label, ops in arch.rows.items()}
+    for label, ops in arch.rows.items():
+        for op in ops:
+            for name, candidate in op.candidates.items():
+                uses = calls[op][:1] if unit == "parameters" else calls[op]
+                rows[label][name] += sum(measure(candidate, x, **keywords) for x, keywords in uses)
+    measured = CostTable(unit, 0.0, rows)
+    fixed = measure(arch.discretize(), example) - measured.of(arch.genotype())
+    return CostTable(unit, max(float(fixed), 0.0), rows)
+
+
+class CostTerm:
+    """The expected cost of the architecture under its present weights, to be added to the loss of the alphas.
+
+    ``E[cost] = fixed + sum_rows sum_m a_m c_m``. Without a budget the term is ``weight E[cost] / dearest``; with one,
+    ``weight max(0, E[cost] / budget - 1)``, which is zero for what fits. In a weights update it is a constant.
+
+    Args:
+        arch: architecture parameters of the model.
+        table: what the candidates cost.
+        weight: of the term, relative to the loss.
+        budget: the cost that the result should not exceed, in the table's unit.
+
+    Raises:
+        ValueError: a negative weight, or a budget that no choice keeps.
+
+    Example:
+        >>> model = nn.Sequential(MixedOp({"skip": nn.Identity(), "conv": nn.Conv2d(2, 2, 1, bias=False)}))
+        >>> arch = ArchParameterGroup(model, Softmax())
+        >>> term = CostTerm(arch, measure_costs(arch, torch.zeros(1, 2, 4, 4)), weight=0.1)
+        >>> 0.04 < term().item() < 0.06  # half of the dearest, times 0.1
+        True
+
+    Source: Cai et al., "ProxylessNAS", Eq. 7 and 8 (expected latency).
+    """
+
+    def __init__(
+        self, arch: ArchParameterGroup, table: CostTable, weight: float = 1.0, budget: float | None = None
+    ) -> None:
+        if not weight >= 0:
+            raise ValueError(f"CostTerm: the weight must not be negative, got {weight}")
+        if budget is not None and not budget >= table.cheapest:
+            raise ValueError(
+                f"CostTerm: no choice keeps a budget of {budget:.4g} {table.unit}; the cheapest costs "
+                f"{table.cheapest:.4g}, the dearest {table.dearest:.4g}"
+            )
+        self.arch = arch
+        self.table = table
+        self.weight = weight
+        self.budget = budget
+
+    def expected(self) -> Tensor:
+        """The expected cost under the present relaxed weights, a scalar."""
+        parts = [
+            weights @ weights.new_tensor([*self.table.rows[label].values()])
+            for label, weights in self.arch.weights().items()
+        ]
+        return self.table.fixed + torch.stack(parts).sum()
+
+    def __call__(self) -> Tensor:
+        expected = self.expected()
+        if self.budget is None:
+            return self.weight * expected / (self.table.dearest or 1.0)
+        return self.weight * (expected / self.budget - 1).clamp_min(0)

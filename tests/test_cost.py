@@ -1,0 +1,122 @@
+import pytest
+import timm
+import torch
+from torch import nn
+
+from sparsemix import ArchParameterGroup, MixedOp, SparseSmoothSoftmax
+from sparsemix.cost import CostTable, CostTerm, macs, measure_costs, parameters, seconds
+from sparsemix.inject import mix_
+from sparsemix.relaxation import Softmax
+
+
+def supernet(label=None):
+    def op(channels):
+        return MixedOp(
+            {
+                "skip": nn.Identity(),
+                "conv1": nn.Conv2d(channels, channels, 1, bias=False),
+                "conv3": nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            },
+            label,
+        )
+
+    return nn.Sequential(nn.Conv2d(3, 4, 1), op(4), nn.Conv2d(4, 2, 1, stride=2), op(2))
+
+
+X = torch.zeros(2, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("unit", "fixed", "first", "second"),
+    [
+        ("parameters", 3 * 4 + 4 + 4 * 2 + 2, [0, 16, 144], [0, 4, 36]),
+        ("macs", 3 * 4 * 64 + 4 * 2 * 16, [0, 16 * 64, 144 * 64], [0, 4 * 16, 36 * 16]),
+    ],
+)
+def test_costs_counted_by_hand(unit, fixed, first, second):
+    arch = ArchParameterGroup(supernet())
+    table = measure_costs(arch, X, unit)
+    assert [[*row.values()] for row in table.rows.values()] == [first, second]
+    assert table.fixed == fixed
+    assert (table.cheapest, table.dearest) == (fixed, fixed + first[2] + second[2])
+    assert table.of({"1": "conv1", "3": "conv3"}) == fixed + first[1] + second[2]
+    shared = measure_costs(ArchParameterGroup(supernet("all")), X, unit)
+    assert [*shared.rows["all"].values()] == [a + b for a, b in zip(first, second, strict=True)]
+
+
+@pytest.mark.parametrize(("unit", "measure"), [("parameters", parameters), ("macs", macs)])
+def test_the_table_is_the_cost_of_the_network_that_is_cut_out(unit, measure):
+    model = timm.create_model("mobilenetv3_small_100", num_classes=5)
+    x = torch.zeros(1, 3, 64, 64)
+    mix_(model, "kernel", example=x)
+    arch = ArchParameterGroup(model)
+    table = measure_costs(arch, x, unit)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for alpha in arch.parameters():
+            alpha.normal_()
+    assert table.of(arch.genotype()) == measure(arch.discretize(), x)
+
+
+def test_seconds_are_measured():
+    arch = ArchParameterGroup(supernet())
+    table = measure_costs(arch, torch.zeros(8, 3, 32, 32), "seconds")
+    assert all(cost > 0 for row in table.rows.values() for cost in row.values())
+    assert seconds(arch.model, torch.zeros(8, 3, 32, 32), repeats=1) > 0
+
+
+def test_measuring_changes_nothing():
+    arch = ArchParameterGroup(supernet())
+    before = {name: value.clone() for name, value in arch.model.state_dict().items()}
+    measure_costs(arch, X)
+    assert arch.model.training
+    assert all(torch.equal(before[name], value) for name, value in arch.model.state_dict().items())
+    assert not any(op._forward_pre_hooks for op in arch.operations)
+
+
+def test_expected_cost_and_its_gradient():
+    arch = ArchParameterGroup(supernet().double(), Softmax())
+    table = measure_costs(arch, X.double())
+    term = CostTerm(arch, table, weight=0.5)
+
+    def by_hand(*alphas):
+        rows = zip(alphas, table.rows.values(), strict=True)
+        expected = sum(sum(a * c for a, c in zip(alpha.softmax(0), row.values(), strict=True)) for alpha, row in rows)
+        return 0.5 * (table.fixed + expected) / table.dearest
+
+    alphas = arch.parameters()
+    torch.testing.assert_close(term(), by_hand(*alphas))
+    for ours, theirs in zip(
+        torch.autograd.grad(term(), alphas), torch.autograd.grad(by_hand(*alphas), alphas), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+    with arch.fixed_alphas():
+        assert not term().requires_grad
+
+
+def test_a_budget_is_followed_and_then_forgotten():
+    arch = ArchParameterGroup(supernet(), SparseSmoothSoftmax())
+    table = measure_costs(arch, X)
+    with torch.no_grad():
+        for alpha in arch.parameters():
+            alpha.copy_(torch.tensor([0.0, 0.0, 2e-3]))
+    term = CostTerm(arch, table, budget=0.3 * table.dearest)
+    optimizer = torch.optim.Adam(arch.parameters(), lr=3e-4)
+    assert table.of(arch.genotype()) > term.budget
+    for step in range(200):
+        arch.phi = step % 2 == 1
+        optimizer.zero_grad()
+        term().backward()
+        optimizer.step()
+    arch.phi = True
+    assert table.of(arch.genotype()) <= term.budget
+    assert term().item() == 0
+
+
+def test_bad_input():
+    arch = ArchParameterGroup(supernet())
+    table = CostTable("macs", 10.0, {"1": {"skip": 0.0, "conv1": 5.0}, "3": {"skip": 1.0, "conv1": 2.0}})
+    with pytest.raises(ValueError, match="no choice keeps a budget of 10 macs; the cheapest costs 11, the dearest 17"):
+        CostTerm(arch, table, budget=10)
+    with pytest.raises(ValueError, match="weight must not be negative, got -1"):
+        CostTerm(arch, table, weight=-1)
