@@ -55,9 +55,8 @@ def main(config: DartsConfig) -> dict[str, Any]:
     relaxation, _ = METHODS[config.method]
     arch = ArchParameterGroup(supernet, relaxation(config), threshold=config.threshold)
 
-    temperature = (config.hold_sparse or config.sparse) if config.method == "sp-darts" else 1.0
-
     def read_out(arch: ArchParameterGroup) -> DartsGenotype:
+        temperature = getattr(arch.relaxation, "sparse", 1.0)  # of the epoch; darts is trained at 1
         return darts.genotype(arch, temperature, darts.READ_OUTS[config.read_out])
 
     retrain = partial(retrain_command, config)

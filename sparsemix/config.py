@@ -113,8 +113,14 @@ class SearchConfig(RunConfig):
     """From this epoch on p stays what it is ..."""
     hold_sparse: float | None = None
     """... and t_sp becomes this, t_sm keeping its ratio to it."""
+    auto_temperature: bool = False
+    """Choose t_sp each epoch so that the alphas' entropy at it falls linearly ..."""
+    entropy_start: float = 0.5
+    """... from this share of the greatest possible one ..."""
+    entropy_end: float = 0.05
+    """... to this; t_sm keeps its ratio to it."""
     eval_temperature: float = 1e-4
-    """Temperature at which the supernet is evaluated."""
+    """Temperature at which the supernet is evaluated; with a chosen t_sp it keeps its ratio to that."""
 
     average_epochs: int = 5
     """A second genotype is read out of the mean of this many last epochs' alphas."""
@@ -148,6 +154,11 @@ class SearchConfig(RunConfig):
             raise ValueError(f"SearchConfig: need 0 <= p_low <= p_up <= 1, got {self.p_low} and {self.p_up}")
         if self.audit_every < 0:
             raise ValueError(f"SearchConfig: audit_every must not be negative, got {self.audit_every}")
+        if self.auto_temperature and (self.method != "sp-darts" or self.hold_sparse is not None):
+            raise ValueError(
+                f"SearchConfig: auto_temperature chooses the t_sp of sp-darts; it excludes method={self.method!r} with "
+                f"hold_sparse={self.hold_sparse}"
+            )
         if self.hold_sparse is not None and self.hold_epoch is None:
             raise ValueError(f"SearchConfig: hold_sparse={self.hold_sparse} needs a hold_epoch from which it holds")
 

@@ -58,7 +58,7 @@ def load_run(folder: str | Path) -> FinishedRun:
         entry["leakage"] = statistics.mean(entry["output_leakage"].values())
     settings = {field: value for field, value in config.items() if field not in _PER_RUN}
     if len(records) > LATE:
-        temperature = config.get("hold_sparse") or config["sparse"]
+        temperature = records[-1].get("sparse_temperature") or config.get("hold_sparse") or config["sparse"]
         summary |= _late(records[-LATE - 1 :], temperature)
         summary["early_drift"] = _drift(records[: len(records) // 2]) / temperature
     return FinishedRun(folder.name, settings, summary, records)

@@ -28,6 +28,7 @@ from .relaxation import Softmax
 from .run_folder import RunFolder
 from .running import Interrupted, command_line, stop_requests
 from .schedule import BatchMixedScheduler
+from .temperature import EntropySchedule
 
 __all__ = ["Search"]
 
@@ -38,6 +39,7 @@ class _Epoch:
 
     step: int = 0
     sparse: int = 0
+    t_sp: float | None = None  # what it was when the epoch began
     train_loss: float = 0.0
     val_loss: float = 0.0
     seconds: float = 0.0
@@ -57,6 +59,7 @@ class Search:
         read_out: arch -> the genotype, whose ``str`` is written, and the number of its skip connections, ``skips``.
         judge: the genotype -> further entries of the summary, such as its true accuracy, or nothing.
         retrain: the run folder -> the command that trains what was found from scratch; None: the space has no such.
+        cost_term: what is added to the loss of the alphas, such as a :class:`~sparsemix.cost.CostTerm`.
 
     Example:
         See ``benchmarks/nb201_space.py``.
@@ -70,6 +73,7 @@ class Search:
     read_out: Callable[[ArchParameterGroup], Any]
     judge: Callable[[Any], dict[str, Any]] = field(default=lambda genotype: {})
     retrain: Callable[[Path], str] | None = None
+    cost_term: Callable[[], Tensor] | None = None
 
     def run(self) -> dict[str, Any]:
         """Search, or continue to search, to the end.
@@ -114,7 +118,8 @@ class Search:
 
         def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
             x, y = batch
-            return F.cross_entropy(model(x), y)
+            loss = F.cross_entropy(model(x), y)
+            return loss if self.cost_term is None else loss + self.cost_term()  # no gradient in a weights update
 
         self.search_step = SearchStep(
             arch,
@@ -146,7 +151,8 @@ class Search:
     def _train_epoch(self, epoch: int, progress: _Epoch, stop: threading.Event) -> None:
         config, arch = self.config, self.arch
         arch.model.train()
-        arch.relaxation = METHODS[config.method][0](self._held(epoch))
+        progress.t_sp = progress.t_sp or self._sparse_temperature(epoch)
+        arch.relaxation = METHODS[config.method][0](self._at(progress.t_sp))
         self.lr_schedule.step(epoch)
         self.phi.step(epoch)
         started, steps = time.perf_counter() - progress.seconds, len(self.pairs)
@@ -181,7 +187,9 @@ class Search:
 
     def _finish_epoch(self, epoch: int, progress: _Epoch) -> None:
         config, arch, started = self.config, self.arch, time.perf_counter()
-        measured = discretization(arch, _Repeatable(self.pairs.validation), Softmax(config.eval_temperature))
+        assert progress.t_sp is not None
+        temperature = self._at(progress.t_sp).eval_temperature
+        measured = discretization(arch, _Repeatable(self.pairs.validation), Softmax(temperature))
         arch.phi = True  # leakage of the sparse batches
         leaks = leakage(arch, next(self.pairs.validation())[0])
         genotype, steps = self.read_out(arch), max(progress.step, 1)
@@ -194,7 +202,8 @@ class Search:
             "supernet_accuracy": measured.supernet,
             "discretized_accuracy": measured.discretized,
             "discretization_gap": measured.gap,
-            "entropy_sparse": arch.entropy(self._held(epoch).sparse),
+            "sparse_temperature": progress.t_sp,
+            "entropy_sparse": arch.entropy(progress.t_sp),
             "entropy": arch.entropy(),
             "weight_leakage": {label: leak.weight for label, leak in leaks.items()},
             "output_leakage": {label: leak.output for label, leak in leaks.items()},
@@ -213,6 +222,7 @@ class Search:
         records = self.folder.records
         last = records[-1]
         dropped = {"epoch", "p", "sparse_share", "audits", "alphas", "seconds"}
+        self.arch.relaxation = METHODS[self.config.method][0](self._at(last["sparse_temperature"]))
         averaged = self._averaged_genotype()
         # The supernet's running statistics are those of its mixtures; the network that is left has others.
         final = self.arch.discretize()
@@ -280,13 +290,23 @@ class Search:
             for t in self.config.audit_thresholds
         ]
 
-    def _held(self, epoch: int) -> SearchConfig:
-        """The configuration with the temperatures of this epoch."""
+    def _sparse_temperature(self, epoch: int) -> float:
+        """t_sp of an epoch that begins now."""
         config = self.config
-        if config.hold_epoch is None or config.hold_sparse is None or epoch < config.hold_epoch:
+        if config.auto_temperature:
+            schedule = EntropySchedule(self.arch, config.epochs, config.entropy_start, config.entropy_end)
+            return schedule.temperature(epoch) or config.sparse
+        held = config.hold_epoch is not None and epoch >= config.hold_epoch
+        return config.hold_sparse if held and config.hold_sparse is not None else config.sparse
+
+    def _at(self, t_sp: float) -> SearchConfig:
+        """The configuration with this t_sp, and with it the temperatures that keep their ratio to it."""
+        config = self.config
+        if t_sp == config.sparse:
             return config
-        smooth = config.smooth / config.sparse * config.hold_sparse
-        return replace(config, sparse=config.hold_sparse, smooth=smooth)
+        scale = t_sp / config.sparse
+        evaluated = config.eval_temperature * (scale if config.auto_temperature else 1)
+        return replace(config, sparse=t_sp, smooth=config.smooth * scale, eval_temperature=evaluated)
 
     def _quiet(self) -> bool | None:
         return None if self.accelerator.is_main_process else True  # None: only a terminal sees the bar

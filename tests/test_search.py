@@ -122,11 +122,8 @@ def test_other_methods_and_orders(tmp_path, flags):
         assert [r["sparse_share"] for r in records(tmp_path / "run")] == [0, 0]
 
 
-@pytest.mark.parametrize("stop_at", [2, 5, 8])
-def test_interrupted_and_resumed_is_as_if_never_interrupted(finished, tmp_path, monkeypatch, stop_at):
-    """Within the first epoch, at its very end, and within the second; weights and alphas to the last bit."""
-    output, _, table = finished
-    flags = ["--table", str(table), "--table-dataset", "cifar10"]
+def search_with_a_break(monkeypatch, stop_at, output, *flags):
+    """Interrupted in a step, and resumed under another random state."""
     calls, step = [], SearchStep.__call__
 
     def interrupting(self, train_batch, val_batch):
@@ -138,13 +135,39 @@ def test_interrupted_and_resumed_is_as_if_never_interrupted(finished, tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr(SearchStep, "__call__", interrupting)
         with pytest.raises(Interrupted, match=r"to go on: accelerate launch .* --resume$"):
-            search(tmp_path / "run", *flags)
+            search(output, *flags)
     torch.manual_seed(99)
-    search(tmp_path / "run", *flags, "--resume")
-    assert [without_time(r) for r in records(tmp_path / "run")] == [without_time(r) for r in records(output)]
-    whole, parts = (torch.load(f / "checkpoint.pt", weights_only=True) for f in (output, tmp_path / "run"))
-    for name, value in whole["model"].items():
-        assert torch.equal(value, parts["model"][name]), name
+    search(output, *flags, "--resume")
+
+
+def assert_same_run(a, b):
+    assert [without_time(r) for r in records(a)] == [without_time(r) for r in records(b)]
+    first, second = (torch.load(f / "checkpoint.pt", weights_only=True)["model"] for f in (a, b))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize("stop_at", [2, 5, 8])
+def test_interrupted_and_resumed_is_as_if_never_interrupted(finished, tmp_path, monkeypatch, stop_at):
+    """Within the first epoch, at its very end, and within the second; weights and alphas to the last bit."""
+    output, _, table = finished
+    flags = ["--table", str(table), "--table-dataset", "cifar10"]
+    search_with_a_break(monkeypatch, stop_at, tmp_path / "run", *flags)
+    assert_same_run(tmp_path / "run", output)
+
+
+def test_a_temperature_that_follows_the_entropy(tmp_path, monkeypatch):
+    flags = ["--auto-temperature", "--entropy-start", "0.6", "--entropy-end", "0.2", "--threshold", "1e-3"]
+    search(tmp_path / "whole", *flags)
+    temperatures = [record["sparse_temperature"] for record in records(tmp_path / "whole")]
+    assert len(set(temperatures)) == 3
+    search_with_a_break(monkeypatch, 8, tmp_path / "parts", *flags)  # within an epoch, whose alphas have moved
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_temperature_that_is_fixed_and_chosen():
+    with pytest.raises(ValueError, match="auto_temperature chooses the t_sp of sp-darts; it excludes method='darts'"):
+        SearchConfig(method="darts", auto_temperature=True)
 
 
 def test_resuming_a_finished_run_changes_nothing(finished):
