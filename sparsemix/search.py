@@ -327,6 +327,7 @@ class _Repeatable:
 
 def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:
     leak = sum(record["output_leakage"].values()) / len(record["output_leakage"])
+    cost = f"  cost {record['cost']:.4g}" if "cost" in record else ""
     true = f"  true {record['true_accuracy']:.2f} % (rank {record['true_rank']})" if "true_accuracy" in record else ""
     return (
         f"epoch {record['epoch'] + 1:3}/{epochs}"
@@ -334,7 +335,7 @@ def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:
         f"  p {record['p']:.2f} (sparse {record['sparse_share']:.2f})"
         f"  supernet {record['supernet_accuracy']:.1%}  discretised {record['discretized_accuracy']:.1%}"
         f"  entropy {record['entropy_sparse']:.2f} at t_sp, {record['entropy']:.2f} at 1  leakage {leak:.2f}"
-        f"  skips {record['skips']}  {record['genotype']}{true}  {record['seconds']:.1f} s"
+        f"  skips {record['skips']}  {record['genotype']}{cost}{true}  {record['seconds']:.1f} s"
     )
 
 

@@ -1,0 +1,69 @@
+"""Models that this project did not write, mixed: how many layers, which candidates, and what the choices cost.
+
+python benchmarks/mixed_models.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from sparsemix import ArchParameterGroup
+from sparsemix.cost import macs, measure_costs, parameters
+from sparsemix.inject import mix_
+
+
+class Mixing(NamedTuple):
+    """A model, and what is searched in it."""
+
+    build: Callable[..., nn.Module]
+    family: str
+    where: str | None = None
+    share: int | None = None
+
+
+def _timm(name: str) -> Callable[..., nn.Module]:
+    return lambda **options: timm.create_model(name, **options)
+
+
+MODELS = {
+    "resnet18": Mixing(_timm("resnet18"), "kernel", "layer1.*", 1),
+    "resnet50": Mixing(_timm("resnet50"), "separable", "layer[12].*"),
+    "mobilenetv3_small_100": Mixing(_timm("mobilenetv3_small_100"), "kernel", None, 2),
+    "efficientnet_b0": Mixing(_timm("efficientnet_b0"), "activation", "blocks.*", 2),
+    "convnext_atto": Mixing(_timm("convnext_atto"), "kernel"),
+    "regnety_002": Mixing(_timm("regnety_002"), "skip", "s?.b?"),
+    "vit_tiny_patch16_224": Mixing(_timm("vit_tiny_patch16_224"), "token_mixer", "blocks.*.attn"),
+    "mixer_s32_224": Mixing(_timm("mixer_s32_224"), "token_mixer", "blocks.*.mlp_tokens"),
+    "repvgg_a0": Mixing(_timm("repvgg_a0"), "dilation", "stages.[01].*"),
+    "ghostnet_100": Mixing(_timm("ghostnet_100"), "norm", "blocks.*.bn_dw"),
+    "torchvision resnet18": Mixing(torchvision.models.resnet18, "skip", "layer?.?"),
+}
+
+
+def main() -> None:
+    print("| model | family | where | layers | candidates | parameters | of the choices | MACs | of the choices |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    image = torch.zeros(1, 3, 224, 224)
+    for name, (build, family, where, share) in MODELS.items():
+        model = build()
+        before = parameters(model) / 1e6, macs(model, image) / 1e6
+        mixed = mix_(model, family, where, share=share, example=image)
+        arch = ArchParameterGroup(model)
+        weights, operations = (measure_costs(arch, image, unit) for unit in ("parameters", "macs"))
+        candidates = ", ".join(next(iter(mixed.values())).names)
+        print(
+            f"| {name} | {family} | {where or ''} | {len(mixed)} in {len(arch.rows)} rows | {candidates} "
+            f"| {before[0]:.2f} M | {weights.cheapest / 1e6:.2f} to {weights.dearest / 1e6:.2f} M "
+            f"| {before[1]:.0f} M | {operations.cheapest / 1e6:.0f} to {operations.dearest / 1e6:.0f} M |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+import json
+
+import pytest
+import timm
+import timm_model
+import torch
+
+from sparsemix.config import config_from_flags
+from sparsemix.inject import choose_
+
+TINY = [
+    "--preset",
+    "proxy",
+    "--device",
+    "cpu",
+    "--image-size",
+    "32",
+    "--limit",
+    "128",
+    "--epochs",
+    "2",
+    "--batch-size",
+    "32",
+    "--model",
+    "resnet10t",
+]
+
+
+def search(output, *flags):
+    return timm_model.main(
+        config_from_flags(timm_model.PRESETS, [*TINY, "--output", str(output), *flags], timm_model.TimmConfig)
+    )
+
+
+def test_a_search_leaves_a_network_that_can_be_built_again(tmp_path, capsys):
+    summary = search(tmp_path / "run", "--mix", "activation", "--where", "layer[12]*", "--share", "1")
+    folder = tmp_path / "run"
+    choice = json.loads((folder / "choice.json").read_text())
+    assert choice.keys() == {f"layer{stage}.0.act{i}" for stage in (1, 2) for i in (1, 2)}
+    assert "to build it" in capsys.readouterr().out
+
+    network = timm.create_model("resnet10t", num_classes=10, in_chans=1)
+    choose_(network, "activation", choice, example=torch.zeros(1, 1, 32, 32))
+    network.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+    rows = {path.split(".")[0]: name for path, name in choice.items()}
+    assert summary["genotype"] == ", ".join(f"{row}: {name}" for row, name in rows.items())
+
+
+def test_a_budget_steers_the_choice(tmp_path):
+    free = search(tmp_path / "free", "--mix", "kernel", "--where", "layer1*", "--alpha-lr", "1e-2")
+    costs = json.loads((tmp_path / "free" / "costs.json").read_text())
+    cheapest = costs["fixed"] + sum(min(row.values()) for row in costs["rows"].values())
+    flags = ["--alpha-lr", "1e-2", "--epochs", "4", "--cost-weight", "100", "--cost-budget", str(1.01 * cheapest)]
+    bound = search(tmp_path / "bound", "--mix", "kernel", "--where", "layer1*", *flags)
+    assert bound["cost"] <= 1.01 * cheapest
+    assert bound["cost"] <= free["cost"]
+
+
+def test_latency_is_measured(tmp_path):
+    summary = search(tmp_path / "run", "--mix", "skip", "--where", "layer?.0", "--measure-latency", "--epochs", "2")
+    assert json.loads((tmp_path / "run" / "costs.json").read_text())["unit"] == "seconds"
+    assert 0 < summary["cost"] < 10
+
+
+def test_a_budget_that_no_choice_keeps(tmp_path):
+    with pytest.raises(ValueError, match="no choice keeps a budget of 10 macs; the cheapest costs"):
+        search(tmp_path / "run", "--where", "layer1*", "--cost-budget", "10")
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_a_finished_search(tmp_path):
+    flags = ["--mix", "activation", "--where", "layer1*"]
+    assert search(tmp_path / "run", *flags) == search(tmp_path / "run", *flags, "--resume")
