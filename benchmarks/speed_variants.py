@@ -165,7 +165,7 @@ def darts_supernet(size: Size) -> Any:
     return timm.create_model("sparsemix_darts_supernet", channels=size.channels).to(size.device)
 
 
-def darts_single_operations(supernet: nn.Module) -> SearchStep:
+def darts_single_operations(supernet: nn.Module) -> SearchStep[ArchParameterGroup]:
     """Every operation of the space is on some edge."""
     labels = [f"{kind} {edge}" for kind in DartsGenotype.CELLS for edge in darts.EDGES]
     winners = {label: {darts.PRIMITIVES[i % len(darts.PRIMITIVES)]} for i, label in enumerate(labels)}
@@ -260,7 +260,7 @@ def one_candidate(size: Size) -> Variants:
 
 def our_step(
     model: nn.Module, phi: bool, active: Mapping[str, set[str]] | None = None, gap: float = 12 * SPARSE
-) -> SearchStep:
+) -> SearchStep[ArchParameterGroup]:
     """A step on a copy of the model, whose alphas stay where all but the active operations lag by ``gap``."""
     model = copy.deepcopy(model).to(memory_format=torch.channels_last)
     arch = ArchParameterGroup(model, SparseSmoothSoftmax(SPARSE, SMOOTH), threshold=THRESHOLD)
@@ -278,14 +278,14 @@ def our_step(
     return SearchStep(arch, loss, sgd, torch.optim.Adam(arch.parameters(), lr=0.0))
 
 
-def search_step(step: SearchStep, train: Batch, val: Batch) -> Variant:
+def search_step(step: SearchStep[ArchParameterGroup], train: Batch, val: Batch) -> Variant:
     batches = channels_last(train), channels_last(val)
     with step.arch.fixed_alphas():
         operations = executed(step.arch)
     return Variant(lambda: step(*batches), f"{operations}, {executed(step.arch)}")
 
 
-def weights_update(step: SearchStep, train: Batch) -> Variant:
+def weights_update(step: SearchStep[ArchParameterGroup], train: Batch) -> Variant:
     with step.arch.fixed_alphas():
         operations = executed(step.arch)
     return Variant(lambda: step.update_weights(train), operations)

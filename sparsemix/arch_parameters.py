@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,12 +12,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.hooks import RemovableHandle
 
-from .mixed_op import Execution, MixedOp, Weights, check_same_shape
-from .relaxation import Argmax, Softmax, SparseSmoothSoftmax, entropy
+from .alphas import Alphas, AlphaTables, Relaxation
+from .mixed_op import MixedOp, Weights, check_same_shape
+from .relaxation import Softmax, entropy
 
 __all__ = ["ArchParameterGroup", "evaluating", "labelled_rows", "restoring", "tie_alphas_"]
-
-Relaxation = Callable[[Tensor, bool], Tensor]
 
 
 def labelled_rows(model: nn.Module) -> dict[str, list[MixedOp]]:
@@ -88,7 +86,7 @@ def restoring(model: nn.Module) -> Iterator[None]:
                 tensor.copy_(value)
 
 
-class ArchParameterGroup:
+class ArchParameterGroup(Alphas):
     """The architecture parameters of any model that holds :class:`~sparsemix.MixedOp` modules.
 
     The group finds every mixed operation of the module tree, ties the alphas of those with one label, and from then on
@@ -133,12 +131,8 @@ class ArchParameterGroup:
     """
 
     def __init__(self, model: nn.Module, relaxation: Relaxation | None = None, *, threshold: float = 0.0) -> None:
-        if not 0 <= threshold < 1:
-            raise ValueError(f"ArchParameterGroup: the threshold must be in [0, 1), got {threshold}")
+        super().__init__(relaxation, threshold)
         self.model = model
-        self.threshold = threshold
-        self.relaxation: Relaxation = SparseSmoothSoftmax() if relaxation is None else relaxation
-        self.phi = False
         self.rows = tie_alphas_(model)
         if not self.rows:
             raise ValueError(
@@ -146,7 +140,6 @@ class ArchParameterGroup:
                 f"{type(model).__name__}; replace the layers to be searched by MixedOp({{name: module, ...}})"
             )
         self._labels = {op: label for label, ops in self.rows.items() for op in ops}
-        self._alphas_fixed = False
         self._relaxed: dict[str, Weights] | None = None  # within a forward of the model
         self._hooks: tuple[RemovableHandle, ...] = ()
         for holder in {op.group for op in self._labels if op.group is not None}:
@@ -158,6 +151,20 @@ class ArchParameterGroup:
             holder.release()
         self._bind()
 
+    @staticmethod
+    def from_parameters(
+        tables: Mapping[str, Tensor],
+        relaxation: Relaxation | None = None,
+        *,
+        threshold: float = 0.0,
+        model: nn.Module | None = None,
+    ) -> AlphaTables:
+        """Alphas that other code owns, ``{"normal": alphas_normal, "reduce": alphas_reduce}``, under a relaxation.
+
+        See :class:`~sparsemix.alphas.AlphaTables`.
+        """
+        return AlphaTables(tables, relaxation, threshold=threshold, model=model)
+
     @property
     def operations(self) -> list[MixedOp]:
         """All mixed operations of the model, row by row."""
@@ -166,12 +173,8 @@ class ArchParameterGroup:
     # The two sets of parameters
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """The alphas with their rows' labels, in module order."""
+        """The alphas with their rows' labels, in module order; one 1-D parameter a row."""
         return [(label, ops[0].alpha) for label, ops in self.rows.items()]
-
-    def parameters(self) -> list[nn.Parameter]:
-        """The alphas, one 1-D parameter a row, for alpha's own optimizer."""
-        return [alpha for _, alpha in self.named_parameters()]
 
     def weight_parameters(self) -> list[nn.Parameter]:
         """Every other parameter of the model, for the weights' optimizer: disjoint from the alphas, and complete.
@@ -189,7 +192,7 @@ class ArchParameterGroup:
 
     def weights(self) -> dict[str, Tensor]:
         """The operation weights of every row under the present relaxation and phi: label -> tensor ``(M,)``."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._alphas_fixed):
+        with self._gradients_wanted():
             table = self._relax(self.relaxation)
         return {label: row[: len(ops[0].names)] for (label, ops), row in zip(self.rows.items(), table, strict=True)}
 
@@ -200,32 +203,7 @@ class ArchParameterGroup:
                 "a mixed operation runs that its group does not know: a replica of DataParallel, or a copy of a part "
                 "of the model; use DistributedDataParallel, or make a group for the copy"
             )
-        return (self._relaxed or self._decide())[self._labels[op]]
-
-    @contextmanager
-    def using(self, relaxation: Relaxation) -> Iterator[None]:
-        """Within the context, the model runs under another relaxation (for evaluation at another temperature, say)."""
-        previous, self.relaxation = self.relaxation, relaxation
-        try:
-            yield
-        finally:
-            self.relaxation = previous
-
-    def discretized(self) -> AbstractContextManager[None]:
-        """Within the context, the model runs with only the strongest operation of each row (Fig. 3b).
-
-        Without gradients the others are not executed.
-        """
-        return self.using(Argmax())
-
-    @contextmanager
-    def fixed_alphas(self) -> Iterator[None]:
-        """Within the context, relaxed weights are constants: a weights update then computes no alpha gradient."""
-        previous, self._alphas_fixed = self._alphas_fixed, True
-        try:
-            yield
-        finally:
-            self._alphas_fixed = previous
+        return (self._relaxed or self._decide_all())[self._labels[op]]
 
     # The read-out
 
@@ -281,21 +259,6 @@ class ArchParameterGroup:
 
     # Guards
 
-    def check_finite(self) -> None:
-        """Stop at an alpha that is NaN or infinite.
-
-        Raises:
-            FloatingPointError: names the first such row and shows its values.
-        """
-        if bool(torch.cat([alpha.detach() for alpha in self.parameters()]).isfinite().all()):  # one transfer
-            return
-        for label, alpha in self.named_parameters():
-            if not bool(alpha.isfinite().all()):
-                raise FloatingPointError(
-                    f"alpha of {label!r} is not finite: {alpha.tolist()}; lower the learning rates, or resume from "
-                    f"the last checkpoint"
-                )
-
     def dry_run(self, x: Tensor) -> None:
         """Run the model once on ``x`` without gradients and without touching any state, to meet errors before training.
 
@@ -342,7 +305,7 @@ class ArchParameterGroup:
 
     def _begin_forward(self, model: nn.Module, args: Any) -> None:
         if any(len(ops[0].candidates) > 1 for ops in self.rows.values()):
-            self._relaxed = self._decide()
+            self._relaxed = self._decide_all()
 
     def _end_forward(self, model: nn.Module, args: Any, output: Any) -> None:
         self._relaxed = None
@@ -352,27 +315,6 @@ class ArchParameterGroup:
         alphas = pad_sequence([*self.parameters()], batch_first=True, padding_value=-torch.inf)
         return relaxation(alphas, self.phi)
 
-    def _decide(self) -> dict[str, Weights]:
-        """The weights of every row, and which operations run: decided for the whole supernet by one transfer."""
-        weights = self.weights()
-        flat = torch.cat([row.detach() for row in weights.values()]).tolist()
-        if not all(map(math.isfinite, flat)):
-            self.check_finite()
-            raise FloatingPointError(f"the relaxation gave weights that are not finite: {flat}")
-        values, decided = iter(flat), {}
-        for label, row in weights.items():
-            always_run = any(op.always_run for op in self.rows[label])
-            executions = self._executions([abs(next(values)) for _ in range(len(row))], always_run)
-            decided[label] = Weights(row.unbind(), executions)
-        return decided
-
-    def _executions(self, values: list[float], always_run: bool) -> list[Execution]:
-        if always_run:
-            return [Execution.FULL] * len(values)
-        strongest = max(values)
-        weak = Execution.SKIPPED if self._alphas_fixed else Execution.SCORED
-        threshold = self.threshold if torch.is_grad_enabled() else 0.0
-        return [
-            Execution.SKIPPED if value == 0 else weak if value < threshold and value < strongest else Execution.FULL
-            for value in values
-        ]
+    def _decide_all(self) -> dict[str, Weights]:
+        always_run = frozenset(label for label, ops in self.rows.items() if any(op.always_run for op in ops))
+        return self._decide(self.weights(), always_run)

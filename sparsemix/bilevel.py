@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal, get_args
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
+from .alphas import AlphaTables
 from .arch_parameters import ArchParameterGroup, restoring
 
 __all__ = ["Loss", "SearchStep", "alpha_gradient", "unrolled_alpha_gradient"]
@@ -22,6 +23,7 @@ Loss = Callable[[Any], Tensor]
 Order = Literal["first", "second", "single"]
 Gradients = Sequence[Tensor]
 Reduce = Callable[[Gradients], None]
+Arch = TypeVar("Arch", bound=ArchParameterGroup | AlphaTables)
 
 
 def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -29,7 +31,7 @@ def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]
     return torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
 
 
-def alpha_gradient(arch: ArchParameterGroup, loss: Loss, batch: Any) -> tuple[Gradients, Tensor]:
+def alpha_gradient(arch: Arch, loss: Loss, batch: Any) -> tuple[Gradients, Tensor]:
     """First-order gradient of the alphas at the present weights, and the loss (DARTS-V1).
 
     Only alpha's gradients are asked for, so that no weight gradient is computed.
@@ -42,7 +44,7 @@ def alpha_gradient(arch: ArchParameterGroup, loss: Loss, batch: Any) -> tuple[Gr
 
 
 def unrolled_alpha_gradient(
-    arch: ArchParameterGroup,
+    arch: Arch,
     loss: Loss,
     optimizer: torch.optim.Optimizer,
     train_batch: Any,
@@ -133,7 +135,7 @@ def _shift(weights: Sequence[Tensor], by: Sequence[Tensor]) -> None:
         torch._foreach_add_(list(weights), list(by))
 
 
-class SearchStep:
+class SearchStep(Generic[Arch]):
     """One step of the search: an update of the weights and one of the alphas, under one phi (Algorithm 1).
 
     Args:
@@ -173,7 +175,7 @@ class SearchStep:
 
     def __init__(
         self,
-        arch: ArchParameterGroup,
+        arch: Arch,
         loss: Loss,
         weight_optimizer: torch.optim.Optimizer,
         alpha_optimizer: torch.optim.Optimizer,

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from .arch_parameters import Relaxation
+from .alphas import Relaxation
 from .bilevel import Order
 from .relaxation import Softmax, SparseSmoothSoftmax
 

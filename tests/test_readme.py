@@ -1,10 +1,15 @@
 """The code in README.md and in pages that stand alone, run as it is written there."""
 
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+
+from sparsemix.alphas import AlphaTables
+from sparsemix.bilevel import SearchStep
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -16,6 +21,7 @@ def blocks(page):
 
 BLOCKS = blocks(README)
 OTHERS = [*BLOCKS[1:], *blocks(ROOT / "docs" / "darts.md"), *blocks(ROOT / "docs" / "timm.md")]
+DROP_IN = blocks(ROOT / "docs" / "drop_in.md")
 
 
 def run(block):
@@ -39,6 +45,74 @@ def test_the_first_example(capsys):
 @pytest.mark.parametrize("block", OTHERS)
 def test_the_others(block):
     assert run(block)
+
+
+class LightningModule(torch.nn.Module):
+    """As much of Lightning's as the page needs."""
+
+    def optimizers(self):
+        self.chosen = getattr(self, "chosen", None) or self.configure_optimizers()
+        return self.chosen
+
+    def manual_backward(self, loss):
+        loss.backward()
+
+
+@pytest.fixture
+def lightning(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightning", SimpleNamespace(LightningModule=LightningModule))
+
+
+def block_with(text):
+    [block] = [block for block in DROP_IN if text in block]
+    return block
+
+
+@pytest.mark.parametrize("block", DROP_IN)
+@pytest.mark.usefixtures("lightning")
+def test_drop_in(block):
+    assert run(block)
+
+
+@pytest.mark.parametrize("text", ["class Network(", "class SearchNetwork("])
+def test_repositories_that_own_their_alphas_can_search(text):
+    """Both updates, on both temperatures: weights and alphas move, weak operations rest."""
+    names = run(block_with(text))
+    model, arch = names["model"], names["arch"]
+    x, y = torch.randn(4, 3, 8, 8), torch.randint(10, (4,))
+    weights = AlphaTables(arch.tables, model=model).weight_parameters()
+    assert not {*weights} & {*arch.parameters()}
+    step = SearchStep(
+        arch,
+        lambda batch: torch.nn.functional.cross_entropy(model(batch[0]), batch[1]),
+        torch.optim.SGD(weights, lr=0.05),
+        torch.optim.Adam(arch.parameters(), lr=3e-4),
+    )
+    before = [p.detach().clone() for p in (*arch.parameters(), *weights)]
+    for arch.phi in (False, True):
+        step((x, y), (x, y))
+    assert not any(torch.equal(a, b) for a, b in zip(before, (*arch.parameters(), *weights), strict=True))
+
+
+def test_a_relaxation_that_is_a_method():
+    names = run(block_with("configure_softmax"))
+    model, phi = names["model"], names["phi"]
+    seen = set()
+    for step in range(50):
+        phi.step_update(step)
+        seen.add((model.phi, tuple(model.configure_softmax(model.alphas).tolist())))
+    assert {phi for phi, _ in seen} == {False, True}
+    assert len(seen) == 2
+
+
+@pytest.mark.usefixtures("lightning")
+def test_a_lightning_module_can_search():
+    model = run(block_with("LightningModule"))["model"]
+    batch = torch.randn(4, 3, 8, 8), torch.randint(10, (4,))
+    alpha = model.arch.parameters()[0].detach().clone()
+    for i in range(2):
+        model.training_step({"train": batch, "val": batch}, i)
+    assert not torch.equal(alpha, model.arch.parameters()[0])
 
 
 def test_the_pages_it_links_to_are_there():

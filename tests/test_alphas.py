@@ -1,0 +1,90 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sparsemix import ArchParameterGroup, BatchMixedScheduler, MixedOp, SparseSmoothSoftmax
+from sparsemix.alphas import AlphaTables
+from sparsemix.mixed_op import Execution
+from sparsemix.relaxation import Softmax
+
+
+def tables(**shapes):
+    torch.manual_seed(0)
+    return {name: (1e-3 * torch.randn(shape)).requires_grad_() for name, shape in shapes.items()}
+
+
+def test_weights_are_those_of_the_softmax_that_they_replace():
+    given = tables(normal=(14, 8), reduce=(14, 8), single=(5,))
+    arch = ArchParameterGroup.from_parameters(given, Softmax())
+    for name, weights in arch.weights().items():
+        assert torch.equal(weights, F.softmax(given[name], dim=-1))
+    assert arch.parameters() == [*given.values()]
+
+
+def test_the_scheduler_and_both_temperatures_work_on_them_alone():
+    given = tables(normal=(3, 4))
+    arch = ArchParameterGroup.from_parameters(given, SparseSmoothSoftmax(1e-3, 1e-2))
+    phi = BatchMixedScheduler(arch, epochs=4, steps_per_epoch=20)
+    seen = set()
+    for step in range(80):
+        phi.step_update(step)
+        seen.add(arch.phi)
+        temperature = 1e-3 if arch.phi else 1e-2
+        torch.testing.assert_close(arch.weights()["normal"], F.softmax(given["normal"] / temperature, -1))
+    assert seen == {False, True}
+
+
+def test_rows_with_decided_execution_give_what_plain_rows_give():
+    given = tables(normal=(2, 2))
+    with torch.no_grad():
+        given["normal"][0] = torch.tensor([0.0, -0.2])
+    op = MixedOp({"skip": nn.Identity(), "conv": nn.Conv2d(2, 2, 3, padding=1)})
+    x = torch.randn(1, 2, 4, 4)
+    arch = ArchParameterGroup.from_parameters(given, threshold=1e-3)
+    arch.phi = True
+    decided, plain = arch.operation_weights()["normal"], arch.weights()["normal"]
+    assert [*decided[0].executions] == [Execution.FULL, Execution.SKIPPED]  # an exact zero
+    assert [*decided[1].executions] == [Execution.FULL, Execution.FULL]
+    for row, weights in zip(decided, plain, strict=True):
+        torch.testing.assert_close(op(x, row), op(x, weights))
+
+
+def test_entropy_and_genotype():
+    given = tables(normal=(2, 3), reduce=(3,))
+    with torch.no_grad():
+        given["normal"].copy_(torch.tensor([[0.0, 1.0, 1.0], [2.0, 0.0, 1.0]]))
+        given["reduce"].zero_()
+    arch = ArchParameterGroup.from_parameters(given)
+    assert arch.genotype() == {"normal": [1, 0], "reduce": [0]}
+    row = torch.softmax(given["normal"].detach() / 0.5, -1)
+    by_hand = -(row * row.log()).sum() + torch.tensor(3.0).log()
+    assert arch.entropy(0.5) == pytest.approx(float(by_hand))
+
+
+def test_fixed_alphas_and_a_model():
+    model = nn.Sequential(MixedOp({"skip": nn.Identity(), "linear": nn.Linear(2, 2)}), nn.Linear(2, 2))
+    model.alphas = nn.Parameter(torch.zeros(1, 2))
+    arch = ArchParameterGroup.from_parameters({"normal": model.alphas}, model=model)
+    assert {*arch.weight_parameters()} == {*model[0].candidates.parameters(), *model[1].parameters()}
+    with arch.fixed_alphas():
+        assert not arch.weights()["normal"].requires_grad
+    assert arch.weights()["normal"].requires_grad
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="no tables"):
+        AlphaTables({})
+    with pytest.raises(ValueError, match=r"'normal' must be a leaf .* got shape \(2, 3\), is_leaf=False"):
+        AlphaTables({"normal": 2 * torch.zeros(2, 3, requires_grad=True)})
+    with pytest.raises(ValueError, match="requires_grad=False"):
+        AlphaTables({"normal": torch.zeros(2, 3)})
+    with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\), got 1"):
+        AlphaTables(tables(a=(2, 2)), threshold=1)
+    with pytest.raises(ValueError, match="needs the model; give model="):
+        AlphaTables(tables(a=(2, 2))).weight_parameters()
+    broken = tables(a=(2, 2))
+    with torch.no_grad():
+        broken["a"][1, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match="alpha of 'a' is not finite"):
+        AlphaTables(broken).operation_weights()
