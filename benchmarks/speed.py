@@ -33,6 +33,8 @@ class Options(Size):
     """N, cells a stage, of the NAS-Bench-201 supernets."""
     darts: bool = True
     """Time the supernet of the DARTS space, of 8 cells, at half the batch size."""
+    models: tuple[str, ...] = ("resnet18", "mobilenetv3_small_100")
+    """Models of timm's, rows of mixed_models.py whose kernels are mixed, at twice the image size."""
     candidates: tuple[int, ...] = (2, 4, 8, 16, 32)
     """Candidates an edge of the chains of mixed convolutions."""
     rounds: int = 9
@@ -80,6 +82,8 @@ def main(options: Options) -> list[dict[str, Any]]:
     rows += measure("plain modules: step", variants.user_steps(options), options)
     rows += measure("dense weights update", variants.dense_growth(options, options.candidates), options)
     rows += measure("sparse weights update", variants.sparse_growth(options, options.candidates), options, inner=10)
+    for name in options.models:
+        rows += measure(f"{name}: training step", variants.timm_training_steps(options, name), options)
     rows += measure("one candidate", variants.one_candidate(options), options, inner=10)
     rows += measure("loader", variants.loaders(options), options)
     if options.schedule_epochs:

@@ -11,6 +11,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision.transforms as T
+from mixed_models import MODELS
 from published import (
     DiscreteDarts,
     DiscreteNetwork,
@@ -25,7 +26,9 @@ from torch import Tensor, nn
 from sparsemix import ArchParameterGroup, MixedOp, SparseSmoothSoftmax
 from sparsemix.bilevel import SearchStep
 from sparsemix.data import Images, ResidentPairs
+from sparsemix.families import FAMILIES, Family
 from sparsemix.genotype import DartsGenotype, NB201Genotype
+from sparsemix.inject import mix_
 from sparsemix.mixed_op import Execution
 from sparsemix.models import RESNET_LIKE
 from sparsemix.spaces import darts
@@ -252,6 +255,32 @@ def one_candidate(size: Size) -> Variants:
     return {
         "the candidate alone": Variant(lambda: conv(x).sum().backward()),
         "MixedOp": Variant(lambda: model(x).sum().backward()),
+    }
+
+
+# Models of timm's, mixed
+
+
+def timm_training_steps(size: Size, name: str) -> Variants:
+    """A training step of a model, at twice the image size: as it is; its layers mixed of themselves alone; mixed."""
+    build, family, where, share = MODELS[name]
+    model = build(num_classes=10).to(size.device)
+    batch = channels_last(replace(size, image_size=2 * size.image_size).batch())
+    plain = copy.deepcopy(model).to(memory_format=torch.channels_last)
+
+    themselves = Family(lambda site: {"own": site.layer}, FAMILIES[family].applies)
+    alone = copy.deepcopy(plain)
+    mix_(alone, themselves, where, example=batch[0][:1])
+    ArchParameterGroup(alone)
+
+    convolutions = {path: layer for path, layer in model.named_modules() if isinstance(layer, nn.Conv2d)}
+    kernels = {path: f"conv{layer.kernel_size[0]}" for path, layer in convolutions.items()}
+    mixed = mix_(model, family, where, share=share, example=batch[0][:1])
+    own = {op.label or path: {kernels[path]} for path, op in mixed.items()}
+    return {
+        "as it is": Variant(training_steps(plain, batch)),
+        f"{len(mixed)} layers of one candidate": Variant(training_steps(alone, batch)),
+        f"{len(mixed)} layers of 3 kernels, sparse weights update": weights_update(our_step(model, True, own), batch),
     }
 
 

@@ -11,6 +11,7 @@ def test_every_comparison_is_measured(tmp_path, capsys):
     options = speed.Options(
         cells=(1,),
         candidates=(2,),
+        models=("mobilenetv3_small_100",),
         channels=4,
         image_size=8,
         batch_size=8,
@@ -25,7 +26,7 @@ def test_every_comparison_is_measured(tmp_path, capsys):
     comparisons = {}
     for row in rows:
         comparisons.setdefault(row["comparison"], []).append(row)
-    assert len(comparisons) == 12
+    assert len(comparisons) == 13
     assert all(variants[0]["ratio"] == 1 for variants in comparisons.values())
     step = {row["variant"]: row["operations"] for row in comparisons["NAS-Bench-201, N 1: step"]}
     assert step["smooth"] == "30, 30"
