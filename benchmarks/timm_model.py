@@ -120,8 +120,11 @@ def keep(search: Search, table: CostTable) -> None:
     folder.write("choice.json", choices(arch.model))
     folder.write("costs.json", {"unit": table.unit, "fixed": table.fixed, "rows": table.rows})
     folder.save("weights.pt", arch.discretize().state_dict())
+    found, budget = table.of(arch.genotype()), config.cost_budget
+    if budget is not None and found > budget:
+        search.accelerator.print(f"over the budget of {budget:.4g}: raise --cost-weight, or search for longer")
     search.accelerator.print(
-        f"{table.of(arch.genotype()):.4g} {table.unit}; to build it:\n"
+        f"{found:.4g} {table.unit}; to build it:\n"
         f"  model = timm.create_model({config.model!r}, num_classes={len(search.pairs.classes)}, "
         f"in_chans={search.pairs.in_chans})\n"
         f"  choose_(model, {config.mix!r}, json.load(open({str(folder.path / 'choice.json')!r})), example=image)\n"
