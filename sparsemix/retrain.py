@@ -366,6 +366,7 @@ class Retraining:
 
     def _save(self, epoch: int, progress: _Epoch) -> None:
         """All that the next step depends on; order and augmentation depend on (seed, epoch, step) alone."""
+        best = min(self.folder.records, key=lambda record: record["error"], default=None)
         self.folder.save_checkpoint(
             {
                 "epoch": epoch,
@@ -374,18 +375,19 @@ class Retraining:
                 "optimizer": self.optimizer.state_dict(),
                 "ema": None if self._ema is None else self._ema.state_dict(),
                 "rng": torch.get_rng_state(),
-            }
+            },
+            epoch,
+            progress.step,
+            best=None if best is None else best["epoch"] + 1,
         )
 
     def _restore(self) -> tuple[int, _Epoch]:
         state = self.folder.load_checkpoint(self.accelerator.device) if self.config.resume else None
         if state is None:
-            self.folder.keep_records(0)
             return 0, _Epoch()
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self._ema is not None:
             self._ema.load_state_dict(state["ema"])
         torch.set_rng_state(state["rng"].cpu())
-        self.folder.keep_records(state["epoch"])
         return state["epoch"], _Epoch(**state["progress"])

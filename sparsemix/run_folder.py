@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .checkpoints import Checkpoints, replace_file
+
 __all__ = ["RunFolder"]
 
 
 class RunFolder:
-    """Files of one run: ``config.json``, ``records.jsonl``, ``checkpoint.pt``, and what else is written into it.
+    """Files of one run: ``config.json``, ``records.jsonl``, checkpoints, and what else is written into it.
 
     Files are replaced as a whole: a reader, or a run that is killed, never meets half a file.
 
@@ -36,12 +37,10 @@ class RunFolder:
         self.path = path
         self._config = path / "config.json"
         self._records = path / "records.jsonl"
-        self._checkpoint = path / "checkpoint.pt"
+        self._checkpoints = Checkpoints(path)
         self.records: list[dict[str, Any]] = []
         if resume:
             self._check_same(config, movable)
-            if self._records.exists():
-                self.records = [json.loads(line) for line in self._records.read_text().splitlines()]
             return
         if self._config.exists():
             raise FileExistsError(f"{path} holds a run already: continue it with --resume, or give another --output")
@@ -65,37 +64,33 @@ class RunFolder:
 
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file."""
-        self._replace(self.path / name, lambda partial: partial.write_text(json.dumps(content, indent=2) + "\n"))
+        replace_file(self.path / name, lambda partial: partial.write_text(json.dumps(content, indent=2) + "\n"))
+
+    def save(self, name: str, state: Mapping[str, Any]) -> None:
+        """Write tensors, containers and numbers by ``torch.save``."""
+        replace_file(self.path / name, lambda partial: torch.save(dict(state), partial))
 
     def append_record(self, record: dict[str, Any]) -> None:
         """Add one line to ``records.jsonl``."""
         self._write_records([*self.records, record])
 
-    def keep_records(self, count: int) -> None:
-        """Drop the records after the first ``count``: of epochs that a resumed run will do again."""
-        self._write_records(self.records[:count])
+    def save_checkpoint(self, state: Mapping[str, Any], epoch: int, step: int = 0, best: int | None = None) -> None:
+        """Write a checkpoint of after ``step`` steps of an epoch, the records with it; see :class:`Checkpoints`.
+
+        Args:
+            state: tensors, containers and numbers.
+            epoch, step: how far the run has come.
+            best: the epoch whose checkpoint, taken when it began, is worth keeping.
+        """
+        self._checkpoints.save({**state, "records": json.dumps(self.records)}, epoch, step, best)
+
+    def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
+        """The newest good checkpoint, or None if the run was stopped before its first; the records become its own."""
+        state = self._checkpoints.load(device)
+        self._write_records([] if state is None else json.loads(state.pop("records")))
+        return state
 
     def _write_records(self, records: list[dict[str, Any]]) -> None:
         self.records = records
         lines = "".join(json.dumps(record) + "\n" for record in self.records)
-        self._replace(self._records, lambda partial: partial.write_text(lines))
-
-    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint; tensors, containers and numbers only."""
-        self.save(self._checkpoint.name, state)
-
-    def save(self, name: str, state: Mapping[str, Any]) -> None:
-        """Write tensors, containers and numbers by ``torch.save``."""
-        self._replace(self.path / name, lambda partial: torch.save(dict(state), partial))
-
-    def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
-        """The checkpoint, or None if the run was stopped before its first; nothing in it is executed."""
-        if not self._checkpoint.exists():
-            return None
-        return torch.load(self._checkpoint, map_location=device, weights_only=True)
-
-    @staticmethod
-    def _replace(path: Path, write: Any) -> None:
-        partial = path.with_name(path.name + ".partial")
-        write(partial)
-        os.replace(partial, path)
+        replace_file(self._records, lambda partial: partial.write_text(lines))

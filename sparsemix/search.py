@@ -256,6 +256,7 @@ class Search:
 
     def _save(self, epoch: int, progress: _Epoch) -> None:
         """All that the next step depends on; the draws depend on (seed, epoch, step) alone."""
+        best = max(self.folder.records, key=lambda record: record["discretized_accuracy"], default=None)
         self.folder.save_checkpoint(
             {
                 "epoch": epoch,
@@ -265,20 +266,21 @@ class Search:
                 "alpha_optimizer": self.alpha_optimizer.state_dict(),
                 "phi": self.phi.state_dict(),
                 "rng": torch.get_rng_state(),
-            }
+            },
+            epoch,
+            progress.step,
+            best=None if best is None else best["epoch"] + 1,
         )
 
     def _restore(self) -> tuple[int, _Epoch]:
         state = self.folder.load_checkpoint(self.accelerator.device) if self.config.resume else None
         if state is None:
-            self.folder.keep_records(0)
             return 0, _Epoch()
         self.arch.model.load_state_dict(state["model"])
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
         self.phi.load_state_dict(state["phi"])
         torch.set_rng_state(state["rng"].cpu())
-        self.folder.keep_records(state["epoch"])
         return state["epoch"], _Epoch(**state["progress"])
 
     # Details

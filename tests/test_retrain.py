@@ -17,6 +17,7 @@ import torch
 from test_data import write_folder
 from torch import nn
 
+from sparsemix.checkpoints import Checkpoints
 from sparsemix.config import config_from_flags
 from sparsemix.data import DATASETS, ResidentTraining, open_training
 from sparsemix.genotype import DartsGenotype
@@ -115,7 +116,7 @@ def test_interrupted_and_resumed_is_as_if_never_interrupted(tmp_path, monkeypatc
     torch.manual_seed(99)
     parts = train(tmp_path / "parts", *flags, "--resume")
     assert {**parts, "seconds": 0} == {**whole, "seconds": 0}
-    a, b = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts"))
+    a, b = (Checkpoints(tmp_path / name).load(torch.device("cpu")) for name in ("whole", "parts"))
     for name, value in a["model"].items():
         assert torch.equal(value, b["model"][name]), name
     for name, value in a["ema"].items():

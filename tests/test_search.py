@@ -15,6 +15,7 @@ from accelerate import Accelerator
 
 from sparsemix import BatchMixedScheduler
 from sparsemix.bilevel import SearchStep
+from sparsemix.checkpoints import Checkpoints
 from sparsemix.config import SearchConfig, config_from_flags
 from sparsemix.genotype import NB201Genotype
 from sparsemix.run_folder import RunFolder
@@ -142,7 +143,7 @@ def search_with_a_break(monkeypatch, stop_at, output, *flags):
 
 def assert_same_run(a, b):
     assert [without_time(r) for r in records(a)] == [without_time(r) for r in records(b)]
-    first, second = (torch.load(f / "checkpoint.pt", weights_only=True)["model"] for f in (a, b))
+    first, second = (Checkpoints(f).load(torch.device("cpu"))["model"] for f in (a, b))
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
 
@@ -206,7 +207,7 @@ def test_an_alpha_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint
     monkeypatch.setattr(BatchMixedScheduler, "step_update", poison)
     with pytest.raises(FloatingPointError, match="alpha of '2<-1' is not finite"):
         search(tmp_path / "run")
-    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    state = Checkpoints(tmp_path / "run").load(torch.device("cpu"))
     assert state["epoch"] == 1
     assert all(value.isfinite().all() for value in state["model"].values())
 
@@ -224,7 +225,7 @@ def test_ctrl_c_from_outside(tmp_path):
     assert "stopped in epoch" in output
     assert "Traceback" not in output
     done = len(records(tmp_path / "run"))
-    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["epoch"] == done < 40
+    assert Checkpoints(tmp_path / "run").load(torch.device("cpu"))["epoch"] == done < 40
 
 
 def test_a_second_ctrl_c_stops_at_once():
@@ -238,14 +239,14 @@ def test_a_second_ctrl_c_stops_at_once():
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
     folder = RunFolder(tmp_path / "run", {"seed": 0}, resume=False)
-    folder.save_checkpoint({"epoch": 1})
+    folder.save_checkpoint({"epoch": 1}, 1)
 
     class Unsavable:
         def __reduce__(self):
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        folder.save_checkpoint({"epoch": 2, "bad": Unsavable()})
+        folder.save_checkpoint({"epoch": 2, "bad": Unsavable()}, 2)
     assert folder.load_checkpoint(torch.device("cpu")) == {"epoch": 1}
 
 

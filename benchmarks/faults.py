@@ -1,0 +1,184 @@
+"""Kill searches, damage their checkpoints, resume them, and count how many end as if nothing had happened.
+
+    python benchmarks/faults.py                                   # 50 kills, 20 damaged checkpoints, some minutes
+    python benchmarks/faults.py --kills 4 --damages 2 --json faults.json
+
+Each run is a tiny search on embedded digits in a process of its own, which kills itself (SIGKILL) at a random step or
+in the middle of a random write, is resumed, and killed again. In the end alphas, weights, optimizer states, records and
+genotype are compared, to the last bit, with those of a search that was never killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from tqdm.auto import tqdm
+
+from sparsemix.checkpoints import Checkpoints
+
+SEARCH = shlex.split("--preset proxy --device cpu --channels 4 --epochs 4 --batch-size 40 --limit 400 --threshold 1e-3")
+STEPS = 20  # of that search
+FAULT = "SPARSEMIX_FAULT"
+KINDS = {
+    "step": "SIGKILL before a step",
+    "write": "SIGKILL with half a file written",
+    "rename": "SIGKILL after a file was written",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    kills: int = 50
+    """SIGKILLs in all."""
+    damages: int = 20
+    """Checkpoints that are truncated or get a wrong bit."""
+    kills_a_run: int = 5
+    """A run is killed so often before it may end."""
+    seed: int = 0
+    """Of where the faults strike."""
+    json: Path | None = None
+    """Write the counts to this file."""
+
+
+def main(options: Options) -> dict[str, Any]:
+    draw = random.Random(options.seed)
+    outcomes: Counter[tuple[str, str]] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        truth = Path(folder) / "truth"
+        run(truth)
+        bar = tqdm(total=options.kills + options.damages, desc="faults", disable=None)
+        kills = 0
+        while kills < options.kills:
+            output = Path(folder) / "killed"
+            for fault in faults(draw, min(options.kills_a_run, options.kills - kills)):
+                if not run(output, fault):
+                    break  # it ended before the fault
+                outcomes[KINDS[fault.split()[0]], "struck"] += 1
+                kills += 1
+                bar.update()
+            run(output)
+            outcomes["killed run, resumed", compared(output, truth)] += 1
+            shutil.rmtree(output)
+        for _ in range(options.damages):
+            output = Path(folder) / "damaged"
+            run(output, f"step {draw.randrange(STEPS // 2, STEPS)}")
+            kind = draw.choice(["truncated", "with a wrong bit"])
+            damage(Checkpoints(output).paths()[0], kind, draw)
+            run(output)
+            outcomes[f"checkpoint {kind}, resumed", compared(output, truth)] += 1
+            shutil.rmtree(output)
+            bar.update()
+        bar.close()
+    print("| what happened | outcome | times |\n|---|---|---|")
+    for (what, outcome), times in sorted(outcomes.items()):
+        print(f"| {what} | {outcome} | {times} |")
+    result = {"options": asdict(options), "outcomes": [[*key, times] for key, times in sorted(outcomes.items())]}
+    if options.json is not None:
+        options.json.write_text(json.dumps(result, indent=2, default=str) + "\n")
+    return result
+
+
+def faults(draw: random.Random, count: int) -> Iterator[str]:
+    """When a run is killed, counted from where it was resumed: before a step, with half a file written, after one."""
+    for _ in range(count):
+        kind = draw.choice(["step", *KINDS])
+        yield f"{kind} {draw.randrange(STEPS // 2 if kind == 'step' else 8)}"
+
+
+def run(output: Path, fault: str = "") -> bool:
+    """The search, begun or resumed; whether it was killed."""
+    resume = ["--resume"] if (output / "config.json").exists() else []
+    command = [sys.executable, __file__, *SEARCH, "--output", str(output), *resume]
+    environment = {**os.environ, FAULT: fault, "OMP_NUM_THREADS": "1"}
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if shown.returncode not in (0, -signal.SIGKILL):
+        raise RuntimeError(f"a search ended with {shown.returncode}:\n{shown.stdout}\n{shown.stderr}")
+    return shown.returncode != 0
+
+
+def damage(path: Path, kind: str, draw: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    place = draw.randrange(len(content))
+    if kind == "truncated":
+        content = content[:place]
+    else:
+        content[place] ^= 1 << draw.randrange(8)
+    path.write_bytes(content)
+
+
+def compared(output: Path, truth: Path) -> str:
+    """Whether two searches ended alike."""
+    states = [Checkpoints(folder).load(torch.device("cpu")) for folder in (output, truth)]
+    records = [
+        [{**json.loads(line), "seconds": 0} for line in (folder / "records.jsonl").read_text().splitlines()]
+        for folder in (output, truth)
+    ]
+    genotypes = [(folder / "genotype.json").read_text() for folder in (output, truth)]
+    tensors = [[*_tensors({**(state or {}), "records": None})] for state in states]
+    equal = len(tensors[0]) == len(tensors[1]) and all(map(torch.equal, *tensors))
+    same = equal and records[0] == records[1] and genotypes[0] == genotypes[1]
+    return "as if nothing had happened" if same else "another result"
+
+
+def _tensors(state: Any) -> Iterator[torch.Tensor]:
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, dict):
+        for value in state.values():
+            yield from _tensors(value)
+    elif isinstance(state, list | tuple):
+        for value in state:
+            yield from _tensors(value)
+
+
+def search_with_a_fault(fault: str) -> None:
+    """In the process of a run: the search of nb201_space.py, and what kills it."""
+    import nb201_space
+
+    from sparsemix.bilevel import SearchStep
+    from sparsemix.config import config_from_flags
+    from sparsemix.spaces import nb201
+
+    kind, _, when = fault.partition(" ")
+    count = iter(range(1_000_000))
+
+    def strike(at: str) -> bool:
+        return kind == at and next(count) == int(when)
+
+    def step(self: Any, *batches: Any, original: Any = SearchStep.__call__) -> Any:
+        if strike("step"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, *batches)
+
+    def replace(partial: Path, path: Path, original: Any = os.replace) -> None:
+        if strike("write"):
+            os.truncate(partial, os.path.getsize(partial) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(partial, path)
+        if strike("rename"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    SearchStep.__call__, os.replace = step, replace  # type: ignore[method-assign, assignment]
+    nb201_space.main(config_from_flags(nb201.PRESETS))
+
+
+if __name__ == "__main__":
+    if FAULT in os.environ:
+        search_with_a_fault(os.environ[FAULT])
+    else:
+        main(tyro.cli(Options))

@@ -1,0 +1,104 @@
+"""Checkpoints that survive: written beside their predecessors, named by their checksum, read back only if it fits."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["Checkpoints", "replace_file"]
+
+_NAME = re.compile(r"checkpoint-(\d+)-(\d+)-([0-9a-f]{16})\.pt")
+
+
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file beside its place and move it there, so that nobody ever meets half of it.
+
+    Raises:
+        OSError: it could not be written (no space left, a folder that is read-only); the file is what it was.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        write(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, f"{error.strerror}; what was there before is untouched", str(path)) from error
+
+
+class Checkpoints:
+    """The checkpoints of a run, ``checkpoint-EPOCH-STEP-CHECKSUM.pt``: tensors, containers and numbers only.
+
+    A new one is complete and in place before an old one goes. The newest whose content fits its checksum is loaded, so
+    that a damaged one costs the time since the one before, and no more.
+
+    Args:
+        folder: where they are.
+        keep: how many of the newest stay, at least 1; and beside them that of the best epoch.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, state: Mapping[str, Any], epoch: int, step: int, best: int | None = None) -> Path:
+        """Write the state of after ``step`` steps of an epoch, and drop what is not kept.
+
+        Args:
+            state: what :meth:`load` gives back.
+            epoch, step: how far the run has come.
+            best: the epoch at whose beginning the best checkpoint was taken; that one stays.
+
+        Raises:
+            OSError: it could not be written; the earlier ones are all there.
+        """
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        content = buffer.getbuffer()
+        path = self.folder / f"checkpoint-{epoch:05}-{step:07}-{_checksum(content)}.pt"
+        replace_file(path, lambda partial: partial.write_bytes(content))
+        for old in self.paths()[self.keep :]:
+            if _place(old) != (best, 0):
+                old.unlink()
+        return path
+
+    def paths(self) -> list[Path]:
+        """The files, newest first."""
+        found = [path for path in self.folder.glob("checkpoint-*.pt") if _NAME.fullmatch(path.name)]
+        return sorted(found, key=_place, reverse=True)
+
+    def load(self, device: torch.device) -> dict[str, Any] | None:
+        """The newest good state, or None if none was ever written; nothing in it is executed.
+
+        Raises:
+            ValueError: there are checkpoints, and all of them are damaged.
+        """
+        paths = self.paths()
+        for path in paths:
+            content = path.read_bytes()
+            if path.stem.endswith(_checksum(content)):
+                return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+            message = f"{path} is damaged (its content does not fit its checksum); going back to the one before"
+            warnings.warn(message, stacklevel=2)
+        if paths:
+            raise ValueError(f"{self.folder}: all {len(paths)} checkpoints are damaged; start anew in another folder")
+        return None
+
+
+def _place(path: Path) -> tuple[int, int]:
+    """Epoch and step of a checkpoint."""
+    _, epoch, step, _ = path.stem.split("-")
+    return int(epoch), int(step)
+
+
+def _checksum(content: Any) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
