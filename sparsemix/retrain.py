@@ -22,7 +22,7 @@ from .cost import macs
 from .data import TrainingData
 from .metrics import accuracy
 from .run_folder import RunFolder
-from .running import Interrupted, command_line, stop_requests
+from .running import Interrupted, command_line, precision, stop_requests
 
 __all__ = ["PRESETS", "Cost", "RetrainConfig", "Retraining", "cost", "retrain_config_from_flags"]
 
@@ -256,7 +256,8 @@ class Retraining:
         if config.ema:
             self._ema = ModelEmaV3(self.model, decay=config.ema)
         model, self._prepared = self.accelerator.prepare(self.model, self.optimizer)
-        self.folder = RunFolder(config.named_output(), config.as_json(), config.resume, config.MOVABLE)
+        settings = {**config.as_json(), **precision(self.accelerator)}
+        self.folder = RunFolder(config.named_output(), settings, config.resume, config.MOVABLE)
         first, progress = self._restore()
         self.accelerator.print(
             f"{config.model or config.genotype}: {self.cost.parameters / 1e6:.3f} M parameters, "

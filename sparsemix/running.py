@@ -12,7 +12,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-__all__ = ["Interrupted", "command_line", "make_accelerator", "stop_requests"]
+__all__ = ["Interrupted", "command_line", "make_accelerator", "precision", "stop_requests"]
 
 
 def make_accelerator(device: str = "auto") -> Accelerator:
@@ -20,21 +20,26 @@ def make_accelerator(device: str = "auto") -> Accelerator:
 
     Raises:
         ValueError: that device is not there.
-        RuntimeError: several processes were launched, or mixed precision.
+        RuntimeError: several processes were launched, or a precision that two optimizers cannot share.
     """
     accelerator = Accelerator(cpu=device == "cpu")
     if accelerator.num_processes > 1:
         raise RuntimeError(
             f"a run takes one process, got {accelerator.num_processes}: launch it with --num_processes 1"
         )
-    if accelerator.mixed_precision != "no":
+    if accelerator.mixed_precision not in ("no", "bf16"):
         raise RuntimeError(
-            f"a run computes in float32, got mixed precision {accelerator.mixed_precision}: launch it with "
-            f"--mixed_precision no"
+            f"a run computes in float32 or bf16, got {accelerator.mixed_precision}: it scales one loss, and a "
+            f"search has two backward passes and two optimizers; launch it with --mixed_precision bf16"
         )
     if device not in ("auto", accelerator.device.type):
         raise ValueError(f"--device {device} is not available here; found {accelerator.device.type}")
     return accelerator
+
+
+def precision(accelerator: Accelerator) -> dict[str, str]:
+    """What a run's configuration says of its precision: nothing for float32."""
+    return {} if accelerator.mixed_precision == "no" else {"precision": accelerator.mixed_precision}
 
 
 class Interrupted(KeyboardInterrupt):

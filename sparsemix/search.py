@@ -26,7 +26,7 @@ from .data import Pairs
 from .metrics import accuracy, audit, discretization, leakage
 from .relaxation import Softmax
 from .run_folder import RunFolder
-from .running import Interrupted, command_line, stop_requests
+from .running import Interrupted, command_line, precision, stop_requests
 from .schedule import BatchMixedScheduler
 from .temperature import EntropySchedule
 
@@ -133,7 +133,7 @@ class Search:
             backward=self.accelerator.backward,
         )
         # Only now, when everything fits together, is there a run to keep.
-        settings = {**config.as_json(), "space": self.space}
+        settings = {**config.as_json(), "space": self.space, **precision(self.accelerator)}
         self.folder = RunFolder(config.named_output(self.space), settings, config.resume, config.MOVABLE)
         first, progress = self._restore()
         self._say(

@@ -328,3 +328,22 @@ def test_dry_run_shows_disagreement_and_leaves_no_trace():
     first = nn.Sequential(MixedOp({"none": Zero(stride=2), "skip": nn.Identity()}))
     with pytest.raises(ValueError, match="'none' and 'skip' disagree"):
         ArchParameterGroup(first).dry_run(torch.randn(4, 3, 8, 8))
+
+
+@pytest.mark.parametrize("phi", [False, True])
+def test_relaxation_and_alphas_stay_in_float32_under_autocast(phi):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        MixedOp({"conv1": nn.Conv2d(4, 4, 1), "conv3": nn.Conv2d(4, 4, 3, padding=1), "skip": nn.Identity()}),
+        nn.Flatten(),
+    )
+    arch = ArchParameterGroup(model, threshold=0.3)  # some run, some are scored
+    arch.phi = phi
+    x = torch.randn(2, 4, 4, 4)
+    [exact] = torch.autograd.grad(model(x).square().mean(), arch.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert arch.weights()["0"].dtype == torch.float32
+        loss = model(x).float().square().mean()
+    [gradient] = torch.autograd.grad(loss, arch.parameters())
+    assert gradient.dtype == torch.float32
+    torch.testing.assert_close(gradient, exact, rtol=0.05, atol=0.05 * float(exact.abs().max()))

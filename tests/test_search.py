@@ -303,10 +303,26 @@ def test_a_device_that_is_not_there():
         make_accelerator("cuda")
 
 
-def test_mixed_precision_is_refused(monkeypatch):
-    monkeypatch.setattr(Accelerator, "mixed_precision", "bf16")
-    with pytest.raises(RuntimeError, match="got mixed precision bf16: launch it with --mixed_precision no"):
+def test_half_precision_is_refused(monkeypatch):
+    monkeypatch.setattr(Accelerator, "mixed_precision", "fp16")
+    with pytest.raises(RuntimeError, match=r"float32 or bf16, got fp16: it scales one loss.* --mixed_precision bf16"):
         make_accelerator("cpu")
+
+
+def test_bfloat16(finished, tmp_path):
+    """Weights and alphas stay in float32; the run knows its precision, and goes on in no other."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    command = [*launch, "--mixed_precision", "bf16", str(SCRIPT), *TINY_FLAGS, "--output", str(tmp_path / "run")]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["precision"] == "bf16"
+    state = Checkpoints(tmp_path / "run").load(torch.device("cpu"))
+    assert {value.dtype for value in state["model"].values() if value.is_floating_point()} == {torch.float32}
+    ours, theirs = records(tmp_path / "run")[-1], records(finished[0])[-1]
+    assert ours["train_loss"] != theirs["train_loss"]
+    assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=0.2)
+    with pytest.raises(ValueError, match="precision was 'bf16' and is now None"):
+        search(tmp_path / "run", "--resume")
 
 
 def test_a_configuration_that_cannot_run_leaves_no_folder(tmp_path):
