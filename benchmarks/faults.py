@@ -123,7 +123,7 @@ def damage(path: Path, kind: str, draw: random.Random) -> None:
 
 def compared(output: Path, truth: Path) -> str:
     """Whether two searches ended alike."""
-    states = [Checkpoints(folder).load(torch.device("cpu")) for folder in (output, truth)]
+    states = [Checkpoints(folder).load() for folder in (output, truth)]
     records = [
         [{**json.loads(line), "seconds": 0} for line in (folder / "records.jsonl").read_text().splitlines()]
         for folder in (output, truth)

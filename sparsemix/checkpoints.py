@@ -76,8 +76,8 @@ class Checkpoints:
         found = [path for path in self.folder.glob("checkpoint-*.pt") if _NAME.fullmatch(path.name)]
         return sorted(found, key=_place, reverse=True)
 
-    def load(self, device: torch.device) -> dict[str, Any] | None:
-        """The newest good state, or None if none was ever written; nothing in it is executed.
+    def load(self) -> dict[str, Any] | None:
+        """The newest good state, on the CPU, or None if none was ever written; nothing in it is executed.
 
         Raises:
             ValueError: there are checkpoints, and all of them are damaged.
@@ -86,7 +86,7 @@ class Checkpoints:
         for path in paths:
             content = path.read_bytes()
             if path.stem.endswith(_checksum(content)):
-                return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+                return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             message = f"{path} is damaged (its content does not fit its checksum); going back to the one before"
             warnings.warn(message, stacklevel=2)
         if paths:

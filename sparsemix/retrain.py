@@ -383,7 +383,7 @@ class Retraining:
         )
 
     def _restore(self) -> tuple[int, _Epoch]:
-        state = self.folder.load_checkpoint(self.accelerator.device) if self.config.resume else None
+        state = self.folder.load_checkpoint() if self.config.resume else None
         if state is None:
             return 0, _Epoch()
         self.model.load_state_dict(state["model"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class RunFolder:
         config: the resolved configuration, ready for JSON.
         resume: continue the run that the folder holds.
         movable: fields of the configuration that a resumed run may change.
+        writes: whether this process writes; of several, one does, and the others only read checkpoints.
 
     Raises:
         FileExistsError: the folder holds a run, and ``resume`` was not asked for.
@@ -32,13 +33,21 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: Path, config: Mapping[str, Any], resume: bool, movable: frozenset[str] = frozenset()
+        self,
+        path: Path,
+        config: Mapping[str, Any],
+        resume: bool,
+        movable: frozenset[str] = frozenset(),
+        writes: bool = True,
     ) -> None:
         self.path = path
         self._config = path / "config.json"
         self._records = path / "records.jsonl"
         self._checkpoints = Checkpoints(path)
         self.records: list[dict[str, Any]] = []
+        self._writes = writes
+        if not writes:
+            return
         if resume:
             self._check_same(config, movable)
             return
@@ -64,11 +73,11 @@ class RunFolder:
 
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file."""
-        replace_file(self.path / name, lambda partial: partial.write_text(json.dumps(content, indent=2) + "\n"))
+        self._replace(name, lambda partial: partial.write_text(json.dumps(content, indent=2) + "\n"))
 
     def save(self, name: str, state: Mapping[str, Any]) -> None:
         """Write tensors, containers and numbers by ``torch.save``."""
-        replace_file(self.path / name, lambda partial: torch.save(dict(state), partial))
+        self._replace(name, lambda partial: torch.save(dict(state), partial))
 
     def append_record(self, record: dict[str, Any]) -> None:
         """Add one line to ``records.jsonl``."""
@@ -82,15 +91,20 @@ class RunFolder:
             epoch, step: how far the run has come.
             best: the epoch whose checkpoint, taken when it began, is worth keeping.
         """
-        self._checkpoints.save({**state, "records": json.dumps(self.records)}, epoch, step, best)
+        if self._writes:
+            self._checkpoints.save({**state, "records": json.dumps(self.records)}, epoch, step, best)
 
-    def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
+    def load_checkpoint(self) -> dict[str, Any] | None:
         """The newest good checkpoint, or None if the run was stopped before its first; the records become its own."""
-        state = self._checkpoints.load(device)
+        state = self._checkpoints.load()
         self._write_records([] if state is None else json.loads(state.pop("records")))
         return state
 
     def _write_records(self, records: list[dict[str, Any]]) -> None:
         self.records = records
         lines = "".join(json.dumps(record) + "\n" for record in self.records)
-        replace_file(self._records, lambda partial: partial.write_text(lines))
+        self._replace(self._records.name, lambda partial: partial.write_text(lines))
+
+    def _replace(self, name: str, write: Callable[[Path], Any]) -> None:
+        if self._writes:
+            replace_file(self.path / name, write)

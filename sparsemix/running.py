@@ -15,15 +15,20 @@ from accelerate import Accelerator
 __all__ = ["Interrupted", "command_line", "make_accelerator", "precision", "stop_requests"]
 
 
-def make_accelerator(device: str = "auto") -> Accelerator:
+def make_accelerator(device: str = "auto", single: bool = False) -> Accelerator:
     """An Accelerator on the device of that name, ``auto`` for what Accelerate finds.
+
+    Args:
+        device: its type.
+        single: the run takes one process.
 
     Raises:
         ValueError: that device is not there.
-        RuntimeError: several processes were launched, or a precision that two optimizers cannot share.
+        RuntimeError: several processes were launched for a run that takes one, or a precision that two optimizers
+            cannot share.
     """
     accelerator = Accelerator(cpu=device == "cpu")
-    if accelerator.num_processes > 1:
+    if single and accelerator.num_processes > 1:
         raise RuntimeError(
             f"a run takes one process, got {accelerator.num_processes}: launch it with --num_processes 1"
         )

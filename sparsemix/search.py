@@ -24,6 +24,7 @@ from .bilevel import SearchStep
 from .config import METHODS, SearchConfig
 from .data import Pairs
 from .metrics import accuracy, audit, discretization, leakage
+from .parallel import Parallel
 from .relaxation import Softmax
 from .run_folder import RunFolder
 from .running import Interrupted, command_line, precision, stop_requests
@@ -112,13 +113,13 @@ class Search:
             seed=config.seed,
         )
         arch.dry_run(next(self.pairs.validation())[0][:2])
-        model, weight_optimizer, alpha_optimizer = self.accelerator.prepare(
-            arch.model, self.weight_optimizer, self.alpha_optimizer
-        )
+        weight_optimizer, alpha_optimizer = self.accelerator.prepare(self.weight_optimizer, self.alpha_optimizer)
+        model = self.accelerator.prepare_model(arch.model, evaluation_mode=True)  # gradients are averaged by hand
+        self.parallel = Parallel(self.accelerator)
 
-        def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
-            x, y = batch
-            loss = F.cross_entropy(model(x), y)
+        def loss(batch: tuple[Tensor, Tensor, float]) -> Tensor:
+            x, y, share = batch
+            loss = share * F.cross_entropy(model(x), y)
             return loss if self.cost_term is None else loss + self.cost_term()  # no gradient in a weights update
 
         self.search_step = SearchStep(
@@ -130,11 +131,14 @@ class Search:
             weights_first=config.weights_first,
             max_norm=config.max_norm,
             clip_alphas=config.clip_alphas,
-            backward=self.accelerator.backward,
+            reduce=self.parallel.average,
+            backward=self._backward,
         )
         # Only now, when everything fits together, is there a run to keep.
         settings = {**config.as_json(), "space": self.space, **precision(self.accelerator)}
-        self.folder = RunFolder(config.named_output(self.space), settings, config.resume, config.MOVABLE)
+        main = self.accelerator.is_main_process
+        self.folder = RunFolder(config.named_output(self.space), settings, config.resume, config.MOVABLE, writes=main)
+        self.accelerator.wait_for_everyone()
         first, progress = self._restore()
         self._say(
             f"{config.method} on {self.space}, {config.dataset} {self.pairs.image_size}x{self.pairs.image_size}, "
@@ -167,16 +171,19 @@ class Search:
         )
         for train_batch, val_batch in bar:
             self.phi.step_update(epoch * steps + progress.step)
+            train, val = self.parallel.shard(train_batch), self.parallel.shard(val_batch)
             if config.audit_every and progress.step % config.audit_every == 0:
-                progress.audits += self._audit(progress.step, val_batch)
-            train_loss, val_loss = self.search_step(train_batch, val_batch)
+                progress.audits += self._audit(progress.step, val)
+            losses = torch.stack(self.search_step(train, val))
+            self.parallel.average([losses, *(b for b in arch.model.buffers() if b.is_floating_point())])
+            train_loss, val_loss = losses
             progress.step += 1
             progress.sparse += self.phi.phi
             progress.train_loss += float(train_loss)
             progress.val_loss += float(val_loss)
             progress.seconds = time.perf_counter() - started
             bar.set_postfix(loss=f"{progress.train_loss / progress.step:.3f}", p=f"{self.phi.p:.2f}", refresh=False)
-            if stop.is_set():
+            if self.parallel.any(stop.is_set()):
                 arch.check_finite()
                 self._save(epoch, progress)
                 raise Interrupted(
@@ -184,6 +191,14 @@ class Search:
                     f"to go on: {command_line()}"
                 )
         arch.check_finite()
+        self.parallel.check_same((f"alpha of {label!r}", alpha) for label, alpha in arch.named_parameters())
+        weights = arch.model.named_parameters()
+        self.parallel.check_same((name, torch.stack([w.sum(), w.abs().sum()])) for name, w in weights)
+
+    def _backward(self, loss: Tensor) -> None:
+        """The backward pass of the weights' loss; gradients become the mean of all processes'."""
+        self.accelerator.backward(loss)
+        self.parallel.average([p.grad for p in self.arch.model.parameters() if p.grad is not None])
 
     def _finish_epoch(self, epoch: int, progress: _Epoch) -> None:
         config, arch, started = self.config, self.arch, time.perf_counter()
@@ -273,7 +288,7 @@ class Search:
         )
 
     def _restore(self) -> tuple[int, _Epoch]:
-        state = self.folder.load_checkpoint(self.accelerator.device) if self.config.resume else None
+        state = self.folder.load_checkpoint() if self.config.resume else None
         if state is None:
             return 0, _Epoch()
         self.arch.model.load_state_dict(state["model"])
@@ -285,7 +300,7 @@ class Search:
 
     # Details
 
-    def _audit(self, step: int, batch: tuple[Tensor, Tensor]) -> list[dict[str, Any]]:
+    def _audit(self, step: int, batch: tuple[Tensor, Tensor, float]) -> list[dict[str, Any]]:
         at = {"step": step, "phi": self.phi.phi}
         return [
             {**at, "threshold": t, **asdict(audit(self.arch, self.search_step.loss, batch, t, self.alpha_optimizer))}

@@ -8,8 +8,6 @@ import torch
 
 from sparsemix.checkpoints import Checkpoints, replace_file
 
-CPU = torch.device("cpu")
-
 
 def saved(folder, epochs, **options):
     checkpoints = Checkpoints(folder)
@@ -20,7 +18,7 @@ def saved(folder, epochs, **options):
 
 def test_the_newest_comes_back_and_the_last_two_stay(tmp_path):
     checkpoints = saved(tmp_path, 5)
-    state = checkpoints.load(CPU)
+    state = checkpoints.load()
     assert state["epoch"] == 4
     assert torch.equal(state["weight"], torch.full((3,), 4.0))
     assert [path.name[:16] for path in checkpoints.paths()] == ["checkpoint-00004", "checkpoint-00003"]
@@ -35,11 +33,11 @@ def test_within_an_epoch(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for epoch, step in [(9, 0), (9, 100), (10, 0), (10, 20)]:
         checkpoints.save({"at": [epoch, step]}, epoch, step)
-    assert checkpoints.load(CPU)["at"] == [10, 20]
+    assert checkpoints.load()["at"] == [10, 20]
 
 
 def test_none_was_written(tmp_path):
-    assert Checkpoints(tmp_path).load(CPU) is None
+    assert Checkpoints(tmp_path).load() is None
 
 
 @pytest.mark.parametrize(
@@ -57,13 +55,13 @@ def test_a_damaged_one_is_passed_over(tmp_path, damage):
     newest, before = checkpoints.paths()
     newest.write_bytes(damage(newest.read_bytes()))
     with pytest.warns(UserWarning, match=f"{newest.name} is damaged .* going back to the one before"):
-        assert checkpoints.load(CPU)["epoch"] == 1
+        assert checkpoints.load()["epoch"] == 1
     before.write_bytes(damage(before.read_bytes()))
     with (
         pytest.warns(UserWarning, match="damaged"),
         pytest.raises(ValueError, match="all 2 checkpoints are damaged; start anew in another folder"),
     ):
-        checkpoints.load(CPU)
+        checkpoints.load()
 
 
 def test_nothing_in_it_is_executed(tmp_path):
@@ -74,7 +72,7 @@ def test_nothing_in_it_is_executed(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save({"bomb": Bomb()}, 0, 0)  # whoever forges the content can forge the checksum
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
-        checkpoints.load(CPU)
+        checkpoints.load()
     assert not (tmp_path / "executed").exists()
 
 

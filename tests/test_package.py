@@ -37,8 +37,8 @@ def test_imports_run_one_way():
     """relaxation -> mixed_op -> arch_parameters -> schedule, bilevel, metrics -> spaces -> models -> search."""
     order = [
         "relaxation", "mixed_op", "alphas", "arch_parameters", "schedule", "temperature", "families", "inject", "cost",
-        "unpickle", "checkpoints", "run_folder", "running", "bilevel", "config", "run_records", "figures", "metrics",
-        "genotype", "tables", "report", "spaces", "models", "data", "search", "retrain",
+        "unpickle", "checkpoints", "run_folder", "running", "parallel", "bilevel", "config", "run_records", "figures",
+        "metrics", "genotype", "tables", "report", "spaces", "models", "data", "search", "retrain",
     ]  # fmt: skip
     for path in (ROOT / "sparsemix").rglob("*.py"):
         parts = path.relative_to(ROOT / "sparsemix").with_suffix("").parts

@@ -116,7 +116,7 @@ def test_interrupted_and_resumed_is_as_if_never_interrupted(tmp_path, monkeypatc
     torch.manual_seed(99)
     parts = train(tmp_path / "parts", *flags, "--resume")
     assert {**parts, "seconds": 0} == {**whole, "seconds": 0}
-    a, b = (Checkpoints(tmp_path / name).load(torch.device("cpu")) for name in ("whole", "parts"))
+    a, b = (Checkpoints(tmp_path / name).load() for name in ("whole", "parts"))
     for name, value in a["model"].items():
         assert torch.equal(value, b["model"][name]), name
     for name, value in a["ema"].items():

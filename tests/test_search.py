@@ -143,7 +143,7 @@ def search_with_a_break(monkeypatch, stop_at, output, *flags):
 
 def assert_same_run(a, b):
     assert [without_time(r) for r in records(a)] == [without_time(r) for r in records(b)]
-    first, second = (Checkpoints(f).load(torch.device("cpu"))["model"] for f in (a, b))
+    first, second = (Checkpoints(f).load()["model"] for f in (a, b))
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
 
@@ -207,7 +207,7 @@ def test_an_alpha_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint
     monkeypatch.setattr(BatchMixedScheduler, "step_update", poison)
     with pytest.raises(FloatingPointError, match="alpha of '2<-1' is not finite"):
         search(tmp_path / "run")
-    state = Checkpoints(tmp_path / "run").load(torch.device("cpu"))
+    state = Checkpoints(tmp_path / "run").load()
     assert state["epoch"] == 1
     assert all(value.isfinite().all() for value in state["model"].values())
 
@@ -225,7 +225,7 @@ def test_ctrl_c_from_outside(tmp_path):
     assert "stopped in epoch" in output
     assert "Traceback" not in output
     done = len(records(tmp_path / "run"))
-    assert Checkpoints(tmp_path / "run").load(torch.device("cpu"))["epoch"] == done < 40
+    assert Checkpoints(tmp_path / "run").load()["epoch"] == done < 40
 
 
 def test_a_second_ctrl_c_stops_at_once():
@@ -247,7 +247,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
 
     with pytest.raises(OSError, match="disk full"):
         folder.save_checkpoint({"epoch": 2, "bad": Unsavable()}, 2)
-    assert folder.load_checkpoint(torch.device("cpu")) == {"epoch": 1}
+    assert folder.load_checkpoint() == {"epoch": 1}
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_bfloat16(finished, tmp_path):
     shown = subprocess.run(command, capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
     assert json.loads((tmp_path / "run" / "config.json").read_text())["precision"] == "bf16"
-    state = Checkpoints(tmp_path / "run").load(torch.device("cpu"))
+    state = Checkpoints(tmp_path / "run").load()
     assert {value.dtype for value in state["model"].values() if value.is_floating_point()} == {torch.float32}
     ours, theirs = records(tmp_path / "run")[-1], records(finished[0])[-1]
     assert ours["train_loss"] != theirs["train_loss"]

@@ -1,0 +1,70 @@
+"""A search in float64 without batch norm, for test_parallel.py: launched in one process and in two.
+
+parallel_search.py OUTPUT ORDER FAULT: FAULT is ``none``, ``drift`` (an alpha of the last process changes) or ``raise``.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_seed
+from torch import nn
+
+from sparsemix import ArchParameterGroup, BatchMixedScheduler, MixedOp, SparseSmoothSoftmax
+from sparsemix.config import SearchConfig
+from sparsemix.data import open_pairs
+from sparsemix.running import make_accelerator
+from sparsemix.search import Search
+
+
+class Choice(dict):
+    skips = 0
+
+
+class Double(nn.Module):
+    def forward(self, x):
+        return x.double()
+
+
+def mixed(channels):
+    return MixedOp(
+        {
+            "conv1": nn.Conv2d(channels, channels, 1),
+            "conv3": nn.Conv2d(channels, channels, 3, padding=1),
+            "skip": nn.Identity(),
+            "pool": nn.MaxPool2d(3, 1, 1),
+        }
+    )
+
+
+def supernet(channels=4):
+    stem = nn.Sequential(Double(), nn.Conv2d(1, channels, 3, padding=1))
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
+    return nn.Sequential(stem, mixed(channels), nn.ReLU(), mixed(channels), head).double()
+
+
+def main(output, order, fault):
+    config = SearchConfig(epochs=3, batch_size=31, limit=434, output=Path(output), order=order, p_low=0.5, device="cpu")
+    accelerator = make_accelerator("cpu")
+    set_seed(0)
+    pairs = open_pairs("digits", batch_size=config.batch_size, limit=config.limit)  # 7 pairs an epoch, of odd size
+    arch = ArchParameterGroup(supernet(), SparseSmoothSoftmax(), threshold=1e-3)
+    last = accelerator.process_index == accelerator.num_processes - 1
+    if fault != "none" and last:
+        step_update = BatchMixedScheduler.step_update
+
+        def struck(self, num_updates, metric=None):
+            step_update(self, num_updates)
+            if num_updates == 10 and fault == "raise":
+                raise ArithmeticError("the last process fails")
+            if num_updates == 10:
+                with torch.no_grad():
+                    arch.parameters()[1][2] += 1e-12
+
+        BatchMixedScheduler.step_update = struck
+    Search(config, arch, pairs, accelerator, "test", lambda arch: Choice(arch.genotype())).run()
+    torch.save([alpha.detach() for alpha in arch.parameters()], Path(output) / f"alphas-{accelerator.process_index}.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,90 @@
+"""Two processes (gloo) against one, launched by torchrun: accelerate launches several on CPUs through MPI alone."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nb201_space
+import parallel_search
+import pytest
+import torch
+from accelerate import Accelerator
+
+from sparsemix.parallel import Parallel
+
+HERE = Path(__file__).parent
+TINY = shlex.split("--preset proxy --device cpu --channels 4 --epochs 2 --batch-size 40 --limit 400 --image-size 8")
+
+
+def launch(processes, script, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command += [str(script), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+
+
+def alphas(folder, rank=0):
+    return torch.load(folder / f"alphas-{rank}.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("order", ["first", "second", "single"])
+def test_two_processes_follow_one(tmp_path, order):
+    """Odd batches, so that the shards differ in size; 21 steps on both temperatures; no batch norm, float64."""
+    parallel_search.main(tmp_path / "1", order, "none")
+    shown = launch(2, HERE / "parallel_search.py", tmp_path / "2", order, "none")
+    assert shown.returncode == 0, shown.stderr
+    one, two = alphas(tmp_path / "1"), alphas(tmp_path / "2")
+    for a, b, other in zip(one, two, alphas(tmp_path / "2", 1), strict=True):
+        assert torch.equal(b, other)
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    a, b = (json.loads((tmp_path / n / "summary.json").read_text()) for n in ("1", "2"))
+    assert a["genotype"] == b["genotype"]
+    assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-6)
+    assert shown.stdout.count("epoch   1/3") == 1  # one of them speaks
+
+
+def test_a_drift_stops_the_run_and_names_the_tensor(tmp_path):
+    shown = launch(2, HERE / "parallel_search.py", tmp_path / "run", "first", "drift")
+    assert shown.returncode != 0
+    assert "alpha of '3' is no longer the same in all processes: process 1 has" in shown.stderr
+
+
+def test_a_process_that_fails_stops_the_others(tmp_path):
+    started = time.monotonic()
+    shown = launch(2, HERE / "parallel_search.py", tmp_path / "run", "first", "raise")
+    assert shown.returncode != 0
+    assert "ArithmeticError: the last process fails" in shown.stderr
+    assert time.monotonic() - started < 90
+
+
+def test_a_search_with_batch_norm_and_resuming_it(tmp_path):
+    script = Path(nb201_space.__file__)
+    shown = launch(2, script, *TINY, "--output", tmp_path / "run")
+    assert shown.returncode == 0, shown.stderr
+    shown = launch(2, script, *TINY, "--output", tmp_path / "run", "--resume")
+    assert shown.returncode == 0, shown.stderr
+    assert len((tmp_path / "run" / "records.jsonl").read_text().splitlines()) == 2
+
+
+def test_fewer_images_than_processes():
+    parallel = Parallel(Accelerator(cpu=True))
+    assert parallel.shard((torch.zeros(1, 3), torch.zeros(1)))[2] == 1.0
+    parallel.processes = 3
+    with pytest.raises(ValueError, match="a batch of 2 images cannot be shared by 3 processes"):
+        parallel.shard((torch.zeros(2, 3), torch.zeros(2)))
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_the_weights_of_the_shards_make_up_the_mean(processes):
+    parallel = Parallel(Accelerator(cpu=True))
+    x, y = torch.randn(7), torch.arange(7)
+    parallel.processes, total = processes, 0.0
+    for parallel.rank in range(processes):
+        mine, labels, share = parallel.shard((x, y))
+        assert torch.equal(mine, x[labels])
+        total = total + share * mine.mean() / processes
+    torch.testing.assert_close(total, x.mean())
