@@ -31,7 +31,7 @@ def alphas(folder, rank=0):
     return torch.load(folder / f"alphas-{rank}.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("order", ["first", "second", "single"])
+@pytest.mark.parametrize("order", ["first", "second"])
 def test_two_processes_follow_one(tmp_path, order):
     """Odd batches, so that the shards differ in size; 21 steps on both temperatures; no batch norm, float64."""
     parallel_search.main(tmp_path / "1", order, "none")
