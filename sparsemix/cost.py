@@ -161,7 +161,7 @@ class CostTerm:
     def expected(self) -> Tensor:
         """The expected cost under the present relaxed weights, a scalar."""
         parts = [
-            weights @ weights.new_tensor([*self.table.rows[label].values()])
+            weights @ weights.new_tensor([self.table.rows[label][name] for name in self.arch.rows[label][0].names])
             for label, weights in self.arch.weights().items()
         ]
         return self.table.fixed + torch.stack(parts).sum()

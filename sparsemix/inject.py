@@ -121,10 +121,14 @@ def choose_(
     missing = [path for path in choice if path not in dict(model.named_modules())]
     if missing:
         raise ValueError(f"choose_: {type(model).__name__} has no {', '.join(missing)}; {_layers(model)}")
-    for path, found in _build(model, family, list(choice), example, keep_weights=True).items():
+    built = _build(model, family, list(choice), example, keep_weights=True)
+    for path, found in built.items():
         if choice[path] not in found:
             raise ValueError(f"choose_: {path!r} has no candidate {choice[path]!r}; it has {', '.join(found)}")
-        _replace(model, path, found[choice[path]].train(model.get_submodule(path).training))
+    for path, found in built.items():
+        chosen = found[choice[path]]
+        chosen.train(model.get_submodule(path).training)
+        _replace(model, path, chosen)
 
 
 # What is chosen

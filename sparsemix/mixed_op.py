@@ -264,7 +264,7 @@ class _WithZeroGradients(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, *parameters: Tensor) -> Tensor:
         ctx.parameters = parameters
-        return value.view_as(value)
+        return value.clone()  # a view could not be changed in place by whatever follows (ReLU, +=)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

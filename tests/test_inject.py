@@ -278,6 +278,26 @@ def test_a_choice_that_does_not_fit():
         choose_(small(), "kernel", {"2": "conv9"}, example=X)
 
 
+def test_a_choice_that_does_not_fit_leaves_the_model_as_it_was():
+    model = small()
+    with pytest.raises(ValueError, match="'2' has no candidate 'conv9'"):
+        choose_(model, "kernel", {"0": "conv7", "2": "conv9"}, example=X)
+    assert model[0].kernel_size == (3, 3)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("phi", [False, True])
+def test_what_follows_may_work_in_place_when_candidates_rest(phi, fixed):
+    model = small()
+    mix_(model, "kernel", "0", example=X)
+    arch = ArchParameterGroup(model, threshold=1e-3)
+    arch.phi = phi
+    with torch.no_grad():
+        arch.parameters()[0].copy_(torch.tensor([0.0, 1e-2, 2e-1]))
+    with arch.fixed_alphas() if fixed else arch.using(arch.relaxation):
+        model(torch.randn(2, 3, 8, 8)).sum().backward()
+
+
 def test_a_family_of_ones_own():
     family = Family(lambda site: {"none": nn.Identity(), "relu": site.layer}, lambda layer: isinstance(layer, nn.ReLU))
     assert mix_(small(), family, example=X)["1"].names == ("none", "relu")
