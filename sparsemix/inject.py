@@ -36,8 +36,8 @@ def mix_(
 
     Each chosen layer becomes a :class:`~sparsemix.MixedOp` of its candidates, the layer itself among them with its
     weights. The model is run once on ``example`` to see the shapes; every candidate is built and tried before the first
-    layer is replaced, so that after an error the model is what it was. Candidates work out of place
-    (``inplace=False``), since they share their input.
+    layer is replaced, so that after an error the model is what it was. Their modules' ``inplace`` is
+    switched off, since candidates share their input; one that changes its input by a function is not noticed.
 
     Args:
         model: any module tree. Not compiled; the chosen layers neither frozen, quantised, parametrised nor scripted.

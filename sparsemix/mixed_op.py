@@ -327,9 +327,8 @@ class _Total:
         if value is None:
             if not self.nothing:
                 raise ValueError(f"MixedOp: all weights of {', '.join(self.edge.names)} are zero")
-            value = self.edge.candidates[self.nothing](
-                self.source.x, **self.source.keywords
-            )  # it knows the shape of nothing
+            nothing = self.edge.candidates[self.nothing]  # it knows the shape of nothing
+            value = nothing(self.source.x, **self.source.keywords)
         if self.scored:
             weights, outputs = zip(*self.scored, strict=True)
             value = _WithScores.apply(value, len(weights), *weights, *outputs)
