@@ -229,7 +229,9 @@ def _mix(source: Source, edges: Sequence[MixedOp], weights: Sequence[Weights]) -
                 totals[part.edge].score(part.name, value, part.weight)
     outputs = [total.result() for total in totals]
     if idle and torch.is_grad_enabled():
-        outputs[0] = _WithZeroGradients.apply(outputs[0], *(p for candidate in idle for p in _parameters(candidate)))
+        parameters = (p for candidate in idle for p in _parameters(candidate))
+        index = next((i for i, total in enumerate(totals) if total.is_own), 0)
+        outputs[index] = _WithZeroGradients.apply(outputs[index], totals[index].is_own, *parameters)
     return outputs
 
 
@@ -262,15 +264,18 @@ class _WithZeroGradients(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, is_own: bool, *parameters: Tensor) -> Tensor:
         ctx.parameters = parameters
-        return value.clone()  # a view could not be changed in place by whatever follows (ReLU, +=)
+        if not is_own:
+            return value.clone()  # a view could not be changed in place by whatever follows (ReLU, +=)
+        ctx.mark_dirty(value)  # the same tensor, no view of it
+        return value
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[1:]
+        needed = ctx.needs_input_grad[2:]
         zeros = [torch.zeros_like(p) if need else None for p, need in zip(ctx.parameters, needed, strict=True)]
-        return gradients[0], *zeros
+        return gradients[0], None, *zeros
 
 
 class _WithScores(torch.autograd.Function):
@@ -294,7 +299,11 @@ class _WithScores(torch.autograd.Function):
 
 
 class _Total:
-    """The running sum of one edge, which insists that all candidates agree on the shape."""
+    """The running sum of one edge, which insists that all candidates agree on the shape.
+
+    Attributes:
+        is_own: the sum is a tensor made here, which nothing else holds.
+    """
 
     def __init__(self, edge: MixedOp, source: Source) -> None:
         self.edge = edge
@@ -303,6 +312,7 @@ class _Total:
         self.shape: torch.Size | None = None
         self.nothing = ""
         self.value: Tensor | None = None
+        self.is_own = False
         self.scored: list[tuple[Tensor, Tensor]] = []
 
     def add(self, name: str, value: Tensor | None, weight: Tensor | None) -> None:
@@ -311,6 +321,7 @@ class _Total:
             self.nothing = name
             return
         self._check(name, value)
+        self.is_own = self.value is not None or weight is not None
         if self.value is None:
             self.value = value if weight is None else value * weight
         else:
@@ -332,6 +343,7 @@ class _Total:
         if self.scored:
             weights, outputs = zip(*self.scored, strict=True)
             value = _WithScores.apply(value, len(weights), *weights, *outputs)
+            self.is_own = True
         return value
 
     def _check(self, name: str, value: Tensor) -> None:

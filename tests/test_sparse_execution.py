@@ -14,7 +14,9 @@ import sparsemix.models  # noqa: F401
 from sparsemix import ArchParameterGroup, MixedOp
 from sparsemix.bilevel import SearchStep, alpha_gradient
 from sparsemix.metrics import audit
+from sparsemix.mixed_op import Execution, Weights
 from sparsemix.relaxation import Softmax, StraightThrough
+from sparsemix.spaces.ops import ReLUConvBN
 
 
 class Scaled(nn.Module):
@@ -265,3 +267,24 @@ def test_audit_measures_the_deviation_and_leaves_no_trace():
     assert not optimizer.state
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("candidates", ["plain", "shared"])
+def test_what_follows_may_work_in_place_beside_idle_operations(candidates):
+    torch.manual_seed(0)
+    if candidates == "plain":
+        op = MixedOp({"sigmoid": nn.Sequential(nn.Conv2d(2, 2, 1), nn.Sigmoid()), "idle": nn.Conv2d(2, 2, 1)})
+    else:  # by one batch norm that has applied the weight
+        op = MixedOp({"conv": ReLUConvBN(2, 2, 3), "idle": ReLUConvBN(2, 2, 1)})
+    weights = Weights(torch.tensor([0.7, 0.3]).unbind(), (Execution.FULL, Execution.SKIPPED))
+    x = torch.randn(2, 2, 5, 5)
+    gradients = {}
+    for in_place in (False, True):
+        op.zero_grad()
+        F.relu(
+            op(x, weights) - 0.1 if not in_place else op(x, weights).sub_(0.1), inplace=in_place
+        ).square().sum().backward()
+        gradients[in_place] = {name: p.grad for name, p in op.candidates.named_parameters()}
+    for name, gradient in gradients[True].items():
+        assert torch.equal(gradient, gradients[False][name]), name
+        assert bool(gradient.any()) != name.startswith("idle"), name
