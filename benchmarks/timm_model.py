@@ -86,10 +86,12 @@ def main(config: TimmConfig) -> dict[str, Any]:
     accelerator = make_accelerator(config.device)
     set_seed(config.seed)
     pairs = open_pairs(**config.data_options(), device=accelerator.device)
-    model = timm.create_model(
-        config.model, pretrained=config.pretrained, num_classes=len(pairs.classes), in_chans=pairs.in_chans
-    )
     image = next(pairs.validation())[0][:1]
+    options: dict[str, Any] = {"num_classes": len(pairs.classes), "in_chans": pairs.in_chans}
+    pretrained_cfg = timm.models.get_pretrained_cfg(config.model)
+    if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:  # vision transformers, mixers
+        options["img_size"] = image.shape[-1]
+    model = timm.create_model(config.model, pretrained=config.pretrained, **options)
     mixed = mix_(model, config.mix, config.where, share=config.share, example=image)
     relaxation, _ = METHODS[config.method]
     arch = ArchParameterGroup(model.to(accelerator.device), relaxation(config), threshold=config.threshold)
@@ -109,11 +111,11 @@ def main(config: TimmConfig) -> dict[str, Any]:
 
     search = Search(config, arch, pairs, accelerator, config.model, read_out, judge, cost_term=term)
     summary = search.run()
-    keep(search, table)
+    keep(search, table, options)
     return summary
 
 
-def keep(search: Search, table: CostTable) -> None:
+def keep(search: Search, table: CostTable, options: dict[str, Any]) -> None:
     """The network that was found, beside the record of the search."""
     config: Any = search.config
     folder, arch = search.folder, search.arch
@@ -125,8 +127,7 @@ def keep(search: Search, table: CostTable) -> None:
         search.accelerator.print(f"over the budget of {budget:.4g}: raise --cost-weight, or search for longer")
     search.accelerator.print(
         f"{found:.4g} {table.unit}; to build it:\n"
-        f"  model = timm.create_model({config.model!r}, num_classes={len(search.pairs.classes)}, "
-        f"in_chans={search.pairs.in_chans})\n"
+        f"  model = timm.create_model({config.model!r}, **{options})\n"
         f"  choose_(model, {config.mix!r}, json.load(open({str(folder.path / 'choice.json')!r})), example=image)\n"
         f"  model.load_state_dict(torch.load({str(folder.path / 'weights.pt')!r}, weights_only=True))"
     )

@@ -89,12 +89,18 @@ def measure_costs(arch: ArchParameterGroup, example: Tensor, unit: Unit = "macs"
         example: an input of the model, of the image size that matters.
         unit: ``"parameters"``, ``"macs"`` or ``"seconds"``, the latter two of one image.
 
+    Raises:
+        ValueError: another unit.
+
     Example:
         >>> model = nn.Sequential(MixedOp({"skip": nn.Identity(), "conv": nn.Conv2d(2, 2, 1, bias=False)}))
         >>> measure_costs(ArchParameterGroup(model), torch.zeros(1, 2, 4, 4))
         CostTable(unit='macs', fixed=0.0, rows={'0': {'skip': 0.0, 'conv': 64.0}})
     """
-    calls: dict[MixedOp, list[tuple[Tensor, dict[str, Any]]]] = {op: [] for op in arch.operations}
+    if unit not in _MEASURES:
+        raise ValueError(f"measure_costs: the unit must be one of {', '.join(_MEASURES)}, got {unit!r}")
+    example = example.to(arch.parameters()[0].device)
+    calls: dict[MixedOp, list[tuple[Tensor | None, dict[str, Any]]]] = {op: [] for op in arch.operations}
 
     def record(op: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         calls[op].append((inputs[0], {name: value for name, value in keywords.items() if name != "weights"}))
@@ -111,7 +117,7 @@ def measure_costs(arch: ArchParameterGroup, example: Tensor, unit: Unit = "macs"
     for label, ops in arch.rows.items():
         for op in ops:
             for name, candidate in op.candidates.items():
-                uses = calls[op][:1] if unit == "parameters" else calls[op]
+                uses = [(None, {})] if unit == "parameters" else calls[op]  # those count however often it runs
                 rows[label][name] += sum(measure(candidate, x, **keywords) for x, keywords in uses)
     measured = CostTable(unit, 0.0, rows)
     fixed = measure(arch.discretize(), example) - measured.of(arch.genotype())
@@ -131,7 +137,7 @@ class CostTerm:
         budget: the cost that the result should not exceed, in the table's unit.
 
     Raises:
-        ValueError: a negative weight, or a budget that no choice keeps.
+        ValueError: a negative weight, a budget that no choice keeps, or a table of other rows or candidates.
 
     Example:
         >>> model = nn.Sequential(MixedOp({"skip": nn.Identity(), "conv": nn.Conv2d(2, 2, 1, bias=False)}))
@@ -148,6 +154,15 @@ class CostTerm:
     ) -> None:
         if not weight >= 0:
             raise ValueError(f"CostTerm: the weight must not be negative, got {weight}")
+        searched = {label: ops[0].names for label, ops in arch.rows.items()}
+        for label in {**searched, **table.rows}:
+            names, priced = searched.get(label, ()), table.rows.get(label, {})
+            if {*names} != {*priced}:
+                raise ValueError(
+                    f"CostTerm: the table is of another model: in row {label!r} it prices "
+                    f"{', '.join(priced) or 'nothing'}, the candidates are {', '.join(names) or 'none'}; "
+                    f"use measure_costs() of this model"
+                )
         if budget is not None and not budget >= table.cheapest:
             raise ValueError(
                 f"CostTerm: no choice keeps a budget of {budget:.4g} {table.unit}; the cheapest costs "

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .arch_parameters import evaluating
 
 __all__ = ["FAMILIES", "Family", "Site"]
 
@@ -108,18 +111,44 @@ def _separable(site: Site) -> dict[str, nn.Module]:
     layer: Any = site.layer
     channels, [size, _], [dilation, _] = layer.in_channels, layer.kernel_size, layer.dilation
     depthwise = nn.Conv2d(
-        channels, channels, size, layer.stride, dilation * (size // 2), dilation, groups=channels, bias=False
+        channels,
+        channels,
+        size,
+        layer.stride,
+        dilation * (size // 2),
+        dilation,
+        groups=channels,
+        bias=False,
+        padding_mode=layer.padding_mode,
     )
     pointwise = nn.Conv2d(channels, layer.out_channels, 1, bias=layer.bias is not None)
-    return {"full": layer, "separable": nn.Sequential(depthwise, pointwise)}
+    return {"full": layer, "separable": _scaled(nn.Sequential(depthwise, pointwise), pointwise, site)}
 
 
 def _groups(site: Site) -> dict[str, nn.Module]:
     layer: Any = site.layer
     [size, _], [dilation, _] = layer.kernel_size, layer.dilation
     common = math.gcd(layer.in_channels, layer.out_channels)
-    grouped = {f"groups{g}": _convolution(layer, size, dilation, g) for g in (2, 4, 8) if common % g == 0}
-    return {"groups1": layer, **grouped}
+    grouped = {g: _convolution(layer, size, dilation, g) for g in (2, 4, 8) if common % g == 0}
+    return {"groups1": layer, **{f"groups{g}": _scaled(conv, conv, site) for g, conv in grouped.items()}}
+
+
+def _scaled(new: nn.Module, last: nn.Conv2d, site: Site) -> nn.Module:
+    """Start with outputs of the layer's size: where weights cannot be taken over, a mixture is to be of equals.
+
+    Its last convolution gets the layer's bias, and is scaled so that standard normal inputs come out as spread.
+    """
+    layer: Any = site.layer
+    x = torch.randn(site.input, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        if last.bias is not None:
+            last.bias.zero_()
+        weight = layer.weight
+        expected = F.conv2d(x.to(weight), weight, None, layer.stride, layer.padding, layer.dilation).std()
+        last.weight.mul_(expected / new.to(weight)(x.to(weight)).std())
+        if last.bias is not None:
+            last.bias.copy_(layer.bias)
+    return new
 
 
 # Activations and normalisation
@@ -139,7 +168,10 @@ def _activations(site: Site) -> dict[str, nn.Module]:
 def _norms(site: Site) -> dict[str, nn.Module]:
     layer: Any = site.layer
     channels = layer.num_features
-    group = nn.GroupNorm(channels // 8 if channels % 8 == 0 else 1, channels, layer.eps)
+    size = next((size for size in range(8, channels) if channels % size == 0), channels)
+    group = nn.GroupNorm(channels // size, channels, layer.eps, layer.affine)
+    if layer.affine:
+        group.load_state_dict({"weight": layer.weight, "bias": layer.bias})
     after = [copy.deepcopy(child) for child in layer.children()]  # timm's BatchNormAct2d: drop and activation
     return {"batch": layer, "group": nn.Sequential(group, *after) if after else group}
 
@@ -179,17 +211,41 @@ def _shortcut(site: Site) -> nn.Module:
     before, after = site.input, site.output
     if before == after:
         return _Identity()
-    if len(before) != 4 or len(after) != 4 or after[2] > before[2] or after[3] > before[3]:
-        raise ValueError(
-            f"family 'skip' knows no shortcut for {site.path!r}, which maps {tuple(before)} to {tuple(after)}"
-        )
-    stride = math.ceil(before[2] / after[2]), math.ceil(before[3] / after[3])
     parts: list[nn.Module] = []
-    if stride != (1, 1):
-        parts.append(nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False))
+    if before[2:] != after[2:]:
+        parts.append(_pooling(site))
     if before[1] != after[1]:
         parts += [nn.Conv2d(before[1], after[1], 1, bias=False), nn.BatchNorm2d(after[1])]
     return nn.Sequential(*parts)
+
+
+def _pooling(site: Site) -> nn.Module:
+    """Average pooling with the block's stride, and rounded as it rounds.
+
+    One size does not tell them: 5 -> 2 is stride 2, rounded down, and stride 3, rounded up. Therefore the block runs on
+    another size, too, if it can.
+    """
+    shapes = [(site.input, site.output)]
+    larger = torch.Size((*site.input[:2], *(2 * size + 1 for size in site.input[2:])))
+    with suppress(RuntimeError, AssertionError, TypeError), evaluating(site.layer), torch.no_grad():
+        like = next(site.layer.parameters(), torch.empty(0))
+        shapes.append((larger, site.layer(like.new_zeros(larger)).shape))
+    fitting = []
+    for up in (True, False):
+        strides = [_stride([(given[i], out[i]) for given, out in shapes], up) for i in range(2, len(site.input))]
+        if len(strides) == 2 and all(strides):
+            fitting.append(((strides[0], strides[1]), up))
+    if not fitting:
+        mapped = " and ".join(f"{tuple(given)} to {tuple(out)}" for given, out in shapes)
+        raise ValueError(f"family 'skip' knows no shortcut for {site.path!r}, which maps {mapped}")
+    stride, up = min(fitting)
+    return nn.AvgPool2d(stride, ceil_mode=up, count_include_pad=False)
+
+
+def _stride(sizes: list[tuple[int, int]], up: bool) -> int:
+    """The smallest stride that maps each size to the other, rounded up or down; 0: there is none."""
+    rounded = math.ceil if up else math.floor
+    return next((s for s in range(1, 65) if all(out == rounded(given / s) for given, out in sizes)), 0)
 
 
 FAMILIES = {
@@ -203,7 +259,8 @@ FAMILIES = {
     "skip": Family(_skip, None),
 }
 """name -> family. ``kernel``: 3, 5 and 7, from the layer's own weights; ``dilation``: 1, 2 and 3, likewise;
-``separable``: full, or depthwise and pointwise; ``groups``: 1, 2, 4 and 8 where they divide the channels;
-``activation``: ReLU, SiLU, GELU and Hardswish; ``norm``: batch norm, or group norm with groups of 8 channels;
+``separable``: full, or depthwise and pointwise; ``groups``: 1, 2, 4 and 8 where they divide the channels (both start
+with outputs of the layer's spread); ``activation``: ReLU, SiLU, GELU and Hardswish; ``norm``: batch norm, or group norm
+with its scale and shift and groups of 8 channels, or the next larger divisor;
 ``token_mixer``: an attention or token MLP, the identity, or the mean of neighbours; ``skip``: a block, or a
 shortcut."""

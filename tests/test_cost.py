@@ -115,8 +115,28 @@ def test_a_budget_is_followed_and_then_forgotten():
 
 def test_bad_input():
     arch = ArchParameterGroup(supernet())
-    table = CostTable("macs", 10.0, {"1": {"skip": 0.0, "conv1": 5.0}, "3": {"skip": 1.0, "conv1": 2.0}})
+    rows = {"1": {"skip": 0.0, "conv1": 2.0, "conv3": 5.0}, "3": {"skip": 1.0, "conv1": 1.0, "conv3": 2.0}}
+    table = CostTable("macs", 10.0, rows)
     with pytest.raises(ValueError, match="no choice keeps a budget of 10 macs; the cheapest costs 11, the dearest 17"):
         CostTerm(arch, table, budget=10)
     with pytest.raises(ValueError, match="weight must not be negative, got -1"):
         CostTerm(arch, table, weight=-1)
+    other = CostTable("macs", 10.0, {**rows, "3": {"skip": 1.0, "conv1": 1.0}})
+    with pytest.raises(ValueError, match="in row '3' it prices skip, conv1, the candidates are skip, conv1, conv3"):
+        CostTerm(arch, other)
+    with pytest.raises(ValueError, match="unit must be one of parameters, macs, seconds, got 'flops'"):
+        measure_costs(arch, X, "flops")
+
+
+def test_an_operation_that_runs_in_training_alone_has_parameters_all_the_same():
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.op = MixedOp({"skip": nn.Identity(), "conv": nn.Conv2d(3, 3, 1, bias=False)})
+
+        def forward(self, x):
+            return self.op(x) if self.training else x
+
+    model = Auxiliary()
+    assert measure_costs(ArchParameterGroup(model), X, "parameters").rows == {"op": {"skip": 0, "conv": 9}}
+    assert measure_costs(ArchParameterGroup(model), X, "macs").rows == {"op": {"skip": 0, "conv": 0}}

@@ -102,6 +102,7 @@ def test_layers_can_be_initialised_anew():
         ("?", ["0", "2"]),
         (nn.Conv2d, ["0", "2"]),
         ((nn.Conv2d, nn.ReLU), ["0", "2"]),
+        (["0", lambda path, layer: path == "2"], ["0", "2"]),
         (lambda path, layer: path == "2", ["2"]),
         (None, ["0", "2"]),
     ],
@@ -136,10 +137,108 @@ def test_norm_keeps_what_follows_inside_the_layer():
     assert [type(part).__name__ for part in op.candidates["group"]][-1] == type(op.candidates["batch"].act).__name__
 
 
+def test_norm_starts_from_the_layers_scale_and_shift():
+    layer = nn.BatchNorm2d(20)
+    nn.init.uniform_(layer.weight)
+    group = mix_(nn.Sequential(layer), "norm", example=torch.zeros(1, 20, 4, 4))["0"].candidates["group"]
+    assert torch.equal(group.weight, layer.weight)
+    assert group.num_groups == 2  # of 10, the smallest divisor from 8 on
+    [plain] = mix_(nn.Sequential(nn.BatchNorm2d(4, affine=False)), "norm", example=torch.zeros(1, 4, 4, 4)).values()
+    assert not [*plain.candidates["group"].parameters()]
+
+
+@pytest.mark.parametrize("family", ["separable", "groups"])
+def test_new_convolutions_start_with_outputs_of_the_layers_spread(family):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(16, 16, 3, padding=1, padding_mode="circular")
+    with torch.no_grad():
+        layer.weight.mul_(3)
+    op = mix_(nn.Sequential(layer), family, example=torch.zeros(2, 16, 16, 16))["0"]
+    x = torch.randn(8, 16, 16, 16)
+    for candidate in op.candidates.values():
+        assert candidate(x).std().item() == pytest.approx(layer(x).std().item(), rel=0.1)
+        assert all(c.padding_mode == "circular" for c in candidate.modules() if getattr(c, "kernel_size", 0) == (3, 3))
+
+
 def test_a_shared_row():
     model = timm.create_model("resnet18")
     mix_(model, "activation", "layer*", share=1)
     assert [*ArchParameterGroup(model).rows] == ["layer1", "layer2", "layer3", "layer4"]
+
+
+def test_rows_of_several_calls():
+    model = timm.create_model("resnet18", num_classes=5)
+    x = torch.zeros(1, 3, 32, 32)
+    mix_(model, "kernel", "layer1.0.*", share=1, example=x)
+    mix_(model, "kernel", "layer1.1.*", share=1, example=x)  # joins
+    mix_(model, "activation", "layer1.*", share=1, example=x)  # has candidates of its own
+    arch = ArchParameterGroup(model)
+    assert {label: len(ops) for label, ops in arch.rows.items()} == {
+        "layer1": 4,
+        "layer1 (relu, silu, gelu, hardswish)": 4,
+    }
+    again = timm.create_model("resnet18", num_classes=5)
+    choose_(again, ["kernel", "activation"], choices(model), example=x)
+    again.load_state_dict(arch.discretize().state_dict())
+    with pytest.raises(ValueError, match=r"'kernel' cannot replace 'layer1.0.act1', a ReLU; where several families"):
+        choose_(timm.create_model("resnet18", num_classes=5), "kernel", choices(model), example=x)
+
+
+def test_norm_and_the_activations_that_are_left():
+    model = timm.create_model("mobilenetv3_small_100", num_classes=5)
+    x = torch.zeros(1, 3, 32, 32)
+    norms = mix_(model, "norm", "blocks.1.*", example=x)
+    assert not any(path.startswith(tuple(norms)) for path in mix_(model, "activation", example=x))
+    with pytest.raises(ValueError, match=r"lies inside the mixed operation 'blocks.1.0.bn1'"):
+        mix_(model, "activation", "blocks.1.0.bn1.*", example=x)
+
+
+def test_a_choice_may_be_given_to_a_frozen_model():
+    model = frozen()
+    choose_(model, "kernel", {"2": "conv5"}, example=X)
+    assert model[2].kernel_size == (5, 5)
+
+
+def test_what_follows_a_layer_works_out_of_place():
+    """A ReLU keeps its output for the backward pass, which a hardswish before an in-place dropout does not."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Hardswish(inplace=True), nn.Dropout(inplace=True), nn.ReLU(True))
+    choose_(model, "activation", {"1": "relu"}, example=X)
+    model(X).sum().backward()
+    assert not model[2].inplace
+
+
+def test_hooks_stay_with_the_layer():
+    model = small()
+    model[2].register_forward_hook(lambda *_: None)
+    with pytest.warns(UserWarning, match="the hooks of '2' stay with the layer"):
+        mix_(model, "kernel", "2", example=X)
+
+
+def test_candidates_have_the_models_memory_format():
+    model = small().to(memory_format=torch.channels_last)
+    op = mix_(model, "kernel", "2", example=X)["2"]
+    assert all(c.weight.is_contiguous(memory_format=torch.channels_last) for c in op.candidates.values())
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "resnet18"])
+def test_gradient_checkpointing_sees_the_weights_of_its_forward(name):
+    gradients = {}
+    model = timm.create_model(name, num_classes=5)
+    x = torch.randn(2, 3, 64, 64)
+    mix_(model, "kernel" if name.startswith("conv") else "activation", example=x)
+    arch = ArchParameterGroup(model, threshold=1e-3)
+    with torch.no_grad():
+        for alpha in arch.parameters():
+            alpha.copy_(5e-3 * torch.randn_like(alpha))
+    for arch.phi in (False, True):
+        for checkpointing in (False, True):
+            model.set_grad_checkpointing(checkpointing)
+            model.zero_grad()
+            torch.manual_seed(0)
+            model(x).square().sum().backward()
+            gradients[checkpointing] = [p.grad.clone() for p in model.parameters()]
+        for plain, again in zip(gradients[False], gradients[True], strict=True):
+            torch.testing.assert_close(plain, again)
 
 
 def test_candidates_have_the_layers_type_and_mode():
@@ -184,6 +283,30 @@ class Shared(nn.Module):
 class Lazy(nn.Sequential):
     def forward(self, x):
         return self[0](x)
+
+
+class Functional(nn.Module):
+    """Changes its input in place, without a module that says so."""
+
+    def forward(self, x):
+        return x.relu_() + 1
+
+
+class ThenInPlace(nn.Sequential):
+    """Changes the output of its layers in place, without a module that says so."""
+
+    def forward(self, x):
+        return super().forward(x).add_(1)
+
+
+class Pair(nn.Module):
+    def forward(self, xs):
+        return xs
+
+
+class OfAPair(nn.Sequential):
+    def forward(self, x):
+        return self[0]([x, x])[0]
 
 
 def frozen():
@@ -232,7 +355,7 @@ def unequal(site):
         (small, "token_mixer", {"where": "2"}, r"'token_mixer' is for layers \(B, tokens, channels\)"),
         (lambda: nn.Sequential(small()), {"x": lambda site: nn.Identity()}, {"where": "0*"}, "'0.0' lies inside '0'"),
         (Shared, "kernel", {}, "one layer has several parents: a, b"),
-        (mixed, "kernel", {}, "'2.candidates.conv3' is mixed already"),
+        (mixed, "kernel", {"where": "*"}, "'2.candidates.conv3' lies inside the mixed operation '2'"),
         (mixed, {"x": lambda site: nn.Identity()}, {"where": "2"}, "'2' is mixed already"),
         (lambda: Lazy(*small()), "kernel", {}, "'2' does not run when the model runs"),
         (frozen, "kernel", {}, "'0' is frozen"),
@@ -246,6 +369,42 @@ def unequal(site):
         (compiled_layer, "kernel", {}, "'2' is compiled"),
         (quantised, {"x": unequal}, {"where": "2"}, "'2' is quantised"),
         (lambda: torch.jit.script(small()), "kernel", {}, "compiled|scripted"),
+        (
+            lambda: nn.Sequential(nn.Conv2d(3, 3, 1), Functional()),
+            {"skip": lambda site: nn.Identity()},
+            {"where": "1"},
+            "'original' cannot stand at '1': it changes its input in place",
+        ),
+        (
+            lambda: ThenInPlace(nn.Conv2d(3, 3, 1), nn.Hardswish()),
+            "activation",
+            {},
+            "'relu' cannot stand at '1': .*modified by an inplace operation",
+        ),
+        (
+            lambda: ThenInPlace(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)),
+            {"skip": lambda site: nn.Identity()},
+            {"where": "1"},
+            "'skip' cannot stand at '1': what follows changes its output in place",
+        ),
+        (
+            lambda: OfAPair(Pair()),
+            {"x": lambda site: nn.Identity()},
+            {"where": "0"},
+            r"'0' is given \(list\) and returns a list",
+        ),
+        (
+            lambda: timm.create_model("convnext_atto"),
+            {"x": lambda site: nn.Identity()},
+            {"where": "stages.0.blocks.0", "keep_weights": False, "example": torch.zeros(1, 3, 32, 32)},
+            r"'stages.0.blocks.0' \(ConvNeXtBlock\) has no reset_parameters\(\) for its gamma",
+        ),
+        (
+            lambda: timm.create_model("vit_tiny_patch16_224", img_size=64),
+            "token_mixer",
+            {"where": "*.attn", "example": torch.zeros(1, 3, 80, 80)},
+            r"does not run on an example \(1, 3, 80, 80\); give another \(Input height",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore")
@@ -255,6 +414,24 @@ def test_bad_input_is_refused_and_the_model_left_as_it_was(build, candidates, op
     with pytest.raises(ValueError, match=message):
         mix_(model, candidates, **{"example": X, **options})
     assert [(path, id(module)) for path, module in model.named_modules()] == before
+
+
+@pytest.mark.parametrize(
+    ("candidates", "options", "message"),
+    [
+        (["kernel"], {}, r"a mapping name -> factory; got \['kernel'\]"),
+        ({"relu": nn.ReLU()}, {"where": "1"}, r"'relu' must be a factory, lambda site: module; got ReLU\(\)"),
+        ({"relu": nn.ReLU}, {"where": "1"}, "'relu' must be a factory"),
+        ({"relu": lambda site: torch.relu}, {"where": "1"}, "'relu' must be a module, its factory returned <built-in"),
+        ("kernel", {"where": 3}, "a pattern, a type, a function of path and layer, or a list; got 3"),
+        ("kernel", {"share": "layer"}, "share must be a number of path parts or a function of the path; got 'layer'"),
+        ("kernel", {"share": len}, r"share\('0'\) must be a string, the row's label; got 1"),
+        ("kernel", {"example": (1, 3, 8, 8)}, "example must be a tensor, an input of the model; got a tuple"),
+    ],
+)
+def test_arguments_of_another_type(candidates, options, message):
+    with pytest.raises(TypeError, match=message):
+        mix_(small(), candidates, **{"example": X, **options})
 
 
 def test_an_example_is_needed_and_must_fit():
@@ -303,11 +480,21 @@ def test_a_family_of_ones_own():
     assert mix_(small(), family, example=X)["1"].names == ("none", "relu")
 
 
-@pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("size", [7, 8, 9])
+@pytest.mark.parametrize("stride", [1, 2, 3, (2, 1)])
+@pytest.mark.parametrize("size", [4, 5, 7, 8, 9])
 @pytest.mark.parametrize("channels", [4, 6])
-def test_shortcuts_respect_the_stride(stride, size, channels):
-    block = nn.Conv2d(4, channels, 3, stride, 1)
+@pytest.mark.parametrize("down", [False, True])
+def test_shortcuts_respect_the_stride_at_any_size(stride, size, channels, down):
+    block = nn.Conv2d(4, channels, stride, stride) if down else nn.Conv2d(4, channels, 3, stride, 1)
     x = torch.randn(2, 4, size, size)
     site = Site("block", block, x.shape, block(x).shape)
-    assert FAMILIES["skip"].build(site)["skip"](x).shape == block(x).shape
+    skip = FAMILIES["skip"].build(site)["skip"]
+    for other in (size, 13, 16, 27):
+        x = torch.randn(2, 4, other, other)
+        assert skip(x).shape == block(x).shape
+
+
+def test_a_block_without_a_shortcut():
+    block = nn.Conv2d(4, 4, 3)
+    with pytest.raises(ValueError, match=r"no shortcut for 'b', which maps \(1, 4, 9, 9\) to \(1, 4, 7, 7\)"):
+        FAMILIES["skip"].build(Site("b", block, torch.Size([1, 4, 9, 9]), torch.Size([1, 4, 7, 7])))

@@ -1,0 +1,244 @@
+"""Candidates for layers of an existing model, built and tried before anything is replaced."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from .arch_parameters import evaluating
+from .families import Family, Site
+from .mixed_op import MixedOp, check_same_shape
+
+__all__ = ["STATES", "build", "reference_tensor", "replace"]
+
+STATES: dict[str, Callable[[nn.Module], bool]] = {
+    "parametrised": is_parametrized,
+    "compiled": lambda module: hasattr(module, "_orig_mod") or module._compiled_call_impl is not None,
+    "scripted": lambda module: isinstance(module, torch.jit.ScriptModule),
+    "quantised": lambda module: (
+        ".quantized" in type(module).__module__
+        or any(tensor.is_quantized for tensor in [*module.parameters(False), *module.buffers(False)])
+    ),
+}
+"""States of a module in which it cannot be mixed."""
+
+
+class _Call(NamedTuple):
+    """What a layer was given in the model's forward, what it returned, and what became of that."""
+
+    inputs: tuple[Any, ...]
+    keywords: dict[str, Any]
+    output: Any
+    version: int  # of the output, as it was returned: in-place changes are counted
+    followers: list[nn.Module]  # modules that change it in place
+
+    @property
+    def is_changed_by_a_function(self) -> bool:
+        return not self.followers and self.output._version > self.version
+
+
+class Built(NamedTuple):
+    """The candidates of a site, and the modules after it that have to work out of place from now on."""
+
+    candidates: dict[str, nn.Module]
+    followers: list[nn.Module]
+
+
+def build(
+    model: nn.Module, families: Mapping[str, Family], example: Tensor | None, keep_weights: bool = True
+) -> dict[str, Built]:
+    """The candidates of every site (path -> family), built and tried; the model is not touched."""
+    _check(model, [*families])
+    calls = _observe(model, [*families], example)
+    return {
+        path: Built(_candidates(model, family, path, calls[path], keep_weights), calls[path].followers)
+        for path, family in families.items()
+    }
+
+
+def replace(model: nn.Module, path: str, new: nn.Module, followers: list[nn.Module]) -> None:
+    """Put the new module in its place, in the mode of the old one; it and its followers work out of place."""
+    old = model.get_submodule(path)
+    if old._forward_hooks or old._forward_pre_hooks:
+        warnings.warn(f"mix_: the hooks of {path!r} stay with the layer, now a candidate", stacklevel=3)
+    new.train(old.training)
+    for module in [*new.modules(), *followers]:
+        if getattr(module, "inplace", False):
+            _set_inplace(module, False)
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, new)
+
+
+def reference_tensor(model: nn.Module, path: str = "") -> Tensor:
+    """A tensor of the layer's device and dtype; of the model's where the layer has none."""
+    for module in (model.get_submodule(path), model):
+        for tensor in [*module.parameters(), *module.buffers()]:
+            if tensor.is_floating_point():
+                return tensor
+    return torch.empty(0)
+
+
+def _check(model: nn.Module, paths: list[str]) -> None:
+    """Insist that these layers can be replaced."""
+    everywhere = list(model.named_modules(remove_duplicate=False))
+    mixed = [path for path, module in everywhere if isinstance(module, MixedOp)]
+    parents: dict[nn.Module, list[str]] = {}
+    for path, module in everywhere:
+        parents.setdefault(module, []).append(path)
+    chosen = set(paths)
+    for path in paths:
+        layer = model.get_submodule(path)
+        above = [path[:i] for i, letter in enumerate(path) if letter == "."]
+        inside = [outer for outer in above if outer in chosen]
+        if inside:
+            raise ValueError(f"mix_: {path!r} lies inside {inside[0]!r}, which is chosen too; narrow where=")
+        if any(outer == path or outer.startswith(f"{path}.") for outer in mixed):
+            raise ValueError(f"mix_: {path!r} is mixed already; build the model anew, or choose other layers by where=")
+        if within := [outer for outer in mixed if outer in above]:
+            raise ValueError(
+                f"mix_: {path!r} lies inside the mixed operation {within[0]!r}; build the model anew, or choose other "
+                f"layers by where="
+            )
+        if len(parents[layer]) > 1:
+            raise ValueError(f"mix_: one layer has several parents: {', '.join(parents[layer])}; copy it, or leave it")
+        for state, holds in STATES.items():
+            if any(holds(module) for module in layer.modules()):
+                raise ValueError(f"mix_: {path!r} is {state}; undo that first, or leave it out by where=")
+
+
+def _observe(model: nn.Module, paths: list[str], example: Tensor | None) -> dict[str, _Call]:
+    """What each of these layers is given and returns when the model runs on the example; no state is touched."""
+    if example is None:
+        config = getattr(model, "pretrained_cfg", None) or {}
+        if "input_size" not in config:
+            raise ValueError(f"mix_: {type(model).__name__} does not say its input size; give example=, an input")
+        example = torch.zeros(1, *config["input_size"])
+    if not isinstance(example, Tensor):
+        raise TypeError(f"mix_: example must be a tensor, an input of the model; got a {type(example).__name__}")
+    reference = reference_tensor(model)
+    example = example.to(reference.device, reference.dtype if example.is_floating_point() else None)
+    calls: dict[str, _Call] = {}
+
+    def record(path: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+            calls[path] = _Call(inputs, keywords, output, getattr(output, "_version", 0), [])
+
+        return hook
+
+    def follow(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        for call in calls.values():
+            if inputs and inputs[0] is call.output:
+                call.followers.append(module)
+
+    hooks = [model.get_submodule(path).register_forward_hook(record(path), with_kwargs=True) for path in paths]
+    hooks += [
+        module.register_forward_pre_hook(follow) for module in model.modules() if getattr(module, "inplace", False)
+    ]
+    try:
+        with evaluating(model), torch.no_grad():
+            model(example)
+    except Exception as error:
+        raise ValueError(
+            f"mix_: the model does not run on an example {tuple(example.shape)}; give another ({error})"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for path in paths:
+        if path not in calls:
+            raise ValueError(f"mix_: {path!r} does not run when the model runs; leave it out by where=")
+        inputs, output = calls[path].inputs, calls[path].output
+        if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or not isinstance(output, Tensor):
+            given = ", ".join(type(value).__name__ for value in inputs) or "no positional argument"
+            raise ValueError(
+                f"mix_: {path!r} is given ({given}) and returns a {type(output).__name__}; only layers that map one "
+                f"tensor to one tensor can be mixed"
+            )
+    return calls
+
+
+def _candidates(model: nn.Module, family: Family, path: str, call: _Call, keep_weights: bool) -> dict[str, nn.Module]:
+    layer, [x] = model.get_submodule(path), call.inputs
+    if not keep_weights:
+        layer = _initialised_anew(layer, path)
+    found = dict(family.build(Site(path, layer, x.shape, call.output.shape)))
+    own = next((name for name, candidate in found.items() if candidate is layer), "the layer itself")
+    reference, format = reference_tensor(model, path), _memory_format(model)
+    for name, candidate in found.items():
+        if not isinstance(candidate, nn.Module):
+            raise TypeError(f"mix_: candidate {name!r} must be a module, its factory returned {candidate!r}")
+        if candidate is not layer:
+            candidate.to(reference.device, reference.dtype)
+            candidate.to(memory_format=format)
+        try:
+            with evaluating(candidate), _out_of_place(candidate):
+                shape = _try(candidate, torch.zeros_like(x), call)
+            check_same_shape(own, call.output.shape, name, shape, x.shape)
+        except Exception as error:
+            raise ValueError(f"mix_: candidate {name!r} cannot stand at {path!r}: {error}") from error
+    return found
+
+
+def _try(candidate: nn.Module, x: Tensor, call: _Call) -> torch.Size:
+    """The shape of the candidate's output; an error where it could not be trained in this place."""
+    version = x._version
+    with torch.no_grad():
+        output = candidate(x, **call.keywords)
+    if x._version > version:
+        raise ValueError(
+            "it changes its input in place (by a function, not by a module's inplace), which the others are to read; "
+            "choose the layers inside it"
+        )
+    if call.is_changed_by_a_function and x.is_floating_point():
+        with torch.enable_grad():
+            given = x.requires_grad_().clone()
+            version = given._version
+            changed = candidate(given, **call.keywords).mul_(1)
+            if given._version > version:
+                raise ValueError("what follows changes its output in place (by a function), and with it its input")
+            torch.autograd.grad(changed.sum(), x, allow_unused=True)  # an error where the output is needed as it was
+    return output.shape
+
+
+def _initialised_anew(layer: nn.Module, path: str) -> nn.Module:
+    layer = copy.deepcopy(layer)
+    for name, module in layer.named_modules(prefix=path):
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+        elif module._parameters:
+            raise ValueError(
+                f"mix_: keep_weights=False, but {name!r} ({type(module).__name__}) has no reset_parameters() for its "
+                f"{', '.join(module._parameters)}; keep the weights of a model that is not trained instead"
+            )
+    return layer
+
+
+def _memory_format(model: nn.Module) -> torch.memory_format:
+    """That of the model's convolutions."""
+    kernels = [parameter for parameter in model.parameters() if parameter.dim() == 4]
+    last = any(not k.is_contiguous() and k.is_contiguous(memory_format=torch.channels_last) for k in kernels)
+    return torch.channels_last if last else torch.preserve_format
+
+
+@contextmanager
+def _out_of_place(module: nn.Module) -> Iterator[None]:
+    """Within the context, the module and its parts work out of place."""
+    in_place = [part for part in module.modules() if getattr(part, "inplace", False)]
+    for part in in_place:
+        _set_inplace(part, False)
+    try:
+        yield
+    finally:
+        for part in in_place:
+            _set_inplace(part, True)
+
+
+def _set_inplace(module: Any, inplace: bool) -> None:
+    module.inplace = inplace
