@@ -33,7 +33,7 @@ def resolved(config: RetrainConfig) -> RetrainConfig:
 
 def main(config: RetrainConfig) -> dict[str, Any]:
     config = resolved(config)
-    accelerator = make_accelerator(config.device, single=True)
+    accelerator = make_accelerator(config.device)
     set_seed(config.seed)
     data = open_training(**config.data_options(), device=accelerator.device)
     options: dict[str, Any] = {"num_classes": len(data.classes), "in_chans": data.in_chans}

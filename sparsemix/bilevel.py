@@ -1,14 +1,14 @@
 """One search step: the weights' update and the alphas' update, and alpha's gradient in first and second order.
 
-A loss here is a function of a batch, ``loss(batch) -> scalar``, that runs the model. Nothing is known of processes:
-alpha's gradients, and in second order those of the virtual step, pass through ``reduce`` before they are used; the
-weights' backward pass is ``backward``, which may reduce theirs (as DistributedDataParallel does).
+A loss here is a function of a batch, ``loss(batch) -> scalar``, that runs the model. A batch that is too large for that
+is cut by ``split`` into parts whose losses add up to the batch's, and is one step all the same. Nothing is known of
+processes: gradients pass through ``reduce`` before they are used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, Literal, TypeVar, get_args
 
 import torch
@@ -23,15 +23,30 @@ Loss = Callable[[Any], Tensor]
 Order = Literal["first", "second", "single"]
 Gradients = Sequence[Tensor]
 Reduce = Callable[[Gradients], None]
+Split = Callable[[Any], Iterable[Any]]
 Arch = TypeVar("Arch", bound=ArchParameterGroup | AlphaTables)
 
 
-def _gradients(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Gradients of these parameters alone; zero for one that the loss does not depend on."""
-    return torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+def _whole(batch: Any) -> Iterable[Any]:
+    return (batch,)
 
 
-def alpha_gradient(arch: Arch, loss: Loss, batch: Any) -> tuple[Gradients, Tensor]:
+def _gradients(loss: Loss, batch: Any, split: Split, parameters: Sequence[Tensor]) -> tuple[Gradients, Tensor]:
+    """Gradients of these parameters alone, zero for one that the loss does not depend on; and the detached loss.
+
+    The parts of the batch run one after the other, so that only one of them is in memory.
+    """
+    total: list[Tensor] = []
+    values = []
+    for part in split(batch):
+        value = loss(part)
+        gradients = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+        total = [a + b for a, b in zip(total, gradients, strict=True)] if total else [*gradients]
+        values.append(value.detach())
+    return total, sum(values[1:], values[0])
+
+
+def alpha_gradient(arch: Arch, loss: Loss, batch: Any, split: Split = _whole) -> tuple[Gradients, Tensor]:
     """First-order gradient of the alphas at the present weights, and the loss (DARTS-V1).
 
     Only alpha's gradients are asked for, so that no weight gradient is computed.
@@ -39,8 +54,7 @@ def alpha_gradient(arch: Arch, loss: Loss, batch: Any) -> tuple[Gradients, Tenso
     Returns:
         One gradient for each of ``arch.parameters()``, and the detached loss.
     """
-    value = loss(batch)
-    return _gradients(value, arch.parameters()), value.detach()
+    return _gradients(loss, batch, split, arch.parameters())
 
 
 def unrolled_alpha_gradient(
@@ -50,6 +64,7 @@ def unrolled_alpha_gradient(
     train_batch: Any,
     val_batch: Any,
     reduce: Reduce | None = None,
+    split: Split = _whole,
 ) -> tuple[Gradients, Tensor]:
     """Second-order gradient of the alphas: of the validation loss after one virtual step of the weights (DARTS-V2).
 
@@ -65,6 +80,7 @@ def unrolled_alpha_gradient(
         train_batch, val_batch: batches of the two halves.
         reduce: averages a list of gradients over processes, in place: the weights' gradients before the virtual step
             and before the finite difference. Alpha's gradients are returned as they are.
+        split: cuts a batch into parts whose losses add up to the batch's.
 
     Returns:
         One gradient for each of ``arch.parameters()``, and the detached validation loss at ``w'``.
@@ -79,27 +95,26 @@ def unrolled_alpha_gradient(
     alphas = arch.parameters()
     reduce = reduce or (lambda gradients: None)
     with restoring(arch.model), arch.fixed_alphas():
-        gradients = _gradients(loss(train_batch), weights)
+        gradients, _ = _gradients(loss, train_batch, split, weights)
     reduce(gradients)
     steps, rates = _virtual_sgd_step(optimizer, weights, gradients)
     with restoring(arch.model):
         _shift(weights, steps)
-        value = loss(val_batch)
-        gradients = _gradients(value, [*alphas, *weights])
+        gradients, value = _gradients(loss, val_batch, split, [*alphas, *weights])
     gradient, outer = gradients[: len(alphas)], gradients[len(alphas) :]
     reduce(outer)
     vector = [rate * g for rate, g in zip(rates, outer, strict=True)]  # xi grad_w' L_val, so that R absorbs xi
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(vector)))
     if norm == 0:
-        return gradient, value.detach()
+        return gradient, value
     radius = 0.01 / norm
     shifted = []
     for sign in (1, -1):
         with restoring(arch.model):
             _shift(weights, [sign * radius * v for v in vector])
-            shifted.append(_gradients(loss(train_batch), alphas))
+            shifted.append(_gradients(loss, train_batch, split, alphas)[0])
     implicit = [(plus - minus) / (2 * radius) for plus, minus in zip(*shifted, strict=True)]
-    return [g - i for g, i in zip(gradient, implicit, strict=True)], value.detach()
+    return [g - i for g, i in zip(gradient, implicit, strict=True)], value
 
 
 def _virtual_sgd_step(
@@ -150,7 +165,10 @@ class SearchStep(Generic[Arch]):
         max_norm: the weights' gradient is clipped to this norm; None: not at all.
         clip_alphas: take alpha's gradients, present and stale, into the norm that is clipped, as published
             NAS-Bench-201 code does. This shrinks the weights' update; off by default.
-        reduce: averages a list of gradients over processes, in place.
+        reduce: averages a list of gradients over processes, in place: those of the alphas, and of the weights.
+        split: cuts a batch into parts whose losses add up to the batch's, which then run one after the other
+            (gradient accumulation): one step, one phi, one update of each, whatever the parts. By default the batch
+            is one.
         backward: runs the backward pass of the weights' loss.
 
     Raises:
@@ -185,6 +203,7 @@ class SearchStep(Generic[Arch]):
         max_norm: float | None = 5.0,
         clip_alphas: bool = False,
         reduce: Reduce | None = None,
+        split: Split = _whole,
         backward: Callable[[Tensor], None] = torch.Tensor.backward,
     ) -> None:
         if order not in get_args(Order):
@@ -200,6 +219,7 @@ class SearchStep(Generic[Arch]):
         self.max_norm = max_norm
         self.clip_alphas = clip_alphas
         self.reduce = reduce
+        self.split = split
         self.backward = backward
 
     def __call__(self, train_batch: Any, val_batch: Any) -> tuple[Tensor, Tensor]:
@@ -215,40 +235,49 @@ class SearchStep(Generic[Arch]):
 
     def update_weights(self, batch: Any) -> Tensor:
         """One step of the weights' optimizer on the loss of ``batch``; alpha's gradient is not computed."""
-        with nullcontext() if self.clip_alphas else self.arch.fixed_alphas():
-            loss = self.loss(batch)
         self.weight_optimizer.zero_grad()
-        self.backward(loss)
+        loss = self._backward(batch, nullcontext if self.clip_alphas else self.arch.fixed_alphas)
         self._step_weights()
-        return loss.detach()
+        return loss
 
     def update_alphas(self, train_batch: Any, val_batch: Any) -> Tensor:
         """One step of alpha's optimizer on the loss of ``val_batch``; no weight gradient is left behind."""
         if self.order == "second":
             gradients, loss = unrolled_alpha_gradient(
-                self.arch, self.loss, self.weight_optimizer, train_batch, val_batch, self.reduce
+                self.arch, self.loss, self.weight_optimizer, train_batch, val_batch, self.reduce, self.split
             )
         else:
-            gradients, loss = alpha_gradient(self.arch, self.loss, val_batch)
+            gradients, loss = alpha_gradient(self.arch, self.loss, val_batch, self.split)
         self._step_alphas(gradients)
         return loss
 
     def update_both(self, batch: Any) -> Tensor:
         """One step of both optimizers on the loss of ``batch``, by one backward pass."""
-        loss = self.loss(batch)
         self.weight_optimizer.zero_grad()
         self.alpha_optimizer.zero_grad()
-        self.backward(loss)
+        loss = self._backward(batch, nullcontext)
         gradients = [torch.zeros_like(a) if a.grad is None else a.grad for a in self.arch.parameters()]
         self._step_weights()
         self._step_alphas(gradients)
-        return loss.detach()
+        return loss
+
+    def _backward(self, batch: Any, forward: Callable[[], AbstractContextManager[None]]) -> Tensor:
+        """Add the gradients of the batch's loss to the parameters, part by part; the detached loss."""
+        values = []
+        for part in self.split(batch):
+            with forward():
+                value = self.loss(part)
+            self.backward(value)
+            values.append(value.detach())
+        return sum(values[1:], values[0])
 
     def _step_weights(self) -> None:
+        clipped = [weight for group in self.weight_optimizer.param_groups for weight in group["params"]]
+        if self.clip_alphas:
+            clipped += self.arch.parameters()
+        if self.reduce is not None:
+            self.reduce([parameter.grad for parameter in clipped if parameter.grad is not None])
         if self.max_norm is not None:
-            clipped = [weight for group in self.weight_optimizer.param_groups for weight in group["params"]]
-            if self.clip_alphas:
-                clipped += self.arch.parameters()
             torch.nn.utils.clip_grad_norm_(clipped, self.max_norm)
         self.weight_optimizer.step()
 

@@ -41,8 +41,25 @@ class RunConfig:
     workers: int = 2
     """Processes that decode images too large to stay in memory."""
 
+    accumulate: int = 1
+    """Cut every batch into so many parts that run one after the other: less memory, the same number of steps."""
+    compile: bool = False
+    """Compile the network, or a supernet's operations and fixed parts, by torch.compile."""
+    save_every: int = 0
+    """Save after every so many steps, too, and not only after an epoch; 0: not."""
+    log_with: str | None = None
+    """A tracker of Accelerate's: tensorboard, wandb, ..."""
+
     # Fields that do not say what a run computes, but where, and how it is read out: a resumed run may change them.
-    MOVABLE: ClassVar[frozenset[str]] = frozenset({"output", "resume", "device", "data", "download", "workers"})
+    MOVABLE: ClassVar[frozenset[str]] = frozenset(
+        {"output", "resume", "device", "data", "download", "workers", "save_every", "log_with"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise ValueError(f"{type(self).__name__}: accumulate must be at least 1, got {self.accumulate}")
+        if self.save_every < 0:
+            raise ValueError(f"{type(self).__name__}: save_every must not be negative, got {self.save_every}")
 
     def data_options(self) -> dict[str, Any]:
         """The arguments, but for the device, with which :mod:`sparsemix.data` opens the data set."""
@@ -140,6 +157,7 @@ class SearchConfig(RunConfig):
     MOVABLE: ClassVar[frozenset[str]] = RunConfig.MOVABLE | {"table", "table_dataset", "average_epochs"}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("channels", "cells", "epochs", "batch_size", "average_epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"SearchConfig: {name} must be at least 1, got {getattr(self, name)}")

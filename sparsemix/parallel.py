@@ -7,13 +7,29 @@ single parameters, so that operations that do not run cannot make anybody wait.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-__all__ = ["Parallel"]
+__all__ = ["Parallel", "Shard", "cut", "sums"]
+
+Shard = tuple[Tensor, Tensor, float]
+"""Images, labels, and what the mean of their losses counts."""
+
+
+def cut(shard: Shard, parts: int) -> Iterator[Shard]:
+    """A shard in so many parts for gradient accumulation, or fewer if it is small; each counts by its images."""
+    x, y, share = shard
+    for images, labels in zip(x.chunk(parts), y.chunk(parts), strict=True):
+        yield images, labels, share * len(labels) / len(y)
+
+
+def sums(tensor: Tensor) -> Tensor:
+    """Two numbers by which a drift of large tensors shows."""
+    return torch.stack([tensor.sum(), tensor.abs().sum()])
 
 
 class Parallel:
@@ -28,7 +44,12 @@ class Parallel:
         self.processes = accelerator.num_processes
         self.rank = accelerator.process_index
 
-    def shard(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, float]:
+    def seed(self, seed: int, epoch: int, step: int) -> None:
+        """Give each of several processes random numbers of its own (dropout), that a resumed run draws again."""
+        if self.processes > 1:
+            torch.manual_seed(random.Random(f"{seed} {epoch} {step} {self.rank}").getrandbits(63))
+
+    def shard(self, batch: tuple[Tensor, Tensor]) -> Shard:
         """This process's images of a batch, and the factor with which the mean of their losses is to be weighed.
 
         The factors make the average over processes the mean over the batch, also where the shards differ in size.

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .arch_parameters import restoring
@@ -21,8 +21,10 @@ from .config import RunConfig, peek_flags
 from .cost import macs
 from .data import TrainingData
 from .metrics import accuracy
+from .parallel import Parallel, cut, sums
 from .run_folder import RunFolder
 from .running import Interrupted, command_line, precision, stop_requests
+from .tracking import check_tracker, tracking
 
 __all__ = ["PRESETS", "Cost", "RetrainConfig", "Retraining", "cost", "retrain_config_from_flags"]
 
@@ -80,6 +82,7 @@ class RetrainConfig(RunConfig):
     MOVABLE: ClassVar[frozenset[str]] = RunConfig.MOVABLE | {"test_data"}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("epochs", "batch_size", "channels", "cells"):
             if getattr(self, name) < 1:
                 raise ValueError(f"RetrainConfig: {name} must be at least 1, got {getattr(self, name)}")
@@ -230,6 +233,7 @@ class Retraining:
         from timm.utils import ModelEmaV3
 
         config = self.config
+        check_tracker(config.log_with)
         self.model.to(self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         x, _ = next(self.data.test())
         self.cost = cost(self.model, x[:1])
@@ -255,9 +259,12 @@ class Retraining:
         )
         if config.ema:
             self._ema = ModelEmaV3(self.model, decay=config.ema)
-        model, self._prepared = self.accelerator.prepare(self.model, self.optimizer)
-        settings = {**config.as_json(), **precision(self.accelerator)}
-        self.folder = RunFolder(config.named_output(), settings, config.resume, config.MOVABLE)
+        self._prepared = self.accelerator.prepare(self.optimizer)
+        model = self.accelerator.prepare_model(self.model, evaluation_mode=True)  # gradients are averaged by hand
+        self.parallel = Parallel(self.accelerator)
+        settings, main = {**config.as_json(), **precision(self.accelerator)}, self.accelerator.is_main_process
+        self.folder = RunFolder(config.named_output(), settings, config.resume, config.MOVABLE, writes=main)
+        self.accelerator.wait_for_everyone()
         first, progress = self._restore()
         self.accelerator.print(
             f"{config.model or config.genotype}: {self.cost.parameters / 1e6:.3f} M parameters, "
@@ -265,7 +272,10 @@ class Retraining:
             f"{self.accelerator.device}; run folder {self.folder.path}",
             flush=True,
         )
-        with stop_requests() as stop:
+        with (
+            stop_requests() as stop,
+            tracking(self.accelerator, config.log_with, self.folder.path, settings) as self._log,
+        ):
             for epoch in range(first, config.epochs):
                 self._train_epoch(model, epoch, progress, stop)
                 self._finish_epoch(epoch, progress)
@@ -288,23 +298,27 @@ class Retraining:
             leave=False,
             disable=None if self.accelerator.is_main_process else True,
         )
-        for x, y in bar:
-            out = model(x)
-            logits, *auxiliary = out if isinstance(out, tuple) else (out,)
-            loss = F.cross_entropy(logits, y, label_smoothing=config.smoothing)
-            for other in auxiliary:
-                loss = loss + config.auxiliary * F.cross_entropy(other, y, label_smoothing=config.smoothing)
+        for batch in bar:
+            self.parallel.seed(config.seed, epoch, progress.step)
             self._prepared.zero_grad()
-            self.accelerator.backward(loss)
-            self.accelerator.clip_grad_norm_(model.parameters(), config.max_norm)
+            loss = torch.zeros((), device=self.accelerator.device)
+            for x, y, share in cut(self.parallel.shard(batch), config.accumulate):
+                part = share * self._loss(model(x), y)
+                self.accelerator.backward(part)
+                loss += part.detach()
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            self.parallel.average([loss, *gradients, *(b for b in self.model.buffers() if b.is_floating_point())])
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.max_norm)
             self._prepared.step()
             if self._ema is not None:
                 self._ema.update(self.model)
             progress.step += 1
-            progress.loss += float(loss.detach())
+            progress.loss += float(loss)
             progress.seconds = time.perf_counter() - started
             bar.set_postfix(loss=f"{progress.loss / progress.step:.3f}", refresh=False)
-            if stop.is_set():
+            if config.save_every and progress.step % config.save_every == 0 and progress.step < steps:
+                self._save(epoch, progress)
+            if self.parallel.any(stop.is_set()):
                 self._check_finite(epoch, progress)
                 self._save(epoch, progress)
                 raise Interrupted(
@@ -312,6 +326,14 @@ class Retraining:
                     f"to go on: {command_line()}"
                 )
         self._check_finite(epoch, progress)
+        self.parallel.check_same((name, sums(weight)) for name, weight in self.model.named_parameters())
+
+    def _loss(self, out: Any, y: Tensor) -> Tensor:
+        logits, *auxiliary = out if isinstance(out, tuple) else (out,)
+        loss = F.cross_entropy(logits, y, label_smoothing=self.config.smoothing)
+        for other in auxiliary:
+            loss = loss + self.config.auxiliary * F.cross_entropy(other, y, label_smoothing=self.config.smoothing)
+        return loss
 
     def _check_finite(self, epoch: int, progress: _Epoch) -> None:
         if not math.isfinite(progress.loss):
@@ -331,6 +353,7 @@ class Retraining:
         record["seconds"] = progress.seconds + time.perf_counter() - started
         self.folder.append_record(record)
         self._save(epoch + 1, _Epoch())
+        self._log(record, {})
         ema = f" (average {record['ema_error']:.2%})" if "ema_error" in record else ""
         self.accelerator.print(
             f"epoch {epoch + 1:3}/{self.config.epochs}  lr {record['lr']:.4f}  loss {record['loss']:.3f}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,22 +17,22 @@ from accelerate import Accelerator
 __all__ = ["Interrupted", "command_line", "make_accelerator", "precision", "stop_requests"]
 
 
-def make_accelerator(device: str = "auto", single: bool = False) -> Accelerator:
+def make_accelerator(device: str = "auto") -> Accelerator:
     """An Accelerator on the device of that name, ``auto`` for what Accelerate finds.
 
     Args:
         device: its type.
-        single: the run takes one process.
 
     Raises:
         ValueError: that device is not there.
-        RuntimeError: several processes were launched for a run that takes one, or a precision that two optimizers
-            cannot share.
+        RuntimeError: a precision that two optimizers cannot share.
     """
     accelerator = Accelerator(cpu=device == "cpu")
-    if single and accelerator.num_processes > 1:
-        raise RuntimeError(
-            f"a run takes one process, got {accelerator.num_processes}: launch it with --num_processes 1"
+    if accelerator.num_processes == 1 and _several_were_asked_for():
+        warnings.warn(
+            "this is the only process: on CPUs accelerate launch starts several through MPI alone (--mpirun_hostfile); "
+            "torchrun --standalone --nproc-per-node 2 SCRIPT does so without",
+            stacklevel=2,
         )
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise RuntimeError(
@@ -40,6 +42,11 @@ def make_accelerator(device: str = "auto", single: bool = False) -> Accelerator:
     if device not in ("auto", accelerator.device.type):
         raise ValueError(f"--device {device} is not available here; found {accelerator.device.type}")
     return accelerator
+
+
+def _several_were_asked_for() -> bool:
+    """accelerate launch --cpu --num_processes 2 says where the processes are to meet, and then starts one."""
+    return os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ and "RANK" not in os.environ
 
 
 def precision(accelerator: Accelerator) -> dict[str, str]:

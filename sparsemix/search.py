@@ -24,12 +24,13 @@ from .bilevel import SearchStep
 from .config import METHODS, SearchConfig
 from .data import Pairs
 from .metrics import accuracy, audit, discretization, leakage
-from .parallel import Parallel
+from .parallel import Parallel, cut, sums
 from .relaxation import Softmax
 from .run_folder import RunFolder
 from .running import Interrupted, command_line, precision, stop_requests
 from .schedule import BatchMixedScheduler
 from .temperature import EntropySchedule
+from .tracking import check_tracker, tracking
 
 __all__ = ["Search"]
 
@@ -89,6 +90,7 @@ class Search:
         from timm.scheduler import CosineLRScheduler
 
         config, arch = self.config, self.arch
+        check_tracker(config.log_with)
         arch.model.to(self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.weight_optimizer = torch.optim.SGD(
             arch.weight_parameters(),
@@ -108,7 +110,7 @@ class Search:
             len(self.pairs),
             p_low=config.p_low,
             p_up=config.p_up,
-            warmup_epochs=config.warmup_epochs,
+            warmup_epochs=config.warmup_epochs if config.epochs > 1 else 0,  # one epoch is to try things
             hold_epoch=config.hold_epoch,
             seed=config.seed,
         )
@@ -132,7 +134,8 @@ class Search:
             max_norm=config.max_norm,
             clip_alphas=config.clip_alphas,
             reduce=self.parallel.average,
-            backward=self._backward,
+            split=lambda batch: cut(batch, config.accumulate),
+            backward=self.accelerator.backward,
         )
         # Only now, when everything fits together, is there a run to keep.
         settings = {**config.as_json(), "space": self.space, **precision(self.accelerator)}
@@ -145,7 +148,10 @@ class Search:
             f"{config.epochs} epochs of {len(self.pairs)} steps on {self.accelerator.device}; "
             f"run folder {self.folder.path}"
         )
-        with stop_requests() as stop:
+        with (
+            stop_requests() as stop,
+            tracking(self.accelerator, config.log_with, self.folder.path, settings) as self._log,
+        ):
             for epoch in range(first, config.epochs):
                 self._train_epoch(epoch, progress, stop)
                 self._finish_epoch(epoch, progress)
@@ -171,6 +177,7 @@ class Search:
         )
         for train_batch, val_batch in bar:
             self.phi.step_update(epoch * steps + progress.step)
+            self.parallel.seed(config.seed, epoch, progress.step)
             train, val = self.parallel.shard(train_batch), self.parallel.shard(val_batch)
             if config.audit_every and progress.step % config.audit_every == 0:
                 progress.audits += self._audit(progress.step, val)
@@ -183,6 +190,8 @@ class Search:
             progress.val_loss += float(val_loss)
             progress.seconds = time.perf_counter() - started
             bar.set_postfix(loss=f"{progress.train_loss / progress.step:.3f}", p=f"{self.phi.p:.2f}", refresh=False)
+            if config.save_every and progress.step % config.save_every == 0 and progress.step < steps:
+                self._save(epoch, progress)
             if self.parallel.any(stop.is_set()):
                 arch.check_finite()
                 self._save(epoch, progress)
@@ -193,12 +202,7 @@ class Search:
         arch.check_finite()
         self.parallel.check_same((f"alpha of {label!r}", alpha) for label, alpha in arch.named_parameters())
         weights = arch.model.named_parameters()
-        self.parallel.check_same((name, torch.stack([w.sum(), w.abs().sum()])) for name, w in weights)
-
-    def _backward(self, loss: Tensor) -> None:
-        """The backward pass of the weights' loss; gradients become the mean of all processes'."""
-        self.accelerator.backward(loss)
-        self.parallel.average([p.grad for p in self.arch.model.parameters() if p.grad is not None])
+        self.parallel.check_same((name, sums(weight)) for name, weight in weights)
 
     def _finish_epoch(self, epoch: int, progress: _Epoch) -> None:
         config, arch, started = self.config, self.arch, time.perf_counter()
@@ -231,6 +235,7 @@ class Search:
         }
         self.folder.append_record(record)
         self._save(epoch + 1, _Epoch())
+        self._log(record, {f"alpha/{label}": alpha for label, alpha in arch.named_parameters()})
         self._say(_epoch_line(record, config.epochs))
 
     def _summarize(self) -> dict[str, Any]:

@@ -291,6 +291,32 @@ def test_reduce_and_backward_are_called(small):
     step(train, val)
     assert len(backwards) == 1
     assert all(torch.equal(a, b) for a, b in zip(arch.parameters(), before, strict=True))
+    assert all(weight.grad is None or not weight.grad.any() for weight in arch.weight_parameters())
+
+
+@pytest.mark.parametrize("order", ["first", "second", "single"])
+@pytest.mark.parametrize("clip_alphas", [False, True])
+def test_parts_of_a_batch_are_one_step(small, order, clip_alphas):
+    """Gradient accumulation: the update of the whole batch, and phi once."""
+    arch, _, train, val = small
+    for module in arch.model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()  # statistics of the parts are not those of the batch
+
+    def loss(batch):
+        return nn.functional.cross_entropy(arch.model(batch[0]), batch[1], reduction="sum") / len(train[1])
+
+    def thirds(batch):
+        return zip(batch[0].split(3), batch[1].split(3), strict=True)
+
+    before, ends = copy.deepcopy(arch.model.state_dict()), []
+    for options in ({}, {"split": thirds}):
+        arch.model.load_state_dict(before)
+        step = search_step(arch, loss, order=order, clip_alphas=clip_alphas, **options)
+        losses = [step(train, val) for _ in range(2)]
+        ends.append([*(a.detach().clone() for a in arch.model.parameters()), *losses[-1]])
+    for whole, parts in zip(*ends, strict=True):
+        torch.testing.assert_close(whole, parts)
 
 
 def test_a_row_that_the_loss_does_not_reach_keeps_its_alpha(small):

@@ -1,0 +1,83 @@
+"""The records of a run, epoch by epoch, for the trackers that Accelerate knows (TensorBoard, Weights & Biases, ...)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers, get_available_trackers
+from torch import Tensor
+
+__all__ = ["Log", "check_tracker", "tracking"]
+
+Log = Callable[[Mapping[str, Any], Mapping[str, Tensor]], None]
+"""(the record of an epoch, named tensors to be shown as histograms)"""
+
+
+def check_tracker(name: str | None) -> None:
+    """Insist that a tracker can be used here.
+
+    Raises:
+        ValueError: Accelerate does not know it, or it is not installed.
+    """
+    if name is None:
+        return
+    if name not in LOGGER_TYPE_TO_CLASS:
+        raise ValueError(f"Accelerate knows no tracker {name!r}; it knows {', '.join(LOGGER_TYPE_TO_CLASS)}")
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    if name not in installed:
+        raise ValueError(f"the tracker {name} is not installed here; installed: {', '.join(installed) or 'none'}")
+
+
+@contextmanager
+def tracking(accelerator: Accelerator, name: str | None, folder: Path, config: Mapping[str, Any]) -> Iterator[Log]:
+    """Within the context, a function that logs an epoch to the tracker of that name, in the main process alone.
+
+    Args:
+        accelerator: starts and feeds the tracker.
+        name: as Accelerate calls it; None: nothing is logged.
+        folder: where trackers that write files put them.
+        config: the run's configuration, logged at the start.
+    """
+    check_tracker(name)
+    if name is None:
+        yield lambda record, tensors: None
+        return
+    accelerator.project_configuration.set_directories(str(folder))
+    accelerator.log_with = filter_trackers(name, folder)
+    plain = {key: value if isinstance(value, int | float | str) else str(value) for key, value in config.items()}
+    accelerator.init_trackers("sparsemix", plain)
+
+    def log(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        step = record["epoch"]
+        scalars = {key: value for key, value in record.items() if isinstance(value, int | float) and key != "epoch"}
+        accelerator.log(scalars, step)
+        if accelerator.is_main_process and name in _HISTOGRAMS:
+            _HISTOGRAMS[name](accelerator.get_tracker(name, unwrap=True), tensors, step)
+
+    try:
+        yield log
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        accelerator.trackers.clear()
+
+
+def _tensorboard(run: Any, tensors: Mapping[str, Tensor], step: int) -> None:
+    for name, tensor in tensors.items():
+        run.add_histogram(name, tensor.detach(), step)
+
+
+def _wandb(run: Any, tensors: Mapping[str, Tensor], step: int) -> None:
+    import wandb  # type: ignore[import-not-found, unused-ignore]
+
+    run.log({name: wandb.Histogram(tensor.tolist()) for name, tensor in tensors.items()}, step)
+
+
+_HISTOGRAMS: dict[str, Callable[[Any, Mapping[str, Tensor], int], None]] = {
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+}
