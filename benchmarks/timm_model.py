@@ -127,7 +127,7 @@ def keep(search: Search, table: CostTable, options: dict[str, Any]) -> None:
         search.accelerator.print(f"over the budget of {budget:.4g}: raise --cost-weight, or search for longer")
     search.accelerator.print(
         f"{found:.4g} {table.unit}; to build it:\n"
-        f"  model = timm.create_model({config.model!r}, **{options})\n"
+        f"  model = timm.create_model({config.model!r}, {', '.join(f'{k}={v}' for k, v in options.items())})\n"
         f"  choose_(model, {config.mix!r}, json.load(open({str(folder.path / 'choice.json')!r})), example=image)\n"
         f"  model.load_state_dict(torch.load({str(folder.path / 'weights.pt')!r}, weights_only=True))"
     )

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.hooks import RemovableHandle
 
 from .alphas import Alphas, AlphaTables, Relaxation
-from .mixed_op import MixedOp, Weights, check_same_shape
+from .mixed_op import MixedOp, Weights, call_arguments, check_same_shape
 from .relaxation import Softmax, entropy
 
 __all__ = ["ArchParameterGroup", "evaluating", "labelled_rows", "restoring", "tie_alphas_"]
@@ -270,8 +270,8 @@ class ArchParameterGroup(Alphas):
             ValueError: candidates of some mixed operation disagree in shape; both are named.
         """
 
-        def check(op: MixedOp, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            x, keywords = args[0], {k: v for k, v in keywords.items() if k != "weights"}
+        def check(op: MixedOp, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+            x, _, keywords = call_arguments(*args, **given)
             shapes = [c(x, **keywords).shape for c in op.candidates.values()]  # of those that add nothing, too
             for name, shape in zip(op.names, shapes, strict=True):
                 check_same_shape(op.names[0], shapes[0], name, shape, x.shape)

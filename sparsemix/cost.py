@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .arch_parameters import ArchParameterGroup, evaluating
-from .mixed_op import MixedOp
+from .mixed_op import MixedOp, call_arguments
 from .relaxation import Softmax
 
 __all__ = ["CostTable", "CostTerm", "Unit", "macs", "measure_costs", "parameters", "seconds"]
@@ -102,8 +102,9 @@ def measure_costs(arch: ArchParameterGroup, example: Tensor, unit: Unit = "macs"
     example = example.to(arch.parameters()[0].device)
     calls: dict[MixedOp, list[tuple[Tensor | None, dict[str, Any]]]] = {op: [] for op in arch.operations}
 
-    def record(op: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        calls[op].append((inputs[0], {name: value for name, value in keywords.items() if name != "weights"}))
+    def record(op: Any, inputs: tuple[Any, ...], given: dict[str, Any]) -> None:
+        x, _, keywords = call_arguments(*inputs, **given)
+        calls[op].append((x, keywords))
 
     hooks = [op.register_forward_pre_hook(record, with_kwargs=True) for op in arch.operations]
     try:

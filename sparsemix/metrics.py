@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .arch_parameters import ArchParameterGroup, evaluating, restoring
 from .bilevel import Loss, alpha_gradient
-from .mixed_op import Execution, MixedOp
+from .mixed_op import Execution, MixedOp, call_arguments
 
 __all__ = ["Audit", "Discretization", "Leakage", "accuracy", "audit", "discretization", "leakage", "skip_count"]
 
@@ -97,10 +97,11 @@ def leakage(arch: ArchParameterGroup, x: Tensor) -> dict[str, Leakage]:
     """
     measured: dict[MixedOp, Leakage] = {}
 
-    def measure(op: MixedOp, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], mixed: Tensor) -> None:
-        values = [float(weight) for weight in op.operation_weights(*args[1:], **kwargs).scalars]
+    def measure(op: MixedOp, args: tuple[Any, ...], given: dict[str, Any], mixed: Tensor) -> None:
+        x, weights, keywords = call_arguments(*args, **given)
+        values = [float(weight) for weight in op.operation_weights(weights).scalars]
         k = max(range(len(values)), key=values.__getitem__)
-        strongest = values[k] * op.candidates[op.names[k]](args[0])
+        strongest = values[k] * op.candidates[op.names[k]](x, **keywords)
         rest = torch.linalg.vector_norm(mixed - strongest)
         total = torch.linalg.vector_norm(strongest) + rest
         measured[op] = Leakage(sum(values) - values[k], float(rest / total) if total > 0 else 0.0)

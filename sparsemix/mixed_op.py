@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Execution", "MixedOp", "Source", "Weights", "check_same_shape", "fan_out"]
+__all__ = ["Execution", "MixedOp", "Source", "Weights", "call_arguments", "check_same_shape", "fan_out"]
 
 
 class Execution(Enum):
@@ -153,6 +153,13 @@ class MixedOp(nn.Module):
 
     def extra_repr(self) -> str:
         return f"label={self.label!r}" if self.label else ""
+
+
+def call_arguments(
+    x: Tensor, weights: Tensor | Weights | None = None, **keywords: Any
+) -> tuple[Tensor, Tensor | Weights | None, dict[str, Any]]:
+    """For hooks on a MixedOp: what it was called with, apart: input, weights, and the arguments of its candidates."""
+    return x, weights, keywords
 
 
 def fan_out(x: Tensor, edges: Sequence[nn.Module], weights: Sequence[Weights | None] | None = None) -> list[Tensor]:

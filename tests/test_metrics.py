@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from sparsemix import ArchParameterGroup, MixedOp, SparseSmoothSoftmax
-from sparsemix.metrics import accuracy, discretization, leakage, skip_count
+from sparsemix.metrics import Leakage, accuracy, discretization, leakage, skip_count
 from sparsemix.relaxation import Softmax
 from sparsemix.spaces.ops import Zero
 
@@ -104,3 +104,20 @@ def test_leakage_leaves_the_model_as_it_was(plain_supernet):
 
 def test_skip_count():
     assert skip_count({"a": "skip_connect", "b": "skip", "c": "conv", "d": "skipping"}) == 2
+
+
+def test_leakage_of_operations_with_further_arguments():
+    class Scale(nn.Module):
+        def forward(self, x, factor=1):
+            return factor * x
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.op = MixedOp({"scale": Scale(), "same": Scale()})
+
+        def forward(self, x):
+            return self.op(x, factor=3)
+
+    arch = ArchParameterGroup(Model(), lambda alpha, phi: torch.tensor([[0.75, 0.25]]))
+    assert leakage(arch, torch.ones(1, 4)) == {"op": Leakage(weight=0.25, output=0.25)}

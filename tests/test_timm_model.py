@@ -71,3 +71,9 @@ def test_a_budget_that_no_choice_keeps(tmp_path):
 def test_resuming_a_finished_search(tmp_path):
     flags = ["--mix", "activation", "--where", "layer1*"]
     assert search(tmp_path / "run", *flags) == search(tmp_path / "run", *flags, "--resume")
+
+
+def test_a_model_of_fixed_image_size_in_one_epoch(tmp_path):
+    flags = ["--model", "vit_tiny_patch16_224", "--mix", "token_mixer", "--where", "blocks.1*.attn", "--epochs", "1"]
+    summary = search(tmp_path, *flags)
+    assert summary["genotype"].count("blocks.1") == 3  # 1, 10 and 11
