@@ -43,8 +43,6 @@ class RunConfig:
 
     accumulate: int = 1
     """Cut every batch into so many parts that run one after the other: less memory, the same number of steps."""
-    compile: bool = False
-    """Compile the network, or a supernet's operations and fixed parts, by torch.compile."""
     save_every: int = 0
     """Save after every so many steps, too, and not only after an epoch; 0: not."""
     log_with: str | None = None
@@ -144,6 +142,8 @@ class SearchConfig(RunConfig):
 
     threshold: float = 0.0
     """Operations of smaller weight do not run in weights updates and are only scored in alpha updates; 0: all run."""
+    compile: bool = False
+    """Compile operations and fixed parts of the supernet by torch.compile."""
     audit_every: int = 0
     """Every so many steps, measure what thresholds change against the dense computation; 0: never."""
     audit_thresholds: tuple[float, ...] = (1e-3, 1e-2)

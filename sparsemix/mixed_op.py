@@ -168,7 +168,7 @@ def fan_out(x: Tensor, edges: Sequence[nn.Module], weights: Sequence[Weights | N
     Equal to ``[edge(x) for edge in edges]`` up to rounding. Candidates of mixed operations that know how to run
     together (they define ``sharing_key`` and ``contributions``, see :mod:`sparsemix.spaces.ops`) share a ReLU, a
     pooling or one wide convolution. Edges that are no MixedOp are called as they are; so are mixed operations and
-    candidates with forward hooks, so that every hook sees its module run.
+    candidates with forward hooks, so that every hook sees its module run, and compiled candidates.
 
     Args:
         x: the node's value.
@@ -199,7 +199,9 @@ def _is_watched(module: nn.Module) -> bool:
 
 def _sharing_key(candidate: nn.Module) -> Hashable | None:
     key = getattr(candidate, "sharing_key", None)
-    return None if key is None or any(map(_is_watched, candidate.modules())) else key
+    if key is None or candidate._compiled_call_impl is not None or any(map(_is_watched, candidate.modules())):
+        return None  # compiled, it is to run by itself
+    return key
 
 
 class _Part(NamedTuple):

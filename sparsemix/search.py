@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from .arch_parameters import ArchParameterGroup
 from .bilevel import SearchStep
+from .compilation import compile_operations
 from .config import METHODS, SearchConfig
 from .data import Pairs
 from .metrics import accuracy, audit, discretization, leakage
@@ -115,6 +116,7 @@ class Search:
             seed=config.seed,
         )
         arch.dry_run(next(self.pairs.validation())[0][:2])
+        self.compilations = compile_operations(arch.model) if config.compile else None
         weight_optimizer, alpha_optimizer = self.accelerator.prepare(self.weight_optimizer, self.alpha_optimizer)
         model = self.accelerator.prepare_model(arch.model, evaluation_mode=True)  # gradients are averaged by hand
         self.parallel = Parallel(self.accelerator)
@@ -255,6 +257,7 @@ class Search:
             "averaged_genotype": str(averaged),
             **{f"averaged_{key}": value for key, value in self.judge(averaged).items()},
             "seconds": sum(record["seconds"] for record in records),
+            **({} if self.compilations is None else {"compilations": self.compilations.count}),
         }
         self.folder.write(
             "genotype.json", {"space": self.space, "genotype": summary["genotype"], "edges": self.arch.genotype()}
@@ -373,6 +376,8 @@ def _closing_lines(summary: Mapping[str, Any], path: Path) -> str:
             f"true accuracy {summary['true_accuracy']:.2f} %, rank {summary['true_rank']} of {summary['table_size']}, "
             f"{summary['true_gap']:.2f} points below the best"
         )
+    if "compilations" in summary:
+        lines.append(f"{summary['compilations']} graphs were compiled")
     if summary["averaged_genotype"] != summary["genotype"]:
         lines.append(f"by the mean of the last epochs' alphas it would be {summary['averaged_genotype']}")
     return "\n".join([*lines, f"written to {path}"])

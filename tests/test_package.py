@@ -36,10 +36,10 @@ def test_public_names_are_documented(name):
 def test_imports_run_one_way():
     """relaxation -> mixed_op -> arch_parameters -> schedule, bilevel, metrics -> spaces -> models -> search."""
     order = [
-        "relaxation", "mixed_op", "alphas", "arch_parameters", "schedule", "temperature", "families", "trial", "inject",
-        "cost", "unpickle", "checkpoints", "run_folder", "running", "parallel", "bilevel", "config", "run_records",
-        "figures", "metrics", "genotype", "tables", "report", "spaces", "models", "data", "tracking", "search",
-        "retrain",
+        "relaxation", "mixed_op", "alphas", "arch_parameters", "compilation", "schedule", "temperature", "families",
+        "trial", "inject", "cost", "unpickle", "checkpoints", "run_folder", "running", "parallel", "bilevel", "config",
+        "run_records", "figures", "metrics", "genotype", "tables", "report", "spaces", "models", "data", "tracking",
+        "search", "retrain",
     ]  # fmt: skip
     for path in (ROOT / "sparsemix").rglob("*.py"):
         parts = path.relative_to(ROOT / "sparsemix").with_suffix("").parts
