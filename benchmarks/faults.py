@@ -1,11 +1,12 @@
 """Kill searches, damage their checkpoints, resume them, and count how many end as if nothing had happened.
 
-    python benchmarks/faults.py                                   # 50 kills, 20 damaged checkpoints, some minutes
-    python benchmarks/faults.py --kills 4 --damages 2 --json faults.json
+    python benchmarks/faults.py                  # 40 kills of one process, 12 of one of two, 20 damaged checkpoints
+    python benchmarks/faults.py --kills 4 0 --damages 2 --json faults.json
 
-Each run is a tiny search on embedded digits in a process of its own, which kills itself (SIGKILL) at a random step or
-in the middle of a random write, is resumed, and killed again. In the end alphas, weights, optimizer states, records and
-genotype are compared, to the last bit, with those of a search that was never killed.
+Each run is a tiny search on embedded digits, in a process of its own or in two that torchrun starts. One of them kills
+itself (SIGKILL) at a random step or in the middle of a random write; the run is resumed, and killed again. In the end
+alphas, weights, optimizer states, records and genotype are compared, to the last bit, with those of a search that was
+never killed.
 """
 
 from __future__ import annotations
@@ -31,20 +32,18 @@ from tqdm.auto import tqdm
 
 from sparsemix.checkpoints import Checkpoints
 
-SEARCH = shlex.split("--preset proxy --device cpu --channels 4 --epochs 4 --batch-size 40 --limit 400 --threshold 1e-3")
+SEARCH = shlex.split(
+    "--preset proxy --device cpu --channels 4 --epochs 4 --batch-size 40 --limit 400 --threshold 1e-3 --save-every 3"
+)
 STEPS = 20  # of that search
 FAULT = "SPARSEMIX_FAULT"
-KINDS = {
-    "step": "SIGKILL before a step",
-    "write": "SIGKILL with half a file written",
-    "rename": "SIGKILL after a file was written",
-}
+KINDS = {"step": "before a step", "write": "with half a file written", "rename": "after a file was written"}
 
 
 @dataclass(frozen=True)
 class Options:
-    kills: int = 50
-    """SIGKILLs in all."""
+    kills: tuple[int, int] = (40, 12)
+    """SIGKILLs in all: in runs of one process, and of two."""
     damages: int = 20
     """Checkpoints that are truncated or get a wrong bit."""
     kills_a_run: int = 5
@@ -59,27 +58,31 @@ def main(options: Options) -> dict[str, Any]:
     draw = random.Random(options.seed)
     outcomes: Counter[tuple[str, str]] = Counter()
     with tempfile.TemporaryDirectory() as folder:
-        truth = Path(folder) / "truth"
-        run(truth)
-        bar = tqdm(total=options.kills + options.damages, desc="faults", disable=None)
-        kills = 0
-        while kills < options.kills:
-            output = Path(folder) / "killed"
-            for fault in faults(draw, min(options.kills_a_run, options.kills - kills)):
-                if not run(output, fault):
-                    break  # it ended before the fault
-                outcomes[KINDS[fault.split()[0]], "struck"] += 1
-                kills += 1
-                bar.update()
-            run(output)
-            outcomes["killed run, resumed", compared(output, truth)] += 1
-            shutil.rmtree(output)
+        bar = tqdm(total=sum(options.kills) + options.damages, desc="faults", disable=None)
+        truths = {processes: Path(folder) / f"truth-{processes}" for processes in (1, 2)}
+        for (processes, truth), total in zip(truths.items(), options.kills, strict=True):
+            if total or processes == 1:
+                run(truth, processes)
+            of = f" of one of {processes} processes" if processes > 1 else ""
+            kills = 0
+            while kills < total:
+                output = Path(folder) / "killed"
+                for fault in faults(draw, min(options.kills_a_run, total - kills), processes):
+                    if not run(output, processes, fault):
+                        break  # it ended before the fault
+                    outcomes[f"SIGKILL{of} {KINDS[fault.split()[0]]}", "struck"] += 1
+                    kills += 1
+                    bar.update()
+                run(output, processes)
+                outcomes[f"run killed by SIGKILL{of}, resumed", compared(output, truth)] += 1
+                shutil.rmtree(output)
+        truth = truths[1]
         for _ in range(options.damages):
             output = Path(folder) / "damaged"
-            run(output, f"step {draw.randrange(STEPS // 2, STEPS)}")
+            run(output, 1, f"step {draw.randrange(STEPS // 2, STEPS)} 0")
             kind = draw.choice(["truncated", "with a wrong bit"])
             damage(Checkpoints(output).paths()[0], kind, draw)
-            run(output)
+            run(output, 1)
             outcomes[f"checkpoint {kind}, resumed", compared(output, truth)] += 1
             shutil.rmtree(output)
             bar.update()
@@ -93,22 +96,33 @@ def main(options: Options) -> dict[str, Any]:
     return result
 
 
-def faults(draw: random.Random, count: int) -> Iterator[str]:
+def faults(draw: random.Random, count: int, processes: int) -> Iterator[str]:
     """When a run is killed, counted from where it was resumed: before a step, with half a file written, after one."""
     for _ in range(count):
         kind = draw.choice(["step", *KINDS])
-        yield f"{kind} {draw.randrange(STEPS // 2 if kind == 'step' else 8)}"
+        rank = draw.randrange(processes) if kind == "step" else 0  # who writes
+        yield f"{kind} {draw.randrange(STEPS // 2 if kind == 'step' else 8)} {rank}"
 
 
-def run(output: Path, fault: str = "") -> bool:
+def run(output: Path, processes: int, fault: str = "") -> bool:
     """The search, begun or resumed; whether it was killed."""
     resume = ["--resume"] if (output / "config.json").exists() else []
-    command = [sys.executable, __file__, *SEARCH, "--output", str(output), *resume]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [
+        sys.executable,
+        *(launcher if processes > 1 else []),
+        __file__,
+        *SEARCH,
+        "--output",
+        str(output),
+        *resume,
+    ]
     environment = {**os.environ, FAULT: fault, "OMP_NUM_THREADS": "1"}
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if shown.returncode not in (0, -signal.SIGKILL):
+    killed = shown.returncode == -signal.SIGKILL or (processes > 1 and "Signal 9 (SIGKILL)" in shown.stderr)
+    if shown.returncode != 0 and not killed:
         raise RuntimeError(f"a search ended with {shown.returncode}:\n{shown.stdout}\n{shown.stderr}")
-    return shown.returncode != 0
+    return killed
 
 
 def damage(path: Path, kind: str, draw: random.Random) -> None:
@@ -154,11 +168,11 @@ def search_with_a_fault(fault: str) -> None:
     from sparsemix.config import config_from_flags
     from sparsemix.spaces import nb201
 
-    kind, _, when = fault.partition(" ")
+    kind, when, rank = fault.split() if fault else ("", "0", "0")
     count = iter(range(1_000_000))
 
     def strike(at: str) -> bool:
-        return kind == at and next(count) == int(when)
+        return kind == at and rank == os.environ.get("RANK", "0") and next(count) == int(when)
 
     def step(self: Any, *batches: Any, original: Any = SearchStep.__call__) -> Any:
         if strike("step"):

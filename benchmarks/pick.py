@@ -107,12 +107,12 @@ def train_config(config: PickConfig, genotype: Path, output: Path) -> RetrainCon
 
 
 def finished(config: DartsConfig | RetrainConfig) -> dict[str, Any] | None:
-    """The summary of a run that has been made already; one of another configuration is an error."""
+    """The summary of a run that has been made already, by whatever version; another configuration is an error."""
     assert config.output is not None
     summary = config.output / "summary.json"
     if not summary.exists():
         return None
-    RunFolder(config.output, config.as_json(), resume=True, movable=config.MOVABLE)
+    RunFolder(config.output, config.as_json(), resume=True, movable=config.MOVABLE | {"version"})
     return json.loads(summary.read_text())
 
 

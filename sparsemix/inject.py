@@ -64,6 +64,7 @@ def mix_(
         TypeError: an argument of another type.
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
         >>> mixed = mix_(model, "kernel", where="2", example=torch.zeros(1, 3, 8, 8))
         >>> mixed["2"].names
@@ -112,6 +113,7 @@ def choose_(
         ValueError: the model has no such layer, no candidates are for it, or none of that name; and as :func:`mix_`.
 
     Example:
+        >>> import torch
         >>> build = lambda: nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
         >>> model, x = build(), torch.zeros(1, 3, 8, 8)
         >>> _ = mix_(model, "activation", example=x), mix_(model, "kernel", example=x)

@@ -23,7 +23,7 @@ from .data import TrainingData
 from .metrics import accuracy
 from .parallel import Parallel, cut, sums
 from .run_folder import RunFolder
-from .running import Interrupted, command_line, precision, stop_requests
+from .running import Interrupted, command_line, stop_requests, surroundings
 from .tracking import check_tracker, tracking
 
 __all__ = ["PRESETS", "Cost", "RetrainConfig", "Retraining", "cost", "retrain_config_from_flags"]
@@ -262,7 +262,7 @@ class Retraining:
         self._prepared = self.accelerator.prepare(self.optimizer)
         model = self.accelerator.prepare_model(self.model, evaluation_mode=True)  # gradients are averaged by hand
         self.parallel = Parallel(self.accelerator)
-        settings, main = {**config.as_json(), **precision(self.accelerator)}, self.accelerator.is_main_process
+        settings, main = {**config.as_json(), **surroundings(self.accelerator)}, self.accelerator.is_main_process
         self.folder = RunFolder(config.named_output(), settings, config.resume, config.MOVABLE, writes=main)
         self.accelerator.wait_for_everyone()
         first, progress = self._restore()

@@ -29,6 +29,7 @@ class RunFolder:
     Raises:
         FileExistsError: the folder holds a run, and ``resume`` was not asked for.
         FileNotFoundError: ``resume`` was asked for, and it holds none.
+        OSError: it cannot be written.
         ValueError: the run was configured differently; names the fields with both values.
     """
 
@@ -53,8 +54,11 @@ class RunFolder:
             return
         if self._config.exists():
             raise FileExistsError(f"{path} holds a run already: continue it with --resume, or give another --output")
-        path.mkdir(parents=True, exist_ok=True)
-        self.write("config.json", config)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self.write("config.json", config)
+        except OSError as error:
+            raise OSError(f"the run folder {path} cannot be written ({error}); give another --output") from error
 
     def _check_same(self, config: Mapping[str, Any], movable: frozenset[str]) -> None:
         if not self._config.exists():

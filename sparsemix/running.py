@@ -14,7 +14,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
-__all__ = ["Interrupted", "command_line", "make_accelerator", "precision", "stop_requests"]
+from sparsemix import __version__
+
+__all__ = ["Interrupted", "command_line", "make_accelerator", "stop_requests", "surroundings"]
 
 
 def make_accelerator(device: str = "auto") -> Accelerator:
@@ -49,9 +51,10 @@ def _several_were_asked_for() -> bool:
     return os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ and "RANK" not in os.environ
 
 
-def precision(accelerator: Accelerator) -> dict[str, str]:
-    """What a run's configuration says of its precision: nothing for float32."""
-    return {} if accelerator.mixed_precision == "no" else {"precision": accelerator.mixed_precision}
+def surroundings(accelerator: Accelerator) -> dict[str, str]:
+    """What a run's results depend on beside its configuration: the version, and a precision other than float32."""
+    precision = {} if accelerator.mixed_precision == "no" else {"precision": accelerator.mixed_precision}
+    return {"version": __version__, **precision}
 
 
 class Interrupted(KeyboardInterrupt):

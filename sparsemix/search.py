@@ -28,7 +28,7 @@ from .metrics import accuracy, audit, discretization, leakage
 from .parallel import Parallel, cut, sums
 from .relaxation import Softmax
 from .run_folder import RunFolder
-from .running import Interrupted, command_line, precision, stop_requests
+from .running import Interrupted, command_line, stop_requests, surroundings
 from .schedule import BatchMixedScheduler
 from .temperature import EntropySchedule
 from .tracking import check_tracker, tracking
@@ -140,7 +140,7 @@ class Search:
             backward=self.accelerator.backward,
         )
         # Only now, when everything fits together, is there a run to keep.
-        settings = {**config.as_json(), "space": self.space, **precision(self.accelerator)}
+        settings = {**config.as_json(), "space": self.space, **surroundings(self.accelerator)}
         main = self.accelerator.is_main_process
         self.folder = RunFolder(config.named_output(self.space), settings, config.resume, config.MOVABLE, writes=main)
         self.accelerator.wait_for_everyone()

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import evaluate
 import nb201_space
 import parallel_search
 import pytest
@@ -15,6 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from sparsemix.parallel import Parallel
+from sparsemix.retrain import retrain_config_from_flags
 
 HERE = Path(__file__).parent
 TINY = shlex.split("--preset proxy --device cpu --channels 4 --epochs 2 --batch-size 40 --limit 400 --image-size 8")
@@ -68,6 +70,22 @@ def test_a_search_with_batch_norm_and_resuming_it(tmp_path):
     shown = launch(2, script, *TINY, "--output", tmp_path / "run", "--resume")
     assert shown.returncode == 0, shown.stderr
     assert len((tmp_path / "run" / "records.jsonl").read_text().splitlines()) == 2
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """A network without batch norm, batches of odd size; resumed by one process."""
+    script = Path(evaluate.__file__)
+    flags = shlex.split("--model test_convnext --dataset digits --image-size 32 --limit 300 --holdout 0.2 --cutout 0")
+    flags += shlex.split("--device cpu --batch-size 31 --epochs 2 --save-every 3")
+    evaluate.main(retrain_config_from_flags([*flags, "--output", str(tmp_path / "1")]))
+    shown = launch(2, script, *flags, "--output", tmp_path / "2")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.count("epoch   1/2") == 1
+    one, two = (torch.load(tmp_path / n / "weights.pt", weights_only=True) for n in "12")
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-5)
+    before = json.loads((tmp_path / "2" / "summary.json").read_text())
+    assert evaluate.main(retrain_config_from_flags([*flags, "--output", str(tmp_path / "2"), "--resume"])) == before
 
 
 def test_fewer_images_than_processes():

@@ -20,7 +20,10 @@ def blocks(page):
 
 
 BLOCKS = blocks(README)
-OTHERS = [*BLOCKS[1:], *blocks(ROOT / "docs" / "darts.md"), *blocks(ROOT / "docs" / "timm.md")]
+OTHERS = [
+    *BLOCKS[1:],
+    *(block for page in ("darts", "timm", "accelerate") for block in blocks(ROOT / f"docs/{page}.md")),
+]
 DROP_IN = blocks(ROOT / "docs" / "drop_in.md")
 
 

@@ -157,6 +157,63 @@ def test_interrupted_and_resumed_is_as_if_never_interrupted(finished, tmp_path, 
     assert_same_run(tmp_path / "run", output)
 
 
+def test_a_run_killed_within_an_epoch_loses_no_more_than_save_every_says(finished, tmp_path, monkeypatch):
+    output, _, table = finished
+    flags = ["--table", str(table), "--table-dataset", "cifar10", "--save-every", "2"]
+    calls, step = [], SearchStep.__call__
+
+    def failing(self, train_batch, val_batch):
+        calls.append(1)
+        if len(calls) == 9:  # the fourth of the second epoch
+            raise RuntimeError("killed")
+        return step(self, train_batch, val_batch)
+
+    monkeypatch.setattr(SearchStep, "__call__", failing)
+    with pytest.raises(RuntimeError, match="killed"):
+        search(tmp_path / "run", *flags)
+    search(tmp_path / "run", *flags, "--resume")
+    assert len(calls) == 9 + 15 - 7
+    assert_same_run(tmp_path / "run", output)
+
+
+def test_accumulated_gradients_are_of_one_step(finished, tmp_path):
+    search(tmp_path / "run", "--accumulate", "3")
+    for ours, theirs in zip(records(tmp_path / "run"), records(finished[0]), strict=True):
+        assert ours["sparse_share"] == theirs["sparse_share"]
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=0.2)  # batch norm sees the parts
+
+
+def test_a_tracker(tmp_path):
+    pytest.importorskip("tensorboard")
+    search(tmp_path / "run", "--log-with", "tensorboard", "--epochs", "1")
+    assert [*(tmp_path / "run" / "sparsemix").glob("events.out.tfevents.*")]
+    with pytest.raises(ValueError, match="Accelerate knows no tracker 'board'"):
+        search(tmp_path / "other", "--log-with", "board")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"file/run cannot be written \(.*Not a directory.*\); give another --output"):
+        search(tmp_path / "file" / "run")
+
+
+def test_resuming_with_another_version(finished, monkeypatch):
+    output, *_ = finished
+    monkeypatch.setattr("sparsemix.running.__version__", "9.9")
+    with pytest.raises(ValueError, match=r"version was '0\..*' and is now '9.9'"):
+        search(output, "--resume")
+
+
+def test_fewer_processes_than_were_asked_for(monkeypatch):
+    """As accelerate launch --cpu --num_processes 2 leaves it."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.warns(UserWarning, match="this is the only process: .* torchrun --standalone --nproc-per-node 2"):
+        make_accelerator("cpu")
+
+
 def test_a_temperature_that_follows_the_entropy(tmp_path, monkeypatch):
     flags = ["--auto-temperature", "--entropy-start", "0.6", "--entropy-end", "0.2", "--threshold", "1e-3"]
     search(tmp_path / "whole", *flags)
