@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Mapping
@@ -10,11 +11,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .arch_parameters import ArchParameterGroup, evaluating
 from .mixed_op import MixedOp, call_arguments
 from .relaxation import Softmax
+from .trial import fitting
 
 __all__ = ["CostTable", "CostTerm", "Unit", "macs", "measure_costs", "parameters", "seconds"]
 
@@ -27,14 +30,16 @@ def parameters(module: nn.Module, x: Tensor | None = None, **keywords: Any) -> i
 
 
 def macs(module: nn.Module, x: Tensor, **keywords: Any) -> float:
-    """Multiply-accumulates an image, counted while the module runs on a batch ``x``."""
-    with evaluating(module), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    """Multiply-accumulates of a forward on ``x``, counted while the module runs."""
+    counter = FlopCounterMode(display=False)
+    # Attention as matrix products: the counter knows some of the fused kernels only.
+    with evaluating(module), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         module(x, **keywords)
-    return counter.get_total_flops() / 2 / len(x)
+    return counter.get_total_flops() / 2
 
 
 def seconds(module: nn.Module, x: Tensor, repeats: int = 10, **keywords: Any) -> float:
-    """Seconds an image in evaluation mode where the module is: the median of some forwards of a batch ``x``."""
+    """Seconds of a forward on ``x`` in evaluation mode where the module is: the median of some."""
     times = []
     with evaluating(module), torch.no_grad():
         for _ in range(repeats + 1):  # the first one warms up
@@ -43,7 +48,7 @@ def seconds(module: nn.Module, x: Tensor, repeats: int = 10, **keywords: Any) ->
             module(x, **keywords)
             _synchronize(x)
             times.append(time.perf_counter() - started)
-    return statistics.median(times[1:]) / len(x)
+    return statistics.median(times[1:])
 
 
 def _synchronize(x: Tensor) -> None:
@@ -99,7 +104,10 @@ def measure_costs(arch: ArchParameterGroup, example: Tensor, unit: Unit = "macs"
     """
     if unit not in _MEASURES:
         raise ValueError(f"measure_costs: the unit must be one of {', '.join(_MEASURES)}, got {unit!r}")
-    example = example.to(arch.parameters()[0].device)
+    if not isinstance(arch, ArchParameterGroup):
+        raise TypeError(f"measure_costs: needs the model's ArchParameterGroup, got a {type(arch).__name__}")
+    example = fitting(example, arch.model)
+    images = 1 if unit == "parameters" else len(example)  # not what a candidate sees: windows, patches
     calls: dict[MixedOp, list[tuple[Tensor | None, dict[str, Any]]]] = {op: [] for op in arch.operations}
 
     def record(op: Any, inputs: tuple[Any, ...], given: dict[str, Any]) -> None:
@@ -119,9 +127,9 @@ def measure_costs(arch: ArchParameterGroup, example: Tensor, unit: Unit = "macs"
         for op in ops:
             for name, candidate in op.candidates.items():
                 uses = [(None, {})] if unit == "parameters" else calls[op]  # those count however often it runs
-                rows[label][name] += sum(measure(candidate, x, **keywords) for x, keywords in uses)
+                rows[label][name] += sum(measure(candidate, x, **keywords) for x, keywords in uses) / images
     measured = CostTable(unit, 0.0, rows)
-    fixed = measure(arch.discretize(), example) - measured.of(arch.genotype())
+    fixed = measure(arch.discretize(), example) / images - measured.of(arch.genotype())
     return CostTable(unit, max(float(fixed), 0.0), rows)
 
 
@@ -153,8 +161,8 @@ class CostTerm:
     def __init__(
         self, arch: ArchParameterGroup, table: CostTable, weight: float = 1.0, budget: float | None = None
     ) -> None:
-        if not weight >= 0:
-            raise ValueError(f"CostTerm: the weight must not be negative, got {weight}")
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"CostTerm: the weight must not be negative, nor infinite, got {weight}")
         searched = {label: ops[0].names for label, ops in arch.rows.items()}
         for label in {**searched, **table.rows}:
             names, priced = searched.get(label, ()), table.rows.get(label, {})

@@ -52,8 +52,9 @@ def _is_same_convolution(layer: nn.Module) -> bool:
     """A square convolution whose padding keeps the size. (Subclasses may compute something else.)"""
     if type(layer) is not nn.Conv2d or isinstance(layer.padding, str):
         return False
-    [size, other], [dilation, _] = layer.kernel_size, layer.dilation
-    return size == other and size % 2 == 1 and size > 1 and layer.padding == (dilation * (size // 2),) * 2
+    size, dilation = layer.kernel_size[0], layer.dilation[0]
+    square = layer.kernel_size == (size, size) and layer.dilation == (dilation, dilation)
+    return square and size % 2 == 1 and size > 1 and layer.padding == (dilation * (size // 2),) * 2
 
 
 def _is_full_convolution(layer: Any) -> bool:
@@ -139,7 +140,7 @@ def _scaled(new: nn.Module, last: nn.Conv2d, site: Site) -> nn.Module:
     Its last convolution gets the layer's bias, and is scaled so that standard normal inputs come out as spread.
     """
     layer: Any = site.layer
-    x = torch.randn(site.input, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(8, *site.input[1:], generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         if last.bias is not None:
             last.bias.zero_()

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from .families import FAMILIES, Family, Site
 from .mixed_op import MixedOp
-from .trial import STATES, build, reference_tensor, replace
+from .trial import STATES, Call, candidates_of, check_replaceable, observe, reference_tensor, replace
 
 __all__ = ["choices", "choose_", "mix_"]
 
 Factory = Callable[[Site], nn.Module]
 Candidates = str | Family | Mapping[str, Factory]
+_ONE = (str, Family, Mapping)
 Selector = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 Where = Selector | Sequence[Selector]
 
@@ -60,7 +61,8 @@ def mix_(
     Raises:
         ValueError: nothing is chosen (the layers that exist are listed); a layer that does not run, has several
             parents, is mixed already or lies inside another chosen one; candidates that disagree in shape, or work in
-            place by functions; a layer that is frozen, quantised, parametrised or scripted; a compiled model.
+            place by functions (those that do so in training alone are not noticed); a layer that is frozen, quantised,
+            parametrised, pruned or scripted; a compiled model, or one that a group holds already.
         TypeError: an argument of another type.
 
     Example:
@@ -74,15 +76,24 @@ def mix_(
         ('original', 'wide')
     """
     family = _family(candidates)
+    _check_whole(model)
+    if any(isinstance(op, MixedOp) and op.group is not None for op in model.modules()):
+        raise ValueError(
+            "mix_: an ArchParameterGroup holds the mixed operations of this model; mix first, then make it"
+        )
     paths = _select(model, family, where, candidates)
+    check_replaceable(model, paths)
     _check_trainable(model, paths)
-    built = build(model, dict.fromkeys(paths, family), example, keep_weights)
+    calls = observe(model, paths, example)
     label = _labeller(model, share)
-    ops = {path: MixedOp(found, label(path, found)) for path, (found, _) in built.items()}
+    ops = {}
+    for path, call in calls.items():
+        found = candidates_of(model, family, path, call, keep_weights)
+        ops[path] = MixedOp(found, label(path, found))
     _check_shared(ops)
     for path, op in ops.items():
         op.alpha.data = op.alpha.data.to(reference_tensor(model, path).device)
-        replace(model, path, op, built[path].followers)
+    replace(model, ops, calls, example)
     return ops
 
 
@@ -105,7 +116,7 @@ def choose_(
     Args:
         model: as it was before :func:`mix_`.
         candidates: what :func:`mix_` was given; where it was called several times, the list of what it was given: a
-            layer's candidates are then those of the first that can replace it.
+            layer's candidates are then those of the first that has what was chosen.
         choice: path -> name, as :func:`choices` returns it.
         example: as for :func:`mix_`.
 
@@ -120,27 +131,40 @@ def choose_(
         >>> again = build()
         >>> choose_(again, ["activation", "kernel"], choices(model), example=x)
     """
-    several = [candidates] if isinstance(candidates, str | Family | Mapping) else candidates
-    families = [_family(each) for each in several]
+    if not isinstance(choice, Mapping):
+        raise TypeError(f"choose_: the choice must be a mapping path -> name, as choices() returns it; got {choice!r}")
+    families = [_family(each) for each in ([candidates] if isinstance(candidates, _ONE) else candidates)]
+    _check_whole(model)
     layers = dict(model.named_modules())
     missing = [path for path in choice if path not in layers]
     if missing:
         raise ValueError(f"choose_: {type(model).__name__} has no {', '.join(missing)}; {_layers(model)}")
-    sites: dict[str, Family] = {}
-    for path in choice:
-        fitting = [family for family in families if family.applies is None or family.applies(layers[path])]
-        if not fitting:
-            raise ValueError(
-                f"choose_: {candidates!r} cannot replace {path!r}, a {type(layers[path]).__name__}; where several "
-                f"families were mixed, give the list of them"
-            )
-        sites[path] = fitting[0]
-    built = build(model, sites, example)
-    for path, (found, _) in built.items():
-        if choice[path] not in found:
-            raise ValueError(f"choose_: {path!r} has no candidate {choice[path]!r}; it has {', '.join(found)}")
-    for path, (found, followers) in built.items():
-        replace(model, path, found[choice[path]], followers)
+    check_replaceable(model, [*choice])
+    calls = observe(model, [*choice], example)
+    chosen = {path: _chosen(model, families, path, name, calls[path]) for path, name in choice.items()}
+    replace(model, chosen, calls, example)
+
+
+def _chosen(model: nn.Module, families: Sequence[Family], path: str, name: str, call: Call) -> nn.Module:
+    """The candidate of that name, of the first family that has it here."""
+    layer, others, errors = model.get_submodule(path), [], []
+    for family in families:
+        if family.applies is None or family.applies(layer):
+            try:
+                found = candidates_of(model, family, path, call)
+            except ValueError as error:  # another family's layer, perhaps
+                errors.append(error)
+                continue
+            if name in found:
+                return found[name]
+            others += [*found]
+    if errors:
+        raise errors[0]
+    raise ValueError(
+        f"choose_: {path!r}, a {type(layer).__name__}, has no candidate {name!r}; it has "
+        f"{', '.join(others) or 'none'}. Where several families were mixed, give the list of them; paths and names are "
+        f"those of choices(model)"
+    )
 
 
 # What is chosen
@@ -155,7 +179,8 @@ def _family(candidates: Candidates) -> Family:
         return FAMILIES[candidates]
     if not isinstance(candidates, Mapping):
         raise TypeError(
-            f"mix_: candidates are the name of a family, a Family, or a mapping name -> factory; got {candidates!r}"
+            f"mix_: candidates are the name of a family, a Family, or a mapping name -> factory; got {candidates!r}. "
+            f"To mix several families, call it for each"
         )
     factories = dict(candidates)
     if not factories or "original" in factories:
@@ -166,10 +191,13 @@ def _family(candidates: Candidates) -> Family:
     return Family(lambda site: {"original": site.layer, **{n: make(site) for n, make in factories.items()}}, None)
 
 
-def _select(model: nn.Module, family: Family, where: Where | None, candidates: Candidates) -> list[str]:
-    """The paths of the layers that are meant."""
+def _check_whole(model: nn.Module) -> None:
     if STATES["compiled"](model) or STATES["scripted"](model):
         raise ValueError(f"mix_: the model is compiled ({type(model).__name__}); mix first, compile afterwards")
+
+
+def _select(model: nn.Module, family: Family, where: Where | None, candidates: Candidates) -> list[str]:
+    """The paths of the layers that are meant."""
     if where is None and family.applies is None:
         raise ValueError(f"mix_: {candidates!r} needs where=, such as 'layer3.*' or a type; {_layers(model)}")
     mixed = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, MixedOp))
@@ -197,7 +225,7 @@ def _matches(where: Where, path: str, layer: nn.Module) -> bool:
         return isinstance(layer, where)
     if isinstance(where, Sequence):
         return any(_matches(each, path, layer) for each in where)
-    if not callable(where):
+    if not callable(where) or isinstance(where, nn.Module):
         raise TypeError(f"mix_: where= takes a pattern, a type, a function of path and layer, or a list; got {where!r}")
     return where(path, layer)
 

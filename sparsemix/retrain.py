@@ -186,7 +186,7 @@ def cost(model: nn.Module, x: torch.Tensor) -> Cost:
     auxiliary = getattr(model, "auxiliary", None)
     left_out = {id(p) for p in auxiliary.parameters()} if isinstance(auxiliary, nn.Module) else set()
     parameters = sum(p.numel() for p in model.parameters() if id(p) not in left_out)
-    return Cost(parameters, round(macs(model, x)))
+    return Cost(parameters, round(macs(model, x) / len(x)))
 
 
 @dataclass

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,13 @@ from .arch_parameters import evaluating
 from .families import Family, Site
 from .mixed_op import MixedOp, check_same_shape
 
-__all__ = ["STATES", "build", "reference_tensor", "replace"]
+__all__ = ["STATES", "candidates_of", "check_replaceable", "fitting", "observe", "reference_tensor", "replace"]
 
 STATES: dict[str, Callable[[nn.Module], bool]] = {
     "parametrised": is_parametrized,
+    "pruned, or normalised by a hook": lambda module: any(
+        type(hook).__module__.startswith("torch.nn.utils.") for hook in module._forward_pre_hooks.values()
+    ),
     "compiled": lambda module: hasattr(module, "_orig_mod") or module._compiled_call_impl is not None,
     "scripted": lambda module: isinstance(module, torch.jit.ScriptModule),
     "quantised": lambda module: (
@@ -30,50 +34,60 @@ STATES: dict[str, Callable[[nn.Module], bool]] = {
 """States of a module in which it cannot be mixed."""
 
 
-class _Call(NamedTuple):
+@dataclass
+class Call:
     """What a layer was given in the model's forward, what it returned, and what became of that."""
 
     inputs: tuple[Any, ...]
     keywords: dict[str, Any]
     output: Any
-    version: int  # of the output, as it was returned: in-place changes are counted
-    followers: list[nn.Module]  # modules that change it in place
+    version: int
+    """Of the output, when it was returned and after every follower: in-place changes are counted."""
+    followers: list[nn.Module] = field(default_factory=list)
+    """Modules after it that change its output in place, and have to work out of place from now on."""
+    is_changed_by_a_function: bool = False
 
-    @property
-    def is_changed_by_a_function(self) -> bool:
-        return not self.followers and self.output._version > self.version
-
-
-class Built(NamedTuple):
-    """The candidates of a site, and the modules after it that have to work out of place from now on."""
-
-    candidates: dict[str, nn.Module]
-    followers: list[nn.Module]
+    def compare(self) -> None:
+        """Note whether the output has changed in the meantime, outside of its followers."""
+        self.is_changed_by_a_function |= self.output._version > self.version
 
 
-def build(
-    model: nn.Module, families: Mapping[str, Family], example: Tensor | None, keep_weights: bool = True
-) -> dict[str, Built]:
-    """The candidates of every site (path -> family), built and tried; the model is not touched."""
-    _check(model, [*families])
-    calls = _observe(model, [*families], example)
-    return {
-        path: Built(_candidates(model, family, path, calls[path], keep_weights), calls[path].followers)
-        for path, family in families.items()
-    }
+def fitting(example: Tensor, model: nn.Module) -> Tensor:
+    """The example where the model is and, if it is of floating point, in its precision."""
+    if not isinstance(example, Tensor):
+        raise TypeError(f"an example must be a tensor, an input of the model; got a {type(example).__name__}")
+    reference = reference_tensor(model)
+    return example.to(reference.device, reference.dtype if example.is_floating_point() else None)
 
 
-def replace(model: nn.Module, path: str, new: nn.Module, followers: list[nn.Module]) -> None:
-    """Put the new module in its place, in the mode of the old one; it and its followers work out of place."""
-    old = model.get_submodule(path)
-    if old._forward_hooks or old._forward_pre_hooks:
-        warnings.warn(f"mix_: the hooks of {path!r} stay with the layer, now a candidate", stacklevel=3)
-    new.train(old.training)
-    for module in [*new.modules(), *followers]:
-        if getattr(module, "inplace", False):
-            _set_inplace(module, False)
+def replace(
+    model: nn.Module, layers: Mapping[str, nn.Module], calls: Mapping[str, Call], example: Tensor | None
+) -> None:
+    """Put new modules in their places, in the mode of the old ones; they and their followers work out of place.
+
+    Raises:
+        ValueError: the model goes on running an old one; they are all in their places again.
+    """
+    old = {path: model.get_submodule(path) for path in layers}
+    for path, layer in layers.items():
+        if old[path]._forward_hooks or old[path]._forward_pre_hooks:
+            warnings.warn(f"mix_: the hooks of {path!r} stay with the layer, now a candidate", stacklevel=3)
+        layer.train(old[path].training)
+        _put(model, path, layer)
+        for module in [*layer.modules(), *calls[path].followers]:
+            if getattr(module, "inplace", False):
+                _set_inplace(module, False)
+    try:
+        observe(model, [*layers], example)
+    except ValueError as error:
+        for path, layer in old.items():
+            _put(model, path, layer)
+        raise ValueError(f"{error}: the model keeps the layer in a place of its own, such as a list") from error
+
+
+def _put(model: nn.Module, path: str, layer: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, new)
+    setattr(model.get_submodule(parent), name, layer)
 
 
 def reference_tensor(model: nn.Module, path: str = "") -> Tensor:
@@ -85,7 +99,7 @@ def reference_tensor(model: nn.Module, path: str = "") -> Tensor:
     return torch.empty(0)
 
 
-def _check(model: nn.Module, paths: list[str]) -> None:
+def check_replaceable(model: nn.Module, paths: Sequence[str]) -> None:
     """Insist that these layers can be replaced."""
     everywhere = list(model.named_modules(remove_duplicate=False))
     mixed = [path for path, module in everywhere if isinstance(module, MixedOp)]
@@ -113,34 +127,37 @@ def _check(model: nn.Module, paths: list[str]) -> None:
                 raise ValueError(f"mix_: {path!r} is {state}; undo that first, or leave it out by where=")
 
 
-def _observe(model: nn.Module, paths: list[str], example: Tensor | None) -> dict[str, _Call]:
+def observe(model: nn.Module, paths: Sequence[str], example: Tensor | None) -> dict[str, Call]:
     """What each of these layers is given and returns when the model runs on the example; no state is touched."""
     if example is None:
         config = getattr(model, "pretrained_cfg", None) or {}
         if "input_size" not in config:
             raise ValueError(f"mix_: {type(model).__name__} does not say its input size; give example=, an input")
         example = torch.zeros(1, *config["input_size"])
-    if not isinstance(example, Tensor):
-        raise TypeError(f"mix_: example must be a tensor, an input of the model; got a {type(example).__name__}")
-    reference = reference_tensor(model)
-    example = example.to(reference.device, reference.dtype if example.is_floating_point() else None)
-    calls: dict[str, _Call] = {}
+    example = fitting(example, model)
+    calls: dict[str, Call] = {}
 
     def record(path: str) -> Callable[..., None]:
         def hook(layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-            calls[path] = _Call(inputs, keywords, output, getattr(output, "_version", 0), [])
+            calls[path] = Call(inputs, keywords, output, getattr(output, "_version", 0))
 
         return hook
 
     def follow(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         for call in calls.values():
             if inputs and inputs[0] is call.output:
+                call.compare()
                 call.followers.append(module)
 
+    def followed(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        for call in calls.values():
+            if module in call.followers:
+                call.version = call.output._version
+
     hooks = [model.get_submodule(path).register_forward_hook(record(path), with_kwargs=True) for path in paths]
-    hooks += [
-        module.register_forward_pre_hook(follow) for module in model.modules() if getattr(module, "inplace", False)
-    ]
+    for module in model.modules():
+        if getattr(module, "inplace", False):
+            hooks += [module.register_forward_pre_hook(follow), module.register_forward_hook(followed)]
     try:
         with evaluating(model), torch.no_grad():
             model(example)
@@ -161,10 +178,14 @@ def _observe(model: nn.Module, paths: list[str], example: Tensor | None) -> dict
                 f"mix_: {path!r} is given ({given}) and returns a {type(output).__name__}; only layers that map one "
                 f"tensor to one tensor can be mixed"
             )
+        calls[path].compare()
     return calls
 
 
-def _candidates(model: nn.Module, family: Family, path: str, call: _Call, keep_weights: bool) -> dict[str, nn.Module]:
+def candidates_of(
+    model: nn.Module, family: Family, path: str, call: Call, keep_weights: bool = True
+) -> dict[str, nn.Module]:
+    """The candidates of a site, built and tried; the model is not touched."""
     layer, [x] = model.get_submodule(path), call.inputs
     if not keep_weights:
         layer = _initialised_anew(layer, path)
@@ -186,7 +207,7 @@ def _candidates(model: nn.Module, family: Family, path: str, call: _Call, keep_w
     return found
 
 
-def _try(candidate: nn.Module, x: Tensor, call: _Call) -> torch.Size:
+def _try(candidate: nn.Module, x: Tensor, call: Call) -> torch.Size:
     """The shape of the candidate's output; an error where it could not be trained in this place."""
     version = x._version
     with torch.no_grad():

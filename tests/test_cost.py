@@ -119,7 +119,7 @@ def test_bad_input():
     table = CostTable("macs", 10.0, rows)
     with pytest.raises(ValueError, match="no choice keeps a budget of 10 macs; the cheapest costs 11, the dearest 17"):
         CostTerm(arch, table, budget=10)
-    with pytest.raises(ValueError, match="weight must not be negative, got -1"):
+    with pytest.raises(ValueError, match="weight must not be negative, nor infinite, got -1"):
         CostTerm(arch, table, weight=-1)
     other = CostTable("macs", 10.0, {**rows, "3": {"skip": 1.0, "conv1": 1.0}})
     with pytest.raises(ValueError, match="in row '3' it prices skip, conv1, the candidates are skip, conv1, conv3"):
@@ -140,3 +140,36 @@ def test_an_operation_that_runs_in_training_alone_has_parameters_all_the_same():
     model = Auxiliary()
     assert measure_costs(ArchParameterGroup(model), X, "parameters").rows == {"op": {"skip": 0, "conv": 9}}
     assert measure_costs(ArchParameterGroup(model), X, "macs").rows == {"op": {"skip": 0, "conv": 0}}
+
+
+def test_attention_is_counted_whatever_computes_it():
+    counts = set()
+    for fused in (False, True):
+        model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
+        model.blocks[0].attn.fused_attn = fused
+        counts.add(macs(model, torch.zeros(1, 3, 32, 32)))
+    assert len(counts) == 1
+
+
+@pytest.mark.parametrize("unit", ["macs", "seconds"])
+def test_costs_are_of_an_image_whatever_a_candidate_sees(unit):
+    """Windows: the candidates' first dimension is not that of the images. In double precision."""
+
+    class Windows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.op = MixedOp({"skip": nn.Identity(), "linear": nn.Linear(4, 4, bias=False)})
+
+        def forward(self, x):
+            return self.op(x.reshape(-1, 4)).view(x.shape)
+
+    model = Windows().double()
+    table = measure_costs(ArchParameterGroup(model), torch.zeros(3, 8, 4), unit)
+    if unit == "macs":
+        assert table.rows == {"op": {"skip": 0, "linear": 8 * 16}}
+        assert table.fixed == 0
+
+
+def test_what_is_no_group():
+    with pytest.raises(TypeError, match="needs the model's ArchParameterGroup, got a Sequential"):
+        measure_costs(supernet(), X)

@@ -7,6 +7,7 @@ import torch
 from mixed_models import MODELS
 from timm.utils.model import reparameterize_model
 from torch import nn
+from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 from sparsemix import ArchParameterGroup, MixedOp
@@ -180,8 +181,28 @@ def test_rows_of_several_calls():
     again = timm.create_model("resnet18", num_classes=5)
     choose_(again, ["kernel", "activation"], choices(model), example=x)
     again.load_state_dict(arch.discretize().state_dict())
-    with pytest.raises(ValueError, match=r"'kernel' cannot replace 'layer1.0.act1', a ReLU; where several families"):
+    with pytest.raises(
+        ValueError, match=r"'layer1.\d.act\d', a ReLU, has no candidate '.*'; it has none. Where several"
+    ):
         choose_(timm.create_model("resnet18", num_classes=5), "kernel", choices(model), example=x)
+
+
+def test_families_that_are_for_the_same_layers():
+    def build():
+        return nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))
+
+    model, x = build(), torch.randn(1, 4, 8, 8)
+    mix_(model, "kernel", "0", example=x)
+    mix_(model, "separable", "1", example=x)
+    for families in (["kernel", "separable"], ["separable", "kernel"]):
+        again = build()
+        choose_(again, families, {"0": "conv5", "1": "separable"}, example=x)
+        assert again[0].kernel_size == (5, 5)
+        assert isinstance(again[1], nn.Sequential)
+    with pytest.raises(TypeError, match="must be a mapping path -> name"):
+        choose_(build(), "kernel", None, example=x)
+    with pytest.raises(ValueError, match="the model is compiled"):
+        choose_(torch.compile(build()), "kernel", {"0": "conv5"}, example=x)
 
 
 def test_norm_and_the_activations_that_are_left():
@@ -299,6 +320,25 @@ class ThenInPlace(nn.Sequential):
         return super().forward(x).add_(1)
 
 
+class OfTheTail(nn.Sequential):
+    """As ResNets end their blocks: a function changes the output in place, then a module does."""
+
+    def forward(self, x):
+        y = self[0](x)
+        y += x
+        return self[1](y)
+
+
+class Listed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 3, 3, padding=1)
+        self.layers = [self.a]
+
+    def forward(self, x):
+        return self.layers[0](x)
+
+
 class Pair(nn.Module):
     def forward(self, xs):
         return xs
@@ -316,6 +356,18 @@ def frozen():
 def mixed():
     model = small()
     mix_(model, "kernel", "2", example=X)
+    return model
+
+
+def pruned():
+    model = small()
+    prune.random_unstructured(model[2], "weight", 0.5)
+    return model
+
+
+def held():
+    model = mixed()
+    model.group = ArchParameterGroup(model)  # alive as long as the model
     return model
 
 
@@ -355,6 +407,21 @@ def unequal(site):
         (small, "token_mixer", {"where": "2"}, r"'token_mixer' is for layers \(B, tokens, channels\)"),
         (lambda: nn.Sequential(small()), {"x": lambda site: nn.Identity()}, {"where": "0*"}, "'0.0' lies inside '0'"),
         (Shared, "kernel", {}, "one layer has several parents: a, b"),
+        (
+            lambda: OfTheTail(nn.SiLU(), nn.ReLU(inplace=True)),
+            "activation",
+            {"where": "0"},
+            "'relu' cannot stand at '0': .*modified by an inplace operation",
+        ),
+        (
+            lambda: OfTheTail(nn.Conv2d(3, 3, 1), nn.ReLU(inplace=True)),
+            "skip",
+            {"where": "0"},
+            "'skip' cannot stand at '0': what follows changes its output in place",
+        ),
+        (Listed, "kernel", {}, "'a' does not run when the model runs; .* keeps the layer in a place of its own"),
+        (pruned, "kernel", {}, "'2' is pruned, or normalised by a hook"),
+        (held, "activation", {}, "an ArchParameterGroup holds the mixed operations of this model"),
         (mixed, "kernel", {"where": "*"}, "'2.candidates.conv3' lies inside the mixed operation '2'"),
         (mixed, {"x": lambda site: nn.Identity()}, {"where": "2"}, "'2' is mixed already"),
         (lambda: Lazy(*small()), "kernel", {}, "'2' does not run when the model runs"),
@@ -423,10 +490,11 @@ def test_bad_input_is_refused_and_the_model_left_as_it_was(build, candidates, op
         ({"relu": nn.ReLU()}, {"where": "1"}, r"'relu' must be a factory, lambda site: module; got ReLU\(\)"),
         ({"relu": nn.ReLU}, {"where": "1"}, "'relu' must be a factory"),
         ({"relu": lambda site: torch.relu}, {"where": "1"}, "'relu' must be a module, its factory returned <built-in"),
+        ("kernel", {"where": nn.ReLU()}, r"a function of path and layer, or a list; got ReLU\(\)"),
         ("kernel", {"where": 3}, "a pattern, a type, a function of path and layer, or a list; got 3"),
         ("kernel", {"share": "layer"}, "share must be a number of path parts or a function of the path; got 'layer'"),
         ("kernel", {"share": len}, r"share\('0'\) must be a string, the row's label; got 1"),
-        ("kernel", {"example": (1, 3, 8, 8)}, "example must be a tensor, an input of the model; got a tuple"),
+        ("kernel", {"example": (1, 3, 8, 8)}, "an example must be a tensor, an input of the model; got a tuple"),
     ],
 )
 def test_arguments_of_another_type(candidates, options, message):
@@ -451,13 +519,13 @@ def test_rows_that_cannot_be_shared():
 def test_a_choice_that_does_not_fit():
     with pytest.raises(ValueError, match="Sequential has no 7; its layers: 2 Conv2d"):
         choose_(small(), "kernel", {"7": "conv3"}, example=X)
-    with pytest.raises(ValueError, match="'2' has no candidate 'conv9'; it has conv3, conv5, conv7"):
+    with pytest.raises(ValueError, match="'2', a Conv2d, has no candidate 'conv9'; it has conv3, conv5, conv7"):
         choose_(small(), "kernel", {"2": "conv9"}, example=X)
 
 
 def test_a_choice_that_does_not_fit_leaves_the_model_as_it_was():
     model = small()
-    with pytest.raises(ValueError, match="'2' has no candidate 'conv9'"):
+    with pytest.raises(ValueError, match="'2', a Conv2d, has no candidate 'conv9'"):
         choose_(model, "kernel", {"0": "conv7", "2": "conv9"}, example=X)
     assert model[0].kernel_size == (3, 3)
 
