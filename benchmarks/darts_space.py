@@ -11,7 +11,6 @@ it found from scratch (benchmarks/evaluate.py). The spaces S1 to S4 have a scrip
 from __future__ import annotations
 
 import shlex
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from sparsemix import ArchParameterGroup
 from sparsemix.config import METHODS, SearchConfig, config_from_flags
 from sparsemix.data import open_pairs
 from sparsemix.genotype import DartsGenotype
-from sparsemix.running import Interrupted, make_accelerator
+from sparsemix.running import make_accelerator, run_script
 from sparsemix.search import Search
 from sparsemix.spaces import darts, robust
 
@@ -76,8 +75,4 @@ def retrain_command(config: DartsConfig, folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(config_from_flags(darts.PRESETS, kind=DartsConfig))
-    except Interrupted as stopped:
-        print(stopped)
-        sys.exit(130)
+    run_script(lambda: main(config_from_flags(darts.PRESETS, kind=DartsConfig)))

@@ -10,7 +10,6 @@ Every flag: --help. An interrupted run goes on with --resume.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +19,7 @@ from accelerate.utils import set_seed
 import sparsemix.models  # noqa: F401  (registers the networks)
 from sparsemix.data import open_training
 from sparsemix.retrain import RetrainConfig, Retraining, retrain_config_from_flags
-from sparsemix.running import Interrupted, make_accelerator
+from sparsemix.running import make_accelerator, run_script
 from sparsemix.spaces.published import read_genotype
 
 
@@ -47,8 +46,4 @@ def main(config: RetrainConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        main(retrain_config_from_flags())
-    except Interrupted as stopped:
-        print(stopped)
-        sys.exit(130)
+    run_script(lambda: main(retrain_config_from_flags()))

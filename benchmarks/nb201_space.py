@@ -11,7 +11,6 @@ Every flag: --help. An interrupted run goes on with --resume.
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import timm
@@ -22,7 +21,7 @@ from sparsemix import ArchParameterGroup
 from sparsemix.config import METHODS, SearchConfig, config_from_flags
 from sparsemix.data import open_pairs
 from sparsemix.genotype import NB201Genotype
-from sparsemix.running import Interrupted, make_accelerator
+from sparsemix.running import make_accelerator, run_script
 from sparsemix.search import Search
 from sparsemix.spaces import nb201
 from sparsemix.tables import NB201Table
@@ -67,8 +66,4 @@ def true_accuracy(table: NB201Table, config: SearchConfig) -> Any:
 
 
 if __name__ == "__main__":
-    try:
-        main(config_from_flags(nb201.PRESETS))
-    except Interrupted as stopped:
-        print(stopped)
-        sys.exit(130)
+    run_script(lambda: main(config_from_flags(nb201.PRESETS)))

@@ -11,7 +11,6 @@ but the searches have seen them.
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +22,7 @@ from darts_space import DartsConfig
 from sparsemix.config import config_from_flags, peek_flags
 from sparsemix.retrain import PRESETS, RetrainConfig
 from sparsemix.run_folder import RunFolder
-from sparsemix.running import Interrupted
+from sparsemix.running import run_script
 from sparsemix.spaces import darts, robust
 
 
@@ -128,9 +127,6 @@ def report(candidates: list[dict[str, Any]], picked: dict[str, Any], folder: Pat
 
 
 if __name__ == "__main__":
-    try:
-        space = peek_flags(None, space=(None, "darts"))["space"]
-        main(config_from_flags(robust.PRESETS if space in robust.SPACES else darts.PRESETS, kind=PickConfig))
-    except Interrupted as stopped:
-        print(stopped)
-        sys.exit(130)
+    space = peek_flags(None, space=(None, "darts"))["space"]
+    presets = robust.PRESETS if space in robust.SPACES else darts.PRESETS
+    run_script(lambda: main(config_from_flags(presets, kind=PickConfig)))

@@ -8,14 +8,13 @@ The paper searches with t_sp of 4e-4 to 7e-4 and keeps the best: benchmarks/pick
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Literal
 
 from darts_space import DartsConfig, main
 
 from sparsemix.config import config_from_flags
-from sparsemix.running import Interrupted
+from sparsemix.running import run_script
 from sparsemix.spaces import robust
 
 
@@ -26,8 +25,4 @@ class RobustConfig(DartsConfig):
 
 
 if __name__ == "__main__":
-    try:
-        main(config_from_flags(robust.PRESETS, kind=RobustConfig))
-    except Interrupted as stopped:
-        print(stopped)
-        sys.exit(130)
+    run_script(lambda: main(config_from_flags(robust.PRESETS, kind=RobustConfig)))

@@ -82,7 +82,11 @@ def launched(options: Options, processes: int) -> tuple[float, float]:
         names = ("cells", "channels", "image_size", "batch_size", "epochs")
         flags = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in names]
         environment = {**os.environ, RESULT: str(result), "OMP_NUM_THREADS": "1"}
-        subprocess.run([*command, __file__, *flags], env=environment, check=True, capture_output=True)
+        shown = subprocess.run(
+            [*command, __file__, *flags], env=environment, check=False, capture_output=True, text=True
+        )
+        if shown.returncode != 0:
+            raise RuntimeError(f"a search ended with {shown.returncode}:\n{shown.stdout}\n{shown.stderr}")
         images, communication = json.loads(result.read_text())
     return images, communication
 

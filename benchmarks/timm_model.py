@@ -14,7 +14,6 @@ and the weights of the network found; ``sparsemix.inject.choose_`` builds that n
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,7 +27,7 @@ from sparsemix.cost import CostTable, CostTerm, Unit, measure_costs
 from sparsemix.data import open_pairs
 from sparsemix.inject import choices, mix_
 from sparsemix.metrics import skip_count
-from sparsemix.running import Interrupted, make_accelerator
+from sparsemix.running import make_accelerator, run_script
 from sparsemix.search import Search
 
 
@@ -134,8 +133,4 @@ def keep(search: Search, table: CostTable, options: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(config_from_flags(PRESETS, kind=TimmConfig))
-    except Interrupted as stopped:
-        print(stopped)
-        sys.exit(130)
+    run_script(lambda: main(config_from_flags(PRESETS, kind=TimmConfig)))

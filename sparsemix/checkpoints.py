@@ -49,6 +49,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder = folder
         self.keep = keep
+        self._damaged: list[Path] = []
 
     def save(self, state: Mapping[str, Any], epoch: int, step: int, best: int | None = None) -> Path:
         """Write the state of after ``step`` steps of an epoch, and drop what is not kept.
@@ -61,6 +62,9 @@ class Checkpoints:
         Raises:
             OSError: it could not be written; the earlier ones are all there.
         """
+        while self._damaged:  # not to be counted among those that are kept
+            damaged = self._damaged.pop()
+            damaged.replace(damaged.with_suffix(".damaged"))
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         content = buffer.getbuffer()
@@ -82,11 +86,12 @@ class Checkpoints:
         Raises:
             ValueError: there are checkpoints, and all of them are damaged.
         """
-        paths = self.paths()
+        self._damaged, paths = [], self.paths()
         for path in paths:
             content = path.read_bytes()
             if path.stem.endswith(_checksum(content)):
                 return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            self._damaged.append(path)
             message = f"{path} is damaged (its content does not fit its checksum); going back to the one before"
             warnings.warn(message, stacklevel=2)
         if paths:

@@ -49,19 +49,26 @@ class Parallel:
         if self.processes > 1:
             torch.manual_seed(random.Random(f"{seed} {epoch} {step} {self.rank}").getrandbits(63))
 
+    def check_batch_size(self, size: int) -> None:
+        """Insist that a batch has an image for every process.
+
+        Raises:
+            ValueError: it has fewer.
+        """
+        if size < self.processes:
+            raise ValueError(f"a batch of {size} images cannot be shared by {self.processes} processes; launch fewer")
+
     def shard(self, batch: tuple[Tensor, Tensor]) -> Shard:
         """This process's images of a batch, and the factor with which the mean of their losses is to be weighed.
 
-        The factors make the average over processes the mean over the batch, also where the shards differ in size.
-
-        Raises:
-            ValueError: the batch has fewer images than there are processes.
+        The factors make the average over processes the mean over the batch, also where the shards differ in size. Where
+        a last batch has fewer images than there are processes, one of them is looked at again, and counts nothing.
         """
         x, y = batch
         if self.processes == 1:
             return x, y, 1.0
-        if len(y) < self.processes:
-            raise ValueError(f"a batch of {len(y)} images cannot be shared by {self.processes} processes; launch fewer")
+        if self.rank >= len(y):
+            return x[:1], y[:1], 0.0
         mine = slice(self.rank, None, self.processes)
         return x[mine], y[mine], self.processes * len(y[mine]) / len(y)
 

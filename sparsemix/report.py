@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -117,7 +118,14 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="also draw the course of the searches into this file")
     parser.add_argument("--audit-figure", type=Path, help="also draw the audits that they recorded into this file")
     args = parser.parse_args()
-    runs = [load_run(folder) for folder in args.folders]
+    runs = []
+    for folder in args.folders:
+        try:
+            runs.append(load_run(folder))
+        except (FileNotFoundError, ValueError) as error:
+            print(f"left out: {error}", file=sys.stderr)
+    if not runs:
+        parser.error("none of these folders holds a finished search")
     tables = table(runs), steadiness_table(runs), audit_table(runs)
     print("\n\n".join(part for part in tables if part))
     if args.figure is not None:

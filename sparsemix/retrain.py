@@ -23,7 +23,7 @@ from .data import TrainingData
 from .metrics import accuracy
 from .parallel import Parallel, cut, sums
 from .run_folder import RunFolder
-from .running import Interrupted, command_line, stop_requests, surroundings
+from .running import Interrupted, command_line, rng_state, set_rng_state, stop_requests, surroundings
 from .tracking import check_tracker, tracking
 
 __all__ = ["PRESETS", "Cost", "RetrainConfig", "Retraining", "cost", "retrain_config_from_flags"]
@@ -262,6 +262,7 @@ class Retraining:
         self._prepared = self.accelerator.prepare(self.optimizer)
         model = self.accelerator.prepare_model(self.model, evaluation_mode=True)  # gradients are averaged by hand
         self.parallel = Parallel(self.accelerator)
+        self.parallel.check_batch_size(config.batch_size)
         settings, main = {**config.as_json(), **surroundings(self.accelerator)}, self.accelerator.is_main_process
         self.folder = RunFolder(config.named_output(), settings, config.resume, config.MOVABLE, writes=main)
         self.accelerator.wait_for_everyone()
@@ -317,13 +318,14 @@ class Retraining:
             progress.seconds = time.perf_counter() - started
             bar.set_postfix(loss=f"{progress.loss / progress.step:.3f}", refresh=False)
             if config.save_every and progress.step % config.save_every == 0 and progress.step < steps:
+                self._check_finite(epoch, progress)
                 self._save(epoch, progress)
             if self.parallel.any(stop.is_set()):
                 self._check_finite(epoch, progress)
                 self._save(epoch, progress)
                 raise Interrupted(
                     f"stopped in epoch {epoch + 1} of {config.epochs} after step {progress.step} of {steps}; "
-                    f"to go on: {command_line()}"
+                    f"to go on: {command_line(self.accelerator)}"
                 )
         self._check_finite(epoch, progress)
         self.parallel.check_same((name, sums(weight)) for name, weight in self.model.named_parameters())
@@ -338,7 +340,8 @@ class Retraining:
     def _check_finite(self, epoch: int, progress: _Epoch) -> None:
         if not math.isfinite(progress.loss):
             raise FloatingPointError(
-                f"the loss of epoch {epoch + 1} is {progress.loss}: lower --lr; the checkpoint is of before"
+                f"the loss of epoch {epoch + 1} is {progress.loss}: start anew with a lower --lr; "
+                f"the checkpoints are of before"
             )
 
     def _finish_epoch(self, epoch: int, progress: _Epoch) -> None:
@@ -398,7 +401,7 @@ class Retraining:
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "ema": None if self._ema is None else self._ema.state_dict(),
-                "rng": torch.get_rng_state(),
+                "rng": rng_state(),
             },
             epoch,
             progress.step,
@@ -413,5 +416,5 @@ class Retraining:
         self.optimizer.load_state_dict(state["optimizer"])
         if self._ema is not None:
             self._ema.load_state_dict(state["ema"])
-        torch.set_rng_state(state["rng"].cpu())
+        set_rng_state(state["rng"])
         return state["epoch"], _Epoch(**state["progress"])

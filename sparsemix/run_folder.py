@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,10 @@ class RunFolder:
     def _check_same(self, config: Mapping[str, Any], movable: frozenset[str]) -> None:
         if not self._config.exists():
             raise FileNotFoundError(f"{self.path} holds no run to resume: there is no {self._config}")
-        then, now = json.loads(self._config.read_text()), json.loads(json.dumps(config))
+        try:
+            then, now = json.loads(self._config.read_text()), json.loads(json.dumps(config))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self._config} is damaged ({error}); start anew in another folder") from error
         differing = {
             field: (then.get(field), now.get(field))
             for field in sorted((then.keys() | now.keys()) - movable)
@@ -100,7 +104,10 @@ class RunFolder:
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The newest good checkpoint, or None if the run was stopped before its first; the records become its own."""
-        state = self._checkpoints.load()
+        with warnings.catch_warnings():
+            if not self._writes:
+                warnings.simplefilter("ignore")  # who writes has said it
+            state = self._checkpoints.load()
         self._write_records([] if state is None else json.loads(state.pop("records")))
         return state
 

@@ -8,15 +8,25 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from sparsemix import __version__
 
-__all__ = ["Interrupted", "command_line", "make_accelerator", "stop_requests", "surroundings"]
+__all__ = [
+    "Interrupted",
+    "command_line",
+    "make_accelerator",
+    "rng_state",
+    "run_script",
+    "set_rng_state",
+    "stop_requests",
+    "surroundings",
+]
 
 
 def make_accelerator(device: str = "auto") -> Accelerator:
@@ -82,7 +92,41 @@ def stop_requests() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def command_line() -> str:
-    """The command that goes on with this process's run."""
+def run_script(main: Callable[[], Any]) -> None:
+    """Run the main function of a script; a run that was stopped says once how to go on."""
+    try:
+        main()
+    except Interrupted as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(stopped)
+        sys.exit(130)
+
+
+def command_line(accelerator: Accelerator) -> str:
+    """The command that goes on with this run, in as many processes and the same precision."""
     arguments = [argument for argument in sys.argv if argument != "--resume"]
-    return shlex.join(["accelerate", "launch", *arguments, "--resume"])
+    processes, precision = str(accelerator.num_processes), accelerator.mixed_precision
+    if "TORCHELASTIC_RUN_ID" in os.environ and accelerator.device.type == "cpu":
+        set_precision = [] if precision == "no" else [f"ACCELERATE_MIXED_PRECISION={precision}"]
+        launcher = [*set_precision, "torchrun", "--standalone", "--nproc-per-node", processes]
+    else:
+        set_precision = [] if precision == "no" else ["--mixed_precision", precision]
+        launcher = [
+            "accelerate",
+            "launch",
+            *(["--num_processes", processes] if processes != "1" else []),
+            *set_precision,
+        ]
+    return shlex.join([*launcher, *arguments, "--resume"])
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of PyTorch's generators, of all devices."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    """Go on from a state, as far as there are those devices."""
+    torch.set_rng_state(state["cpu"])
+    for device, of_device in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(of_device, device)

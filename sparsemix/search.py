@@ -28,7 +28,7 @@ from .metrics import accuracy, audit, discretization, leakage
 from .parallel import Parallel, cut, sums
 from .relaxation import Softmax
 from .run_folder import RunFolder
-from .running import Interrupted, command_line, stop_requests, surroundings
+from .running import Interrupted, command_line, rng_state, set_rng_state, stop_requests, surroundings
 from .schedule import BatchMixedScheduler
 from .temperature import EntropySchedule
 from .tracking import check_tracker, tracking
@@ -120,11 +120,12 @@ class Search:
         weight_optimizer, alpha_optimizer = self.accelerator.prepare(self.weight_optimizer, self.alpha_optimizer)
         model = self.accelerator.prepare_model(arch.model, evaluation_mode=True)  # gradients are averaged by hand
         self.parallel = Parallel(self.accelerator)
+        self.parallel.check_batch_size(config.batch_size)
 
         def loss(batch: tuple[Tensor, Tensor, float]) -> Tensor:
             x, y, share = batch
-            loss = share * F.cross_entropy(model(x), y)
-            return loss if self.cost_term is None else loss + self.cost_term()  # no gradient in a weights update
+            loss = F.cross_entropy(model(x), y)
+            return share * (loss if self.cost_term is None else loss + self.cost_term())  # a constant for the weights
 
         self.search_step = SearchStep(
             arch,
@@ -193,13 +194,14 @@ class Search:
             progress.seconds = time.perf_counter() - started
             bar.set_postfix(loss=f"{progress.train_loss / progress.step:.3f}", p=f"{self.phi.p:.2f}", refresh=False)
             if config.save_every and progress.step % config.save_every == 0 and progress.step < steps:
+                arch.check_finite()
                 self._save(epoch, progress)
             if self.parallel.any(stop.is_set()):
                 arch.check_finite()
                 self._save(epoch, progress)
                 raise Interrupted(
                     f"stopped in epoch {epoch + 1} of {config.epochs} after step {progress.step} of {steps}; "
-                    f"to go on: {command_line()}"
+                    f"to go on: {command_line(self.accelerator)}"
                 )
         arch.check_finite()
         self.parallel.check_same((f"alpha of {label!r}", alpha) for label, alpha in arch.named_parameters())
@@ -288,7 +290,8 @@ class Search:
                 "weight_optimizer": self.weight_optimizer.state_dict(),
                 "alpha_optimizer": self.alpha_optimizer.state_dict(),
                 "phi": self.phi.state_dict(),
-                "rng": torch.get_rng_state(),
+                "alpha_gradients": [alpha.grad for alpha in self.arch.parameters()],  # clipped with the weights' next
+                "rng": rng_state(),
             },
             epoch,
             progress.step,
@@ -303,7 +306,9 @@ class Search:
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
         self.phi.load_state_dict(state["phi"])
-        torch.set_rng_state(state["rng"].cpu())
+        for alpha, gradient in zip(self.arch.parameters(), state["alpha_gradients"], strict=True):
+            alpha.grad = None if gradient is None else gradient.to(alpha)
+        set_rng_state(state["rng"])
         return state["epoch"], _Epoch(**state["progress"])
 
     # Details

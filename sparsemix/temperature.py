@@ -75,7 +75,7 @@ def temperature_of_entropy(alphas: Tensor, share: float) -> float | None:
     spread = float((alphas.amax(-1) - alphas.masked_fill(~exist, math.inf).amin(-1)).max())
     if spread == 0 or greatest == 0:
         return None
-    low, high = math.log(1e-6 * spread), math.log(1e6 * spread)
+    low, high = math.log(1e-15 * spread), math.log(1e6 * spread)  # two alphas may differ by next to nothing
     for _ in range(60):
         middle = (low + high) / 2
         if float(entropy(softmax(alphas, math.exp(middle)))) > share * greatest:

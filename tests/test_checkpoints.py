@@ -29,6 +29,19 @@ def test_the_best_stays_too(tmp_path):
     assert [int(path.name.split("-")[1]) for path in checkpoints.paths()] == [5, 4, 1]
 
 
+def test_what_follows_a_damaged_one_is_kept(tmp_path):
+    checkpoints = saved(tmp_path, 3)
+    newest = checkpoints.paths()[0]
+    newest.write_bytes(b"")
+    with pytest.warns(UserWarning, match="damaged"):
+        assert checkpoints.load()["epoch"] == 1
+    for step in (5, 9):  # of the epoch that the lost one was to begin after
+        checkpoints.save({"epoch": 1, "step": step}, 1, step)
+        assert checkpoints.load()["step"] == step
+    assert [path.name[:24] for path in checkpoints.paths()] == ["checkpoint-00001-0000009", "checkpoint-00001-0000005"]
+    assert newest.with_suffix(".damaged").exists()
+
+
 def test_within_an_epoch(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for epoch, step in [(9, 0), (9, 100), (10, 0), (10, 20)]:

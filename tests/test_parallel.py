@@ -93,7 +93,12 @@ def test_fewer_images_than_processes():
     assert parallel.shard((torch.zeros(1, 3), torch.zeros(1)))[2] == 1.0
     parallel.processes = 3
     with pytest.raises(ValueError, match="a batch of 2 images cannot be shared by 3 processes"):
-        parallel.shard((torch.zeros(2, 3), torch.zeros(2)))
+        parallel.check_batch_size(2)
+    x, total = torch.randn(2), 0.0
+    for parallel.rank in range(3):  # a last batch all the same
+        mine, _, share = parallel.shard((x, torch.arange(2)))
+        total = total + share * mine.mean() / 3
+    torch.testing.assert_close(total, x.mean())
 
 
 @pytest.mark.parametrize("processes", [2, 3])

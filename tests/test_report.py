@@ -1,9 +1,10 @@
 import json
+import sys
 
 import pytest
 
 from sparsemix.figures import draw_audits, draw_runs
-from sparsemix.report import audit_table, steadiness_table, table
+from sparsemix.report import audit_table, main, steadiness_table, table
 from sparsemix.run_records import load_run, middle_and_high
 
 
@@ -58,6 +59,17 @@ def test_a_figure(runs, tmp_path):
 def test_a_run_that_has_not_finished(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no finished run"):
         load_run(tmp_path)
+
+
+def test_unfinished_runs_are_left_out(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["report", str(runs[0]), str(tmp_path / "none")])
+    main()
+    shown = capsys.readouterr()
+    assert "sp-darts-0" in shown.out
+    assert "left out: " in shown.err
+    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / "none")])
+    with pytest.raises(SystemExit):
+        main()
 
 
 def test_runs_with_other_settings_are_not_averaged(runs):

@@ -124,7 +124,7 @@ def test_interrupted_and_resumed_is_as_if_never_interrupted(tmp_path, monkeypatc
 
 
 def test_a_loss_that_is_not_finite(tmp_path):
-    with pytest.raises(FloatingPointError, match="the loss of epoch 1 is nan: lower --lr"):
+    with pytest.raises(FloatingPointError, match="the loss of epoch 1 is nan: start anew with a lower --lr"):
         train(tmp_path / "t", "--lr", "1e30", "--max-norm", "1e30")
 
 

@@ -7,19 +7,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nb201_space
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import nn
 
-from sparsemix import BatchMixedScheduler
+from sparsemix import ArchParameterGroup, BatchMixedScheduler, MixedOp
 from sparsemix.bilevel import SearchStep
 from sparsemix.checkpoints import Checkpoints
 from sparsemix.config import SearchConfig, config_from_flags
+from sparsemix.data import open_pairs
 from sparsemix.genotype import NB201Genotype
 from sparsemix.run_folder import RunFolder
-from sparsemix.running import Interrupted, make_accelerator, stop_requests
+from sparsemix.running import Interrupted, command_line, make_accelerator, run_script, stop_requests
+from sparsemix.search import Search
 from sparsemix.spaces import nb201
 
 SCRIPT = Path(nb201_space.__file__)
@@ -155,6 +159,62 @@ def test_interrupted_and_resumed_is_as_if_never_interrupted(finished, tmp_path, 
     flags = ["--table", str(table), "--table-dataset", "cifar10"]
     search_with_a_break(monkeypatch, stop_at, tmp_path / "run", *flags)
     assert_same_run(tmp_path / "run", output)
+
+
+def test_alpha_gradients_that_are_clipped_with_the_weights_are_of_the_run(tmp_path, monkeypatch):
+    flags = ["--clip-alphas", "--max-norm", "0.5"]
+    search(tmp_path / "whole", *flags)
+    search_with_a_break(monkeypatch, 8, tmp_path / "parts", *flags)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_cost_counts_once_a_step(tmp_path):
+    """Whatever parts a batch is cut into: a constant of 100, of which alpha has no gradient."""
+    losses = []
+    for parts in (1, 3):
+        flags = [*TINY_FLAGS, "--epochs", "1", "--accumulate", str(parts), "--output", str(tmp_path / str(parts))]
+        config = config_from_flags(nb201.PRESETS, flags)
+        pairs = open_pairs(**config.data_options())
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), MixedOp({"a": nn.Linear(64, 10), "b": nn.Linear(64, 10)}))
+        arch, accelerator = ArchParameterGroup(model), make_accelerator("cpu")
+        costs = {"cost_term": lambda: torch.tensor(100.0)}
+        Search(config, arch, pairs, accelerator, "test", lambda arch: SimpleNamespace(skips=0), **costs).run()
+        losses.append(records(tmp_path / str(parts))[0]["val_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert 100 < losses[0] < 105
+
+
+def test_a_damaged_configuration(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json is damaged \(Expecting .*\); start anew in another folder"):
+        search(tmp_path, "--resume")
+
+
+@pytest.mark.parametrize(
+    ("processes", "precision", "torchrun", "expected"),
+    [
+        (1, "no", False, "accelerate launch s.py --a 1 --resume"),
+        (2, "bf16", False, "accelerate launch --num_processes 2 --mixed_precision bf16 s.py --a 1 --resume"),
+        (2, "no", True, "torchrun --standalone --nproc-per-node 2 s.py --a 1 --resume"),
+    ],
+)
+def test_how_to_go_on(monkeypatch, processes, precision, torchrun, expected):
+    monkeypatch.setattr(sys, "argv", ["s.py", "--resume", "--a", "1"])
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    accelerator = SimpleNamespace(num_processes=processes, mixed_precision=precision, device=torch.device("cpu"))
+    assert command_line(accelerator) == expected
+
+
+def test_a_script_that_is_stopped(capsys):
+    def stopped():
+        raise Interrupted("stopped; to go on: ...")
+
+    with pytest.raises(SystemExit, match="130"):
+        run_script(stopped)
+    assert capsys.readouterr().out == "stopped; to go on: ...\n"
 
 
 def test_a_run_killed_within_an_epoch_loses_no_more_than_save_every_says(finished, tmp_path, monkeypatch):

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -27,6 +27,7 @@ def arch(*widths, scale=1e-3):
     st.floats(1e-6, 1e3),
     st.integers(0, 1000),
 )
+@example([6], 0.25, 1.0, 153)  # its two greatest differ by a millionth
 def test_the_temperature_has_the_entropy(widths, share, scale, seed):
     generator = torch.Generator().manual_seed(seed)
     rows = [scale * torch.randn(width, generator=generator, dtype=torch.float64) for width in widths]
