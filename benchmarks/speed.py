@@ -81,10 +81,10 @@ def main(options: Options) -> list[dict[str, Any]]:
         rows += measure("DARTS space: one operation", variants.darts_discrete(options), options)
     rows += measure("plain modules: step", variants.user_steps(options), options)
     rows += measure("dense weights update", variants.dense_growth(options, options.candidates), options)
-    rows += measure("sparse weights update", variants.sparse_growth(options, options.candidates), options, inner=40)
+    rows += measure("sparse weights update", variants.sparse_growth(options, options.candidates), options, inner=10)
     for name in options.models:
         rows += measure(f"{name}: training step", variants.timm_training_steps(options, name), options)
-    rows += measure("one candidate", variants.one_candidate(options), options, inner=40)
+    rows += measure("one candidate", variants.one_candidate(options), options, inner=10)
     rows += measure("loader", variants.loaders(options), options)
     if options.schedule_epochs:
         rows += whole_schedule(options, options.schedule_cells, options.schedule_epochs, options.schedule_images)
