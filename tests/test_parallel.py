@@ -63,11 +63,9 @@ def test_a_process_that_fails_stops_the_others(tmp_path):
     assert time.monotonic() - started < 90
 
 
-def test_a_search_with_batch_norm_and_resuming_it(tmp_path):
+def test_a_search_with_batch_norm(tmp_path):
     script = Path(nb201_space.__file__)
     shown = launch(2, script, *TINY, "--output", tmp_path / "run")
-    assert shown.returncode == 0, shown.stderr
-    shown = launch(2, script, *TINY, "--output", tmp_path / "run", "--resume")
     assert shown.returncode == 0, shown.stderr
     assert len((tmp_path / "run" / "records.jsonl").read_text().splitlines()) == 2
 
