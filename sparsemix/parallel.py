@@ -1,8 +1,8 @@
-"""Several processes on one search: shards of the same batches, gradients averaged once, and a check against drift.
+"""Several processes on one run: shards of the same batches, gradients averaged once, and a check against drift.
 
-Every draw of a search is a function of (seed, epoch, step), so that all processes see the same phi, run the same
-operations and cut the same batches. What is left to exchange is one flat list of gradients a step. Nothing waits for
-single parameters, so that operations that do not run cannot make anybody wait.
+Batches and phi are functions of (seed, epoch, step), so that all processes see the same phi, run the same operations
+and cut the same batches. What is left to exchange is one flat list of gradients an update. Nothing waits for single
+parameters, so that operations that do not run cannot make anybody wait.
 """
 
 from __future__ import annotations
