@@ -4,9 +4,10 @@
     python benchmarks/speed.py --json speed.json          # and its rows
     python benchmarks/speed.py --schedule-epochs 0        # without the whole schedule, which takes longest
 
-Let nothing else run beside it. Every ratio is to the first variant of its comparison. That of a search step (both
-updates) is the dense formulation of the published codes, in their memory format; a search step with one operation an
-edge is compared with two training steps of the network of those operations.
+Let nothing else run beside it. Every ratio is to the first variant of its comparison: the median of the ratios of all
+rounds, so that a machine that is slow for a while is slow for both. That of a search step (both updates) is the dense
+formulation of the published codes, in their memory format; a search step with one operation an edge is compared with
+two training steps of the network of those operations.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Options(Size):
     candidates: tuple[int, ...] = (2, 4, 8, 16, 32)
     """Candidates an edge of the chains of mixed convolutions."""
     rounds: int = 9
-    """How often each variant is timed, after one round that is not counted."""
+    """How often each variant is timed, one after the other, after one round that is not counted; ten times as often
+    where a run takes milliseconds."""
     schedule_cells: int = 5
     """N of the whole schedule, ..."""
     schedule_epochs: int = 10
@@ -59,7 +61,7 @@ class Row:
     """Run in full, and scored, in a forward: of the weights update, and of the alpha update."""
     milliseconds: float
     ratio: float
-    """To the first variant of the comparison."""
+    """To the first variant of the comparison, the median over rounds."""
     peak_memory: float
     """Most bytes allocated at once, above those before, in MiB."""
     memory_ratio: float
@@ -81,10 +83,10 @@ def main(options: Options) -> list[dict[str, Any]]:
         rows += measure("DARTS space: one operation", variants.darts_discrete(options), options)
     rows += measure("plain modules: step", variants.user_steps(options), options)
     rows += measure("dense weights update", variants.dense_growth(options, options.candidates), options)
-    rows += measure("sparse weights update", variants.sparse_growth(options, options.candidates), options, inner=10)
+    rows += measure("sparse weights update", variants.sparse_growth(options, options.candidates), options, rounds=10 * options.rounds)
     for name in options.models:
         rows += measure(f"{name}: training step", variants.timm_training_steps(options, name), options)
-    rows += measure("one candidate", variants.one_candidate(options), options, inner=10)
+    rows += measure("one candidate", variants.one_candidate(options), options, rounds=10 * options.rounds)
     rows += measure("loader", variants.loaders(options), options)
     if options.schedule_epochs:
         rows += whole_schedule(options, options.schedule_cells, options.schedule_epochs, options.schedule_images)
@@ -94,12 +96,11 @@ def main(options: Options) -> list[dict[str, Any]]:
     return found
 
 
-def measure(comparison: str, variants: Variants, options: Options, inner: int = 1) -> list[Row]:
+def measure(comparison: str, variants: Variants, options: Options, rounds: int = 0) -> list[Row]:
     times: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in tqdm(range(options.rounds + 1), comparison, leave=False, disable=None):
+    for _ in tqdm(range((rounds or options.rounds) + 1), comparison, leave=False, disable=None):
         for name, variant in variants.items():
-            times[name].append(timed(variant.run, inner, options.device))
-    medians = {name: statistics.median(values[1:]) for name, values in times.items()}
+            times[name].append(timed(variant.run, options.device))
     memory = {name: peak_memory(variant.run, options.device) for name, variant in variants.items()}
     first = next(iter(variants))
     rows = [
@@ -107,8 +108,8 @@ def measure(comparison: str, variants: Variants, options: Options, inner: int = 
             comparison,
             name,
             variant.operations,
-            milliseconds=1e3 * medians[name],
-            ratio=medians[name] / medians[first],
+            milliseconds=1e3 * statistics.median(times[name][1:]),
+            ratio=statistics.median(a / b for a, b in zip(times[name][1:], times[first][1:], strict=True)),
             peak_memory=memory[name] / 2**20,
             memory_ratio=memory[name] / memory[first] if memory[first] else float("nan"),
         )
@@ -122,13 +123,12 @@ def measure(comparison: str, variants: Variants, options: Options, inner: int = 
     return rows
 
 
-def timed(run: Callable[[], Any], inner: int, device: str) -> float:
+def timed(run: Callable[[], Any], device: str) -> float:
     synchronize(device)
     started = time.perf_counter()
-    for _ in range(inner):
-        run()
+    run()
     synchronize(device)
-    return (time.perf_counter() - started) / inner
+    return time.perf_counter() - started
 
 
 def synchronize(device: str) -> None:
