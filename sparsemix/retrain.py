@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from .arch_parameters import restoring
 from .config import RunConfig, peek_flags
@@ -23,7 +21,8 @@ from .data import TrainingData
 from .metrics import accuracy
 from .parallel import Parallel, cut, sums
 from .run_folder import RunFolder
-from .running import Interrupted, command_line, rng_state, set_rng_state, stop_requests, surroundings
+from .running import rng_state, set_rng_state, stop_requests, surroundings
+from .steps import Progress, Steps
 from .tracking import check_tracker, tracking
 
 __all__ = ["PRESETS", "Cost", "RetrainConfig", "Retraining", "cost", "retrain_config_from_flags"]
@@ -190,12 +189,11 @@ def cost(model: nn.Module, x: torch.Tensor) -> Cost:
 
 
 @dataclass
-class _Epoch:
-    """What has been summed up over the steps of an epoch so far; a checkpoint within the epoch holds it."""
-
-    step: int = 0
+class _Epoch(Progress):
     loss: float = 0.0
-    seconds: float = 0.0
+
+    def shown(self) -> str:
+        return f"loss {self.loss / self.step:.3f}"
 
 
 @dataclass
@@ -277,30 +275,28 @@ class Retraining:
             stop_requests() as stop,
             tracking(self.accelerator, config.log_with, self.folder.path, settings) as self._log,
         ):
+            steps = Steps(
+                self.parallel,
+                self._save,
+                stop,
+                epochs=config.epochs,
+                seed=config.seed,
+                save_every=config.save_every,
+            )
             for epoch in range(first, config.epochs):
-                self._train_epoch(model, epoch, progress, stop)
+                self._train_epoch(steps, model, epoch, progress)
                 self._finish_epoch(epoch, progress)
                 progress = _Epoch()
         return self._summarize()
 
-    def _train_epoch(self, model: Any, epoch: int, progress: _Epoch, stop: threading.Event) -> None:
+    def _train_epoch(self, steps: Steps, model: Any, epoch: int, progress: _Epoch) -> None:
         config = self.config
         self.model.train()
         self.schedule.step(epoch)
         set_drop_path: Callable[[float], None] | None = getattr(self.model, "set_drop_path", None)
         if set_drop_path is not None:
             set_drop_path(config.drop_path * epoch / config.epochs)
-        started, steps = time.perf_counter() - progress.seconds, len(self.data)
-        bar = tqdm(
-            self.data.epoch(epoch, progress.step),
-            f"epoch {epoch + 1}/{config.epochs}",
-            steps,
-            initial=progress.step,
-            leave=False,
-            disable=None if self.accelerator.is_main_process else True,
-        )
-        for batch in bar:
-            self.parallel.seed(config.seed, epoch, progress.step)
+        for batch in steps.epoch(self.data, epoch, progress):
             self._prepared.zero_grad()
             loss = torch.zeros((), device=self.accelerator.device)
             for x, y, share in cut(self.parallel.shard(batch), config.accumulate):
@@ -313,20 +309,7 @@ class Retraining:
             self._prepared.step()
             if self._ema is not None:
                 self._ema.update(self.model)
-            progress.step += 1
             progress.loss += float(loss)
-            progress.seconds = time.perf_counter() - started
-            bar.set_postfix(loss=f"{progress.loss / progress.step:.3f}", refresh=False)
-            if config.save_every and progress.step % config.save_every == 0 and progress.step < steps:
-                self._check_finite(epoch, progress)
-                self._save(epoch, progress)
-            if self.parallel.any(stop.is_set()):
-                self._check_finite(epoch, progress)
-                self._save(epoch, progress)
-                raise Interrupted(
-                    f"stopped in epoch {epoch + 1} of {config.epochs} after step {progress.step} of {steps}; "
-                    f"to go on: {command_line(self.accelerator)}"
-                )
         self._check_finite(epoch, progress)
         self.parallel.check_same((name, sums(weight)) for name, weight in self.model.named_parameters())
 
@@ -393,6 +376,7 @@ class Retraining:
 
     def _save(self, epoch: int, progress: _Epoch) -> None:
         """All that the next step depends on; order and augmentation depend on (seed, epoch, step) alone."""
+        self._check_finite(epoch, progress)
         best = min(self.folder.records, key=lambda record: record["error"], default=None)
         self.folder.save_checkpoint(
             {

@@ -5,7 +5,6 @@ A script builds data, supernet and :class:`~sparsemix.ArchParameterGroup`, and h
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +16,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 from torch.optim.swa_utils import update_bn
-from tqdm.auto import tqdm
 
 from .arch_parameters import ArchParameterGroup
 from .bilevel import SearchStep
@@ -28,8 +26,9 @@ from .metrics import accuracy, audit, discretization, leakage
 from .parallel import Parallel, cut, sums
 from .relaxation import Softmax
 from .run_folder import RunFolder
-from .running import Interrupted, command_line, rng_state, set_rng_state, stop_requests, surroundings
+from .running import rng_state, set_rng_state, stop_requests, surroundings
 from .schedule import BatchMixedScheduler
+from .steps import Progress, Steps
 from .temperature import EntropySchedule
 from .tracking import check_tracker, tracking
 
@@ -37,16 +36,15 @@ __all__ = ["Search"]
 
 
 @dataclass
-class _Epoch:
-    """What has been summed up over the steps of an epoch so far; a checkpoint within the epoch holds it."""
-
-    step: int = 0
+class _Epoch(Progress):
     sparse: int = 0
     t_sp: float | None = None  # what it was when the epoch began
     train_loss: float = 0.0
     val_loss: float = 0.0
-    seconds: float = 0.0
     audits: list[dict[str, Any]] = field(default_factory=list)
+
+    def shown(self) -> str:
+        return f"loss {self.train_loss / self.step:.3f}"
 
 
 @dataclass
@@ -155,54 +153,38 @@ class Search:
             stop_requests() as stop,
             tracking(self.accelerator, config.log_with, self.folder.path, settings) as self._log,
         ):
+            steps = Steps(
+                self.parallel,
+                self._save,
+                stop,
+                epochs=config.epochs,
+                seed=config.seed,
+                save_every=config.save_every,
+            )
             for epoch in range(first, config.epochs):
-                self._train_epoch(epoch, progress, stop)
+                self._train_epoch(steps, epoch, progress)
                 self._finish_epoch(epoch, progress)
                 progress = _Epoch()
         return self._summarize()
 
-    def _train_epoch(self, epoch: int, progress: _Epoch, stop: threading.Event) -> None:
+    def _train_epoch(self, steps: Steps, epoch: int, progress: _Epoch) -> None:
         config, arch = self.config, self.arch
         arch.model.train()
         progress.t_sp = progress.t_sp or self._sparse_temperature(epoch)
         arch.relaxation = METHODS[config.method][0](self._at(progress.t_sp))
         self.lr_schedule.step(epoch)
         self.phi.step(epoch)
-        started, steps = time.perf_counter() - progress.seconds, len(self.pairs)
-        pairs = self.pairs.epoch(epoch, progress.step)
-        bar = tqdm(
-            pairs,
-            f"epoch {epoch + 1}/{config.epochs}",
-            steps,
-            initial=progress.step,
-            leave=False,
-            disable=self._quiet(),
-        )
-        for train_batch, val_batch in bar:
-            self.phi.step_update(epoch * steps + progress.step)
-            self.parallel.seed(config.seed, epoch, progress.step)
+        for train_batch, val_batch in steps.epoch(self.pairs, epoch, progress, note=f", p {self.phi.p:.2f}"):
+            self.phi.step_update(epoch * len(self.pairs) + progress.step)
             train, val = self.parallel.shard(train_batch), self.parallel.shard(val_batch)
             if config.audit_every and progress.step % config.audit_every == 0:
                 progress.audits += self._audit(progress.step, val)
             losses = torch.stack(self.search_step(train, val))
             self.parallel.average([losses, *(b for b in arch.model.buffers() if b.is_floating_point())])
             train_loss, val_loss = losses
-            progress.step += 1
             progress.sparse += self.phi.phi
             progress.train_loss += float(train_loss)
             progress.val_loss += float(val_loss)
-            progress.seconds = time.perf_counter() - started
-            bar.set_postfix(loss=f"{progress.train_loss / progress.step:.3f}", p=f"{self.phi.p:.2f}", refresh=False)
-            if config.save_every and progress.step % config.save_every == 0 and progress.step < steps:
-                arch.check_finite()
-                self._save(epoch, progress)
-            if self.parallel.any(stop.is_set()):
-                arch.check_finite()
-                self._save(epoch, progress)
-                raise Interrupted(
-                    f"stopped in epoch {epoch + 1} of {config.epochs} after step {progress.step} of {steps}; "
-                    f"to go on: {command_line(self.accelerator)}"
-                )
         arch.check_finite()
         self.parallel.check_same((f"alpha of {label!r}", alpha) for label, alpha in arch.named_parameters())
         weights = arch.model.named_parameters()
@@ -281,6 +263,7 @@ class Search:
 
     def _save(self, epoch: int, progress: _Epoch) -> None:
         """All that the next step depends on; the draws depend on (seed, epoch, step) alone."""
+        self.arch.check_finite()
         best = max(self.folder.records, key=lambda record: record["discretized_accuracy"], default=None)
         self.folder.save_checkpoint(
             {
@@ -337,9 +320,6 @@ class Search:
         scale = t_sp / config.sparse
         evaluated = config.eval_temperature * (scale if config.auto_temperature else 1)
         return replace(config, sparse=t_sp, smooth=config.smooth * scale, eval_temperature=evaluated)
-
-    def _quiet(self) -> bool | None:
-        return None if self.accelerator.is_main_process else True  # None: only a terminal sees the bar
 
     def _say(self, text: str) -> None:
         self.accelerator.print(text, flush=True)

@@ -1,0 +1,98 @@
+"""The steps of an epoch, as searches and trainings take them: seeded, shown, saved every so often, and stopped."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tqdm.auto import tqdm
+
+from .parallel import Parallel
+from .running import Interrupted, command_line
+
+__all__ = ["Batches", "Progress", "Steps"]
+
+
+class Batches(Protocol):
+    """Data whose epochs are reproducible and may be entered at any step."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]: ...
+
+
+@dataclass
+class Progress:
+    """How far an epoch is, and what its steps have summed up; a checkpoint within the epoch holds it."""
+
+    step: int = 0
+    seconds: float = 0.0
+
+    def shown(self) -> str:
+        """For the progress bar."""
+        return ""
+
+
+class Steps:
+    """Runs through epochs of batches; between two steps a run is saved when that is due, and stopped when asked to.
+
+    Args:
+        parallel: the processes; they stop after the same step.
+        save: writes a checkpoint of an epoch and its progress.
+        stop: set, it asks for a stop.
+        epochs: of the run.
+        seed: of the run.
+        save_every: save after every so many steps; 0: only where the run stops.
+    """
+
+    def __init__(
+        self,
+        parallel: Parallel,
+        save: Callable[[int, Any], None],
+        stop: threading.Event,
+        *,
+        epochs: int,
+        seed: int,
+        save_every: int,
+    ) -> None:
+        self.parallel = parallel
+        self.save = save
+        self.stop = stop
+        self.epochs = epochs
+        self.seed = seed
+        self.save_every = save_every
+
+    def epoch(self, data: Batches, epoch: int, progress: Progress, note: str = "") -> Iterator[Any]:
+        """The batches that are left of an epoch. A step is done, and counted, when the next batch is asked for.
+
+        Raises:
+            Interrupted: a stop was asked for; the checkpoint is of after the step that was running.
+        """
+        accelerator, steps = self.parallel.accelerator, len(data)
+        started = time.perf_counter() - progress.seconds
+        bar = tqdm(
+            data.epoch(epoch, progress.step),
+            f"epoch {epoch + 1}/{self.epochs}{note}",
+            steps,
+            initial=progress.step,
+            leave=False,
+            disable=None if accelerator.is_main_process else True,  # None: only a terminal sees the bar
+        )
+        for batch in bar:
+            self.parallel.seed(self.seed, epoch, progress.step)
+            yield batch
+            progress.step += 1
+            progress.seconds = time.perf_counter() - started
+            bar.set_postfix_str(progress.shown(), refresh=False)
+            stopping = self.parallel.any(self.stop.is_set())
+            due = self.save_every and progress.step % self.save_every == 0 and progress.step < steps
+            if due or stopping:
+                self.save(epoch, progress)
+            if stopping:
+                raise Interrupted(
+                    f"stopped in epoch {epoch + 1} of {self.epochs} after step {progress.step} of {steps}; "
+                    f"to go on: {command_line(accelerator)}"
+                )
