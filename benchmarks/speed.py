@@ -83,10 +83,10 @@ def main(options: Options) -> list[dict[str, Any]]:
         rows += measure("DARTS space: one operation", variants.darts_discrete(options), options)
     rows += measure("plain modules: step", variants.user_steps(options), options)
     rows += measure("dense weights update", variants.dense_growth(options, options.candidates), options)
-    rows += measure("sparse weights update", variants.sparse_growth(options, options.candidates), options, rounds=10 * options.rounds)
+    rows += measure("sparse weights update", variants.sparse_growth(options, options.candidates), options, often=10)
     for name in options.models:
         rows += measure(f"{name}: training step", variants.timm_training_steps(options, name), options)
-    rows += measure("one candidate", variants.one_candidate(options), options, rounds=10 * options.rounds)
+    rows += measure("one candidate", variants.one_candidate(options), options, often=10)
     rows += measure("loader", variants.loaders(options), options)
     if options.schedule_epochs:
         rows += whole_schedule(options, options.schedule_cells, options.schedule_epochs, options.schedule_images)
@@ -96,9 +96,9 @@ def main(options: Options) -> list[dict[str, Any]]:
     return found
 
 
-def measure(comparison: str, variants: Variants, options: Options, rounds: int = 0) -> list[Row]:
+def measure(comparison: str, variants: Variants, options: Options, often: int = 1) -> list[Row]:
     times: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in tqdm(range((rounds or options.rounds) + 1), comparison, leave=False, disable=None):
+    for _ in tqdm(range(often * options.rounds + 1), comparison, leave=False, disable=None):
         for name, variant in variants.items():
             times[name].append(timed(variant.run, options.device))
     memory = {name: peak_memory(variant.run, options.device) for name, variant in variants.items()}
