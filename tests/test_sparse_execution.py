@@ -9,6 +9,7 @@ import timm.optim
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import sparsemix.models  # noqa: F401
 from sparsemix import ArchParameterGroup, MixedOp
@@ -181,6 +182,35 @@ def test_scored_operations_keep_no_graph_and_are_idle_in_a_single_level_search()
     outputs = torch.tensor([2, 3, 4]) * x.sum()
     weights = torch.tensor([0.9, 0.0995, 0.0005])
     torch.testing.assert_close(arch.parameters()[0].grad, weights * (outputs - weights @ outputs))
+
+
+class HostReads(TorchFunctionMode):
+    """Notes what reads a tensor's values in Python: on a GPU the host waits there for the device."""
+
+    NAMES = ("tolist", "item", "cpu", "numpy", "equal", "__bool__", "__int__", "__index__", "__float__")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__name__", "") in self.NAMES:
+            self.seen.append(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("supernet", "cells"), [("sparsemix_nb201_supernet", 1), ("sparsemix_darts_supernet", 3)])
+def test_the_host_waits_for_the_device_once_a_forward(supernet, cells):
+    model = timm.create_model(supernet, channels=4, cells=cells)
+    arch = ArchParameterGroup(model, threshold=1e-3)
+    x = torch.randn(2, 3, 16, 16)
+    for arch.phi in (False, True):
+        with HostReads() as reads:
+            model(x).square().sum().backward()
+        assert reads.seen == ["tolist"]
+        with HostReads() as reads, arch.fixed_alphas():
+            model(x).square().sum().backward()
+        assert reads.seen == ["tolist"]
 
 
 def test_the_strongest_always_runs():
