@@ -103,10 +103,11 @@ class MixedOp(nn.Module):
             raise TypeError(f"MixedOp: candidates must be a mapping name -> module, got a {type(candidates).__name__}")
         if not candidates:
             raise ValueError("MixedOp: no candidates; give a mapping such as {'skip': nn.Identity(), 'conv': ...}")
+        empty = nn.ModuleDict()
         for name, candidate in candidates.items():
             if not isinstance(candidate, nn.Module):
                 raise TypeError(f"MixedOp: candidate {name!r} must be a torch.nn.Module, got {candidate!r}")
-            if not name or "." in name or hasattr(nn.ModuleDict, name):
+            if not name or "." in name or hasattr(empty, name):
                 raise ValueError(
                     f"MixedOp: {name!r} cannot name a module (it has a dot, or torch uses it); choose another"
                 )
@@ -131,7 +132,7 @@ class MixedOp(nn.Module):
     def operation_weights(self, weights: Tensor | Weights | None = None) -> Weights:
         """This forward's weights: those given, the group's, or softmax(alpha)."""
         if isinstance(weights, Weights):
-            return weights
+            return weights._replace(executions=(Execution.FULL,) * len(self.names)) if self.always_run else weights
         if weights is not None:
             if weights.shape != self.alpha.shape:
                 raise ValueError(
@@ -217,17 +218,17 @@ def _mix(source: Source, edges: Sequence[MixedOp], weights: Sequence[Weights]) -
     """``sum_m w_m o_m(x)`` for every edge; candidates of one sharing key, across the edges, run together."""
     full: dict[Hashable, list[_Part]] = {}
     scored: dict[Hashable, list[_Part]] = {}
-    idle: list[nn.Module] = []  # candidates that gradients do not flow through
+    totals = [_Total(edge, source) for edge in edges]
     for index, (edge, edge_weights) in enumerate(zip(edges, weights, strict=True)):
         for (name, candidate), weight, execution in zip(edge.candidates.items(), *edge_weights, strict=True):
             if execution is not Execution.FULL:
-                idle.append(candidate)
+                totals[index].idle.append(candidate)
             if execution is not Execution.SKIPPED:
                 key = None if source.keywords else _sharing_key(candidate)
                 group = full if execution is Execution.FULL else scored
-                part = _Part(index, name, candidate, weight)
-                group.setdefault((index, name) if key is None else key, []).append(part)
-    totals = [_Total(edge, source) for edge in edges]
+                if key is None or any(part.candidate is candidate for part in group.get(key, ())):
+                    key = (index, name)  # one module on several edges runs once for each
+                group.setdefault(key, []).append(_Part(index, name, candidate, weight))
     for parts in full.values():
         for part, value, remaining in _run(parts, source, [part.weight for part in parts]):
             totals[part.edge].add(part.name, value, remaining)
@@ -236,12 +237,7 @@ def _mix(source: Source, edges: Sequence[MixedOp], weights: Sequence[Weights]) -
             unit = torch.ones_like(parts[0].weight)
             for part, value, _ in _run(parts, source, [unit] * len(parts)):
                 totals[part.edge].score(part.name, value, part.weight)
-    outputs = [total.result() for total in totals]
-    if idle and torch.is_grad_enabled():
-        parameters = (p for candidate in idle for p in _parameters(candidate))
-        index = next((i for i, total in enumerate(totals) if total.is_own), 0)
-        outputs[index] = _WithZeroGradients.apply(outputs[index], totals[index].is_own, *parameters)
-    return outputs
+    return [total.result(edge_weights.scalars) for total, edge_weights in zip(totals, weights, strict=True)]
 
 
 def _parameters(module: nn.Module) -> Iterator[nn.Parameter]:
@@ -266,15 +262,15 @@ def _run(
 
 
 class _WithZeroGradients(torch.autograd.Function):
-    """A value as it is, and for parameters that had no part in it gradients of zero rather than none.
+    """A value as it is, and for tensors that had no part in it gradients of zero rather than none.
 
     Momentum and weight decay go on acting on those parameters, as they would had the operation run at weight zero,
     and a wrapper that waits for every parameter's gradient (DistributedDataParallel) is not kept waiting.
     """
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, is_own: bool, *parameters: Tensor) -> Tensor:
-        ctx.parameters = parameters
+    def forward(ctx: Any, value: Tensor, is_own: bool, *others: Tensor) -> Tensor:
+        ctx.others = others
         if not is_own:
             return value.clone()  # a view could not be changed in place by whatever follows (ReLU, +=)
         ctx.mark_dirty(value)  # the same tensor, no view of it
@@ -283,7 +279,7 @@ class _WithZeroGradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[2:]
-        zeros = [torch.zeros_like(p) if need else None for p, need in zip(ctx.parameters, needed, strict=True)]
+        zeros = [torch.zeros_like(other) if need else None for other, need in zip(ctx.others, needed, strict=True)]
         return gradients[0], None, *zeros
 
 
@@ -302,7 +298,7 @@ class _WithScores(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         [gradient], outputs = gradients, ctx.saved_tensors
-        product = torch.empty_like(gradient)
+        product = None if torch.is_grad_enabled() else torch.empty_like(gradient)  # unless there is a second backward
         scores = [torch.mul(gradient, output, out=product).sum() for output in outputs]
         return gradient, None, *scores, *(None for _ in outputs)
 
@@ -312,6 +308,8 @@ class _Total:
 
     Attributes:
         is_own: the sum is a tensor made here, which nothing else holds.
+        depends: gradients flow back from it to the source.
+        idle: candidates that gradients do not flow through.
     """
 
     def __init__(self, edge: MixedOp, source: Source) -> None:
@@ -322,7 +320,9 @@ class _Total:
         self.nothing = ""
         self.value: Tensor | None = None
         self.is_own = False
+        self.depends = False
         self.scored: list[tuple[Tensor, Tensor]] = []
+        self.idle: list[nn.Module] = []
 
     def add(self, name: str, value: Tensor | None, weight: Tensor | None) -> None:
         """Add ``weight * value``; no weight: it is applied already; no value: the candidate adds nothing."""
@@ -330,7 +330,8 @@ class _Total:
             self.nothing = name
             return
         self._check(name, value)
-        self.is_own = self.value is not None or weight is not None
+        self.is_own = self.value is not None or weight is not None or not value._is_view()
+        self.depends |= value.requires_grad
         if self.value is None:
             self.value = value if weight is None else value * weight
         else:
@@ -342,7 +343,7 @@ class _Total:
             self._check(name, value)
             self.scored.append((weight, value))
 
-    def result(self) -> Tensor:
+    def result(self, weights: Sequence[Tensor]) -> Tensor:
         value = self.value
         if value is None:
             if not self.nothing:
@@ -350,9 +351,17 @@ class _Total:
             nothing = self.edge.candidates[self.nothing]  # it knows the shape of nothing
             value = nothing(self.source.x, **self.source.keywords)
         if self.scored:
-            weights, outputs = zip(*self.scored, strict=True)
-            value = _WithScores.apply(value, len(weights), *weights, *outputs)
+            scales, outputs = zip(*self.scored, strict=True)
+            value = _WithScores.apply(value, len(scales), *scales, *outputs)
             self.is_own = True
+        if torch.is_grad_enabled():
+            without_part: list[Tensor] = [p for candidate in self.idle for p in _parameters(candidate)]
+            if not self.depends:  # in the dense sum gradients would flow back through the others, times zero
+                without_part.append(self.source.x)
+            if not value.requires_grad:
+                without_part += weights
+            if any(tensor.requires_grad for tensor in without_part):
+                value = _WithZeroGradients.apply(value, self.is_own, *without_part)
         return value
 
     def _check(self, name: str, value: Tensor) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from sparsemix import ArchParameterGroup, MixedOp
 from sparsemix.mixed_op import Weights, fan_out
 from sparsemix.spaces.nb201 import OPERATIONS
-from sparsemix.spaces.ops import ReLUConvBN, Zero
+from sparsemix.spaces.ops import ReLUConvBN, SepConv, Zero
 
 
 class Counting(nn.Module):
@@ -80,6 +80,62 @@ def test_edges_with_different_candidates_share_what_they_can():
     x = torch.randn(2, 4, 6, 6)
     for together, alone in zip(fan_out(x, edges), [edge(x) for edge in copy.deepcopy(edges)], strict=True):
         torch.testing.assert_close(together, alone)
+
+
+@pytest.mark.parametrize("make", [ReLUConvBN, SepConv])
+def test_one_module_on_several_edges(make):
+    module = make(4, 4, 3, affine=False) if make is ReLUConvBN else make(4, 3, 1, affine=False)
+    edges = nn.ModuleList(MixedOp({"skip": nn.Identity(), "conv": module, "again": module}) for _ in range(2))
+    alone = copy.deepcopy(edges)
+    x = torch.randn(2, 4, 6, 6)
+    torch.testing.assert_close(fan_out(x, list(edges)), [sum_of(edge, x) for edge in alone])
+    torch.testing.assert_close(edges.state_dict(), alone.state_dict())
+
+
+def sum_of(edge, x):
+    return sum(w * candidate(x) for w, candidate in zip(edge.alpha.softmax(0), edge.candidates.values(), strict=True))
+
+
+class Halved(ReLUConvBN):
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+class HalvedSepConv(SepConv):
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+def changed(**options):
+    op = ReLUConvBN(4, 4, 3)
+    op.conv = nn.Conv2d(4, 4, 3, padding=1, **options)
+    return op
+
+
+@pytest.mark.parametrize(
+    "candidate",
+    [
+        Halved(4, 4, 3),
+        HalvedSepConv(4, 3, 1),
+        changed(bias=True),
+        changed(bias=False, groups=2),
+        changed(bias=False, padding_mode="reflect"),
+    ],
+    ids=["subclass", "sepconv subclass", "bias", "groups", "padding"],
+)
+def test_a_changed_primitive_computes_what_it_says(candidate):
+    candidate.eval()
+    edges = [MixedOp({"skip": nn.Identity(), "conv": candidate}), MixedOp({"conv": ReLUConvBN(4, 4, 3), "z": Zero()})]
+    edges[1].eval()
+    x = torch.randn(2, 4, 6, 6)
+    torch.testing.assert_close(fan_out(x, edges), [sum_of(edge, x) for edge in edges])
+
+
+def test_what_follows_an_edge_of_one_convolution_may_work_in_place():
+    model = nn.Sequential(MixedOp({"none": Zero(), "conv": ReLUConvBN(4, 4, 3)}), nn.ReLU(inplace=True))
+    x = torch.randn(2, 4, 6, 6)
+    expected = sum_of(copy.deepcopy(model[0]), x).relu()
+    torch.testing.assert_close(model(x), expected)
 
 
 def test_an_edge_that_someone_watches_is_called_on_its_own():
@@ -196,7 +252,7 @@ def test_fuse_returns_the_chosen_candidate_and_ties_go_to_the_first():
     assert op.fuse() is op.candidates["b"]
 
 
-@pytest.mark.parametrize("name", ["conv.3", "", "double", "forward"])
+@pytest.mark.parametrize("name", ["conv.3", "", "double", "forward", "training"])
 def test_a_name_that_no_module_can_have(name):
     with pytest.raises(ValueError, match=f"{name!r} cannot name a module"):
         MixedOp({"skip": nn.Identity(), name: nn.Tanh()})

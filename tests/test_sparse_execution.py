@@ -1,5 +1,6 @@
 """Which operations run, and that leaving the others out changes what it says and nothing else."""
 
+import contextlib
 import copy
 import math
 
@@ -15,9 +16,9 @@ import sparsemix.models  # noqa: F401
 from sparsemix import ArchParameterGroup, MixedOp
 from sparsemix.bilevel import SearchStep, alpha_gradient
 from sparsemix.metrics import audit
-from sparsemix.mixed_op import Execution, Weights
+from sparsemix.mixed_op import Execution, Weights, fan_out
 from sparsemix.relaxation import Softmax, StraightThrough
-from sparsemix.spaces.ops import ReLUConvBN
+from sparsemix.spaces.ops import Noise, ReLUConvBN, Zero
 
 
 class Scaled(nn.Module):
@@ -318,3 +319,58 @@ def test_what_follows_may_work_in_place_beside_idle_operations(candidates):
     for name, gradient in gradients[True].items():
         assert torch.equal(gradient, gradients[False][name]), name
         assert bool(gradient.any()) != name.startswith("idle"), name
+
+
+def test_idle_operations_of_an_edge_get_zeros_though_its_siblings_lead_nowhere():
+    edges = [MixedOp({"skip": nn.Identity(), "conv": ReLUConvBN(4, 4, 3)}) for _ in range(2)]
+    weights = [Weights.dense(torch.tensor([1.0, 0.0]))._replace(executions=(Execution.FULL, Execution.SKIPPED))] * 2
+    for used, unused in ([0, 1], [1, 0]):
+        for edge in edges:
+            edge.zero_grad()
+        fan_out(torch.randn(2, 4, 4, 4), edges, weights)[used].sum().backward()
+        gradient = edges[used].candidates["conv"].conv.weight.grad
+        assert torch.equal(gradient, torch.zeros(4, 4, 3, 3))
+        assert edges[unused].candidates["conv"].conv.weight.grad is None
+
+
+@pytest.mark.parametrize("nothing", [Zero(), Noise()])
+@pytest.mark.parametrize("fixed", [True, False])
+def test_where_nothing_passes_gradients_are_zero_and_not_missing(nothing, fixed):
+    stem = nn.Conv2d(3, 4, 1)
+    arch = ArchParameterGroup(nn.Sequential(stem, MixedOp({"none": nothing, "conv": nn.Conv2d(4, 4, 1)})), Softmax())
+    with torch.no_grad():
+        arch.parameters()[0].copy_(torch.tensor([200.0, 0.0]))
+    with arch.fixed_alphas() if fixed else contextlib.nullcontext():
+        out = arch.model(torch.randn(2, 3, 4, 4))
+    out.sum().backward()
+    assert torch.equal(stem.weight.grad, torch.zeros(4, 3, 1, 1))
+    gradient = arch.parameters()[0].grad
+    assert gradient is None if fixed else torch.equal(gradient, torch.zeros(2))
+
+
+def test_alphas_of_an_edge_that_passes_nothing_are_part_of_the_graph():
+    arch = ArchParameterGroup(nn.Sequential(MixedOp({"none": Zero(), "skip": nn.Identity()})), Softmax())
+    with torch.no_grad():
+        arch.parameters()[0].copy_(torch.tensor([200.0, 0.0]))
+    [gradient] = torch.autograd.grad(arch.model(torch.randn(2, 3, 4, 4)).sum(), arch.parameters())
+    assert not gradient.any()
+
+
+def test_alphas_of_other_code_run_what_always_runs():
+    table = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    arch = ArchParameterGroup.from_parameters({"table": table}, Softmax(1e-3), threshold=1e-3)
+    op = MixedOp({"skip": nn.Identity(), "norm": nn.BatchNorm1d(3)}, always_run=True)
+    op(torch.randn(4, 3), arch.operation_weights()["table"][0])
+    assert op.candidates["norm"].num_batches_tracked == 1
+
+
+def test_second_derivatives_through_scores():
+    model = edge([0.9, 1e-4]).double()
+    arch, dense = (ArchParameterGroup(copy.deepcopy(model), Softmax(), threshold=t) for t in (1e-3, 0.0))
+    x = torch.randn(3, dtype=torch.float64)
+    penalties = []
+    for a in (arch, dense):
+        [gradient] = torch.autograd.grad(a.model(x).square().sum(), a.parameters(), create_graph=True)
+        gradient.square().sum().backward()
+        penalties.append(a.parameters()[0].grad)
+    torch.testing.assert_close(*penalties, rtol=2e-3, atol=1e-12)

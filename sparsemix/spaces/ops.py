@@ -158,7 +158,7 @@ class _ReLUThenBN(nn.Module):
 
     @property
     def sharing_key(self) -> Hashable | None:
-        return (type(self).__name__, id(self)) if _is_plain(self.bn) else None
+        return id(self) if _is_plain(self.bn) and type(self).forward is _ReLUThenBN.forward else None
 
     def contributions(
         self, ops: Sequence[_ReLUThenBN], source: Source, weights: Sequence[Tensor]
@@ -197,7 +197,9 @@ class ReLUConvBN(_ReLUThenBN):
     @property
     def sharing_key(self) -> Hashable | None:
         conv, bn = self.conv, self.bn
-        if type(conv) is not nn.Conv2d or not _is_plain(bn):
+        if type(self) is not ReLUConvBN or type(conv) is not nn.Conv2d or not _is_plain(bn):
+            return None
+        if conv.bias is not None or conv.groups > 1 or conv.padding_mode != "zeros":  # a convolution put there later
             return None
         shape = (conv.weight.shape, conv.stride, conv.padding, conv.dilation)
         return ("relu_conv_bn", *shape, bn.affine, bn.track_running_stats, bn.training, bn.eps, bn.momentum)
@@ -209,7 +211,7 @@ class ReLUConvBN(_ReLUThenBN):
         kernels = torch.cat([op.conv.weight for op in ops]) if len(ops) > 1 else conv.weight
         y = F.conv2d(source.relu, kernels, None, conv.stride, conv.padding, conv.dilation)
         y = scaled_batch_norm([op.bn for op in ops], y, weights)
-        return [(value, None) for value in y.chunk(len(ops), dim=1)]
+        return [(value, None) for value in (y.chunk(len(ops), dim=1) if len(ops) > 1 else [y])]
 
 
 class DilConv(_ReLUThenBN):
