@@ -140,8 +140,8 @@ class ArchParameterGroup(Alphas):
                 f"{type(model).__name__}; replace the layers to be searched by MixedOp({{name: module, ...}})"
             )
         self._labels = {op: label for label, ops in self.rows.items() for op in ops}
-        self._relaxed: dict[str, Weights] | None = None  # of the last forward of the model
-        self._in_forward = False
+        self._relaxed: dict[str, Weights] | None = None  # while the model's forward runs
+        self._differentiable: dict[str, Weights] | None = None  # those of its last forward with gradients
         self._hooks: tuple[RemovableHandle, ...] = ()
         for holder in {op.group for op in self._labels if op.group is not None}:
             if holder.model is not model:
@@ -206,8 +206,8 @@ class ArchParameterGroup(Alphas):
             )
         # A backward pass runs a part of the model again where its activations were not kept (gradient checkpointing).
         again = torch._C._current_graph_task_id() != -1
-        relaxed = self._relaxed if self._in_forward or again else None
-        return (relaxed or self._decide_all())[self._labels[op]]
+        relaxed = self._relaxed or (self._differentiable if again else None) or self._decide_all()
+        return relaxed[self._labels[op]]
 
     # The read-out
 
@@ -297,7 +297,7 @@ class ArchParameterGroup(Alphas):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles of the model: everything but the last forward's weights, which belong to its graph."""
-        return {**self.__dict__, "_relaxed": None, "_in_forward": False}
+        return {**self.__dict__, "_relaxed": None, "_differentiable": None}
 
     def _bind(self) -> None:
         self._hooks = (
@@ -310,10 +310,11 @@ class ArchParameterGroup(Alphas):
     def _begin_forward(self, model: nn.Module, args: Any) -> None:
         if any(len(ops[0].candidates) > 1 for ops in self.rows.values()):
             self._relaxed = self._decide_all()
-            self._in_forward = True
+            if torch.is_grad_enabled():
+                self._differentiable = self._relaxed
 
     def _end_forward(self, model: nn.Module, args: Any, output: Any) -> None:
-        self._in_forward = False
+        self._relaxed = None
 
     def _relax(self, relaxation: Relaxation) -> Tensor:
         """All rows at once, shape (rows, widest row)."""
