@@ -132,7 +132,7 @@ class MixedOp(nn.Module):
     def operation_weights(self, weights: Tensor | Weights | None = None) -> Weights:
         """This forward's weights: those given, the group's, or softmax(alpha)."""
         if isinstance(weights, Weights):
-            return weights._replace(executions=(Execution.FULL,) * len(self.names)) if self.always_run else weights
+            return weights
         if weights is not None:
             if weights.shape != self.alpha.shape:
                 raise ValueError(
@@ -221,6 +221,8 @@ def _mix(source: Source, edges: Sequence[MixedOp], weights: Sequence[Weights]) -
     totals = [_Total(edge, source) for edge in edges]
     for index, (edge, edge_weights) in enumerate(zip(edges, weights, strict=True)):
         for (name, candidate), weight, execution in zip(edge.candidates.items(), *edge_weights, strict=True):
+            if edge.always_run:
+                execution = Execution.FULL
             if execution is not Execution.FULL:
                 totals[index].idle.append(candidate)
             if execution is not Execution.SKIPPED:
@@ -330,7 +332,7 @@ class _Total:
             self.nothing = name
             return
         self._check(name, value)
-        self.is_own = self.value is not None or weight is not None or not value._is_view()
+        self.is_own = self.value is not None or weight is not None
         self.depends |= value.requires_grad
         if self.value is None:
             self.value = value if weight is None else value * weight

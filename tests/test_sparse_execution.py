@@ -360,8 +360,44 @@ def test_alphas_of_other_code_run_what_always_runs():
     table = torch.tensor([[1.0, 0.0]], requires_grad=True)
     arch = ArchParameterGroup.from_parameters({"table": table}, Softmax(1e-3), threshold=1e-3)
     op = MixedOp({"skip": nn.Identity(), "norm": nn.BatchNorm1d(3)}, always_run=True)
-    op(torch.randn(4, 3), arch.operation_weights()["table"][0])
-    assert op.candidates["norm"].num_batches_tracked == 1
+    [weights] = arch.operation_weights()["table"]
+    op(torch.randn(4, 3), weights)
+    fan_out(torch.randn(4, 3), [op], [weights])
+    assert op.candidates["norm"].num_batches_tracked == 2
+
+
+class Gate(nn.Module):
+    """A primitive of one's own that applies the weight itself; sigmoid keeps its output for the backward pass."""
+
+    sharing_key = ("gate",)
+
+    def forward(self, x):
+        return x.sigmoid()
+
+    def contributions(self, ops, source, weights):
+        return [(torch.sigmoid(source.x + weight.logit(eps=1e-6)), None) for weight in weights]
+
+
+class Same(nn.Module):
+    sharing_key = ("same",)
+
+    def forward(self, x):
+        return x
+
+    def contributions(self, ops, source, weights):
+        return [(source.x, None) for _ in ops]
+
+
+@pytest.mark.parametrize("primitive", [Gate(), Same()])
+def test_what_a_primitive_returns_is_not_changed_in_place(primitive):
+    op = MixedOp({"own": primitive, "idle": nn.Linear(3, 3)})
+    weights = Weights(torch.tensor([1.0, 0.0]).unbind(), (Execution.FULL, Execution.SKIPPED))
+    x = torch.randn(3, requires_grad=True)
+    out = op(x, weights)
+    out.relu_()
+    out.sum().backward()
+    assert x.grad is not None
+    assert not op.candidates["idle"].weight.grad.any()
 
 
 def test_second_derivatives_through_scores():
