@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import reference
@@ -276,6 +277,27 @@ def test_clipping_and_what_it_covers(small):
         clipped = [*arch.weight_parameters(), *(arch.parameters() if clip_alphas else [])]
         assert norm(clipped) == pytest.approx(1e-3, rel=1e-3)
     assert norm(arch.weight_parameters()) < 0.998e-3  # stale alpha gradients shrink the weights' update
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1 - 1e-6, 1.0, 1 + 1e-6, 2.0, float("nan")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_clipping_is_torch_s_to_the_last_bit(small, ratio, dtype):
+    arch, loss, train, _ = small
+    arch.model.to(dtype)
+    batch = train[0].to(dtype), train[1]
+    weights = arch.weight_parameters()
+    with arch.fixed_alphas():
+        gradients = torch.autograd.grad(loss(batch), weights)
+    norm = float(torch.nn.utils.get_total_norm(gradients))
+    scale = ratio if math.isnan(ratio) else 1.0
+    max_norm = norm if math.isnan(ratio) else norm / ratio
+    search_step(arch, lambda batch: scale * loss(batch), max_norm=max_norm).update_weights(batch)
+    expected = [nn.Parameter(torch.empty_like(gradient)) for gradient in gradients]
+    for parameter, gradient in zip(expected, gradients, strict=True):
+        parameter.grad = scale * gradient
+    torch.nn.utils.clip_grad_norm_(expected, max_norm)
+    for weight, parameter in zip(weights, expected, strict=True):
+        torch.testing.assert_close(weight.grad, parameter.grad, rtol=0, atol=0, equal_nan=True)
 
 
 def test_reduce_and_backward_are_called(small):
