@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -76,14 +76,21 @@ def restoring(model: nn.Module) -> Iterator[None]:
     """After the context, parameters, buffers and the random state are what they were before, to the last bit."""
     tensors = [*model.parameters(), *model.buffers()]
     saved = [tensor.detach().clone() for tensor in tensors]
-    devices = {tensor.device.index for tensor in tensors if tensor.device.type == "cuda"}
+    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     try:
-        with torch.random.fork_rng(devices):
+        with _restoring_random_state(model):
             yield
     finally:
+        for present, before in buffers:
+            present.update(before)  # a forward may put new tensors in their place
         with torch.no_grad():
             for tensor, value in zip(tensors, saved, strict=True):
                 tensor.copy_(value)
+
+
+def _restoring_random_state(model: nn.Module) -> AbstractContextManager[None]:
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    return torch.random.fork_rng([device.index for device in devices if device.type == "cuda"])
 
 
 class ArchParameterGroup(Alphas):
@@ -278,7 +285,7 @@ class ArchParameterGroup(Alphas):
 
         hooks = [op.register_forward_pre_hook(check, with_kwargs=True) for op in self._labels]
         try:
-            with evaluating(self.model), torch.no_grad(), self.using(Softmax()):
+            with _restoring_random_state(self.model), evaluating(self.model), torch.no_grad(), self.using(Softmax()):
                 self.model(x)
         finally:
             for hook in hooks:

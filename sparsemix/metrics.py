@@ -180,7 +180,7 @@ def _audited(
 ) -> _Audited:
     outputs: list[Tensor] = []
     previous, arch.threshold = arch.threshold, threshold
-    hook = arch.model.register_forward_hook(lambda model, args, output: outputs.append(output.detach()))
+    hook = arch.model.register_forward_hook(lambda model, args, output: outputs.append(_flattened(output)))
     try:
         with restoring(arch.model), arch.fixed_alphas():
             value = loss(batch).detach()
@@ -194,20 +194,29 @@ def _audited(
         value,
         outputs[0],
         torch.cat([*gradients]),
-        None if optimizer is None else _optimizer_step(optimizer, gradients),
+        None if optimizer is None else _optimizer_step(optimizer, arch.parameters(), gradients),
         statistics.fmean(e is Execution.FULL for e in executions),
     )
 
 
-def _optimizer_step(optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor]) -> Tensor:
+def _flattened(output: Any) -> Tensor:
+    """All numbers of a model's output: a tensor, or tensors in sequences and mappings."""
+    if isinstance(output, Tensor):
+        return output.detach().flatten()
+    parts = output.values() if isinstance(output, Mapping) else output
+    return torch.cat([_flattened(part) for part in parts])
+
+
+def _optimizer_step(
+    optimizer: torch.optim.Optimizer, alphas: Sequence[nn.Parameter], gradients: Sequence[Tensor]
+) -> Tensor:
     """The step of a copy of the optimizer for these gradients."""
-    twin = copy.deepcopy(getattr(optimizer, "optimizer", optimizer))  # accelerate wraps it
-    parameters = [parameter for group in twin.param_groups for parameter in group["params"]]
-    before = torch.cat([parameter.detach().clone() for parameter in parameters])
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
-    twin.step()
-    return torch.cat([parameter.detach() for parameter in parameters]) - before
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    twins = {id(alpha): nn.Parameter(alpha.detach().clone()) for alpha in alphas}
+    for alpha, gradient in zip(alphas, gradients, strict=True):
+        twins[id(alpha)].grad = gradient
+    copy.deepcopy(optimizer, {**twins}).step()  # a copy that holds the twins where the optimizer holds the alphas
+    return torch.cat([twins[id(alpha)].detach() - alpha.detach() for alpha in alphas])
 
 
 def _relative_error(value: Tensor, reference: Tensor) -> float:

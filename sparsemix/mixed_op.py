@@ -294,14 +294,15 @@ class _WithScores(torch.autograd.Function):
         ctx.save_for_backward(*outputs)
         total = value
         for weight, output in zip(weights, outputs, strict=True):
-            total = torch.addcmul(total, output, weight) if total is value else total.addcmul_(output, weight)
+            wider = torch.result_type(total, output) != total.dtype  # a mixture of autocast's precisions
+            total = torch.addcmul(total, output, weight) if total is value or wider else total.addcmul_(output, weight)
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         [gradient], outputs = gradients, ctx.saved_tensors
         product = None if torch.is_grad_enabled() else torch.empty_like(gradient)  # unless there is a second backward
-        scores = [torch.mul(gradient, output, out=product).sum() for output in outputs]
+        scores = [torch.real(torch.mul(gradient, output.conj(), out=product).sum()) for output in outputs]
         return gradient, None, *scores, *(None for _ in outputs)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from sparsemix import ArchParameterGroup, MixedOp, SparseSmoothSoftmax
 from sparsemix.arch_parameters import tie_alphas_
-from sparsemix.spaces.ops import Zero
+from sparsemix.spaces.ops import Noise, Zero
 
 
 @pytest.fixture
@@ -316,10 +316,12 @@ def test_dry_run_shows_disagreement_and_leaves_no_trace():
     def build(second):
         return nn.Sequential(nn.BatchNorm2d(3), MixedOp({"skip": nn.Identity(), "second": second}), nn.Dropout())
 
-    model = build(nn.Tanh())
+    model = build(Noise())
     model[2].eval()
     before = copy.deepcopy(model.state_dict())
-    ArchParameterGroup(model).dry_run(torch.randn(4, 3, 8, 8))
+    x, random_state = torch.randn(4, 3, 8, 8), torch.get_rng_state()
+    ArchParameterGroup(model).dry_run(x)
+    assert torch.equal(torch.get_rng_state(), random_state)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert [m.training for m in model] == [True, True, False]
     for other in (nn.MaxPool2d(2), Zero(stride=2)):  # one that adds nothing is looked at as well

@@ -300,6 +300,43 @@ def test_audit_measures_the_deviation_and_leaves_no_trace():
         assert torch.equal(value, before[name])
 
 
+def test_audit_takes_any_output_any_buffer_and_any_order_of_parameters():
+    class Counting(Scaled):
+        def __init__(self, factor):
+            super().__init__(factor)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x):
+            self.seen = self.seen + 1
+            return super().forward(x)
+
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ops = nn.ModuleList([MixedOp({"a": Counting(2), "b": Counting(3)}) for _ in range(2)])
+
+        def forward(self, x):
+            first, second = (op(x) for op in self.ops)
+            return {"both": first + second, "each": (first, [second])}
+
+    model = Heads()
+    arch = ArchParameterGroup(model, Softmax())
+    with torch.no_grad():
+        for alpha, lag in zip(arch.parameters(), (5.0, 9.0), strict=True):
+            alpha.copy_(torch.tensor([0.0, -lag]))
+    buffers = list(model.buffers())
+    x = torch.tensor([1.0, 3.0])
+    audits = [
+        audit(arch, lambda x: model(x)["both"].square().sum(), x, 1e-2, torch.optim.SGD(order, lr=1.0, momentum=0.9))
+        for order in (arch.parameters(), arch.parameters()[::-1])
+    ]
+    assert audits[0] == audits[1]
+    assert audits[0].output > 0
+    assert audits[0].update == pytest.approx(audits[0].gradient, rel=1e-3)
+    assert all(a is b for a, b in zip(model.buffers(), buffers, strict=True))
+    assert not any(buffer.any() for buffer in buffers)
+
+
 @pytest.mark.parametrize("candidates", ["plain", "shared"])
 def test_what_follows_may_work_in_place_beside_idle_operations(candidates):
     torch.manual_seed(0)
@@ -410,3 +447,34 @@ def test_second_derivatives_through_scores():
         gradient.square().sum().backward()
         penalties.append(a.parameters()[0].grad)
     torch.testing.assert_close(*penalties, rtol=2e-3, atol=1e-12)
+
+
+def test_scores_in_another_precision_or_complex():
+    """Under autocast a convolution's output is narrower than a skip's: the sum is as wide as the dense one."""
+
+    def model(casts):
+        torch.manual_seed(0)
+        return nn.Sequential(MixedOp({f"{i}": nn.Sequential(Scaled(i + 2), cast) for i, cast in enumerate(casts)}))
+
+    class To(nn.Module):
+        def __init__(self, dtype):
+            super().__init__()
+            self.dtype = dtype
+
+        def forward(self, x):
+            return x.to(self.dtype)
+
+    for casts in ((torch.bfloat16, torch.bfloat16, torch.float32), (torch.complex64, torch.complex64)):
+        found = []
+        for threshold in (0.0, 1e-2):
+            net = model(map(To, casts))
+            arch = ArchParameterGroup(net, Softmax(), threshold=threshold)
+            with torch.no_grad():
+                net[0].alpha.copy_(torch.tensor([0.0, -6.0, -6.0][: len(casts)]))
+            out = net(torch.tensor([1.0, 2.0, 3.0]))
+            out.abs().square().sum().backward()
+            found.append((out.detach(), arch.parameters()[0].grad))
+        (dense, dense_gradient), (scored, gradient) = found
+        assert scored.dtype == dense.dtype
+        torch.testing.assert_close(scored, dense)
+        torch.testing.assert_close(gradient, dense_gradient, rtol=1e-2, atol=1e-3)
