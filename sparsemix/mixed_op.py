@@ -271,12 +271,14 @@ class _WithZeroGradients(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, is_own: bool, *others: Tensor) -> Tensor:
-        ctx.others = others
-        if not is_own:
-            return value.clone()  # a view could not be changed in place by whatever follows (ReLU, +=)
-        ctx.mark_dirty(value)  # the same tensor, no view of it
-        return value
+    def forward(value: Tensor, is_own: bool, *others: Tensor) -> Tensor:
+        return value if is_own else value.clone()  # a view could not be changed in place by what follows (ReLU, +=)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        value, is_own, *ctx.others = inputs
+        if is_own:
+            ctx.mark_dirty(value)  # the same tensor, no view of it
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -289,14 +291,18 @@ class _WithScores(torch.autograd.Function):
     """``value + sum_m w_m y_m`` for outputs ``y_m`` without a graph: gradients reach the value and the weights."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, count: int, *weights_and_outputs: Tensor) -> Tensor:
+    def forward(value: Tensor, count: int, *weights_and_outputs: Tensor) -> Tensor:
         weights, outputs = weights_and_outputs[:count], weights_and_outputs[count:]
-        ctx.save_for_backward(*outputs)
         total = value
         for weight, output in zip(weights, outputs, strict=True):
             wider = torch.result_type(total, output) != total.dtype  # a mixture of autocast's precisions
             total = torch.addcmul(total, output, weight) if total is value or wider else total.addcmul_(output, weight)
         return total
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, count, *weights_and_outputs = inputs
+        ctx.save_for_backward(*weights_and_outputs[count:])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

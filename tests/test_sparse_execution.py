@@ -478,3 +478,16 @@ def test_scores_in_another_precision_or_complex():
         assert scored.dtype == dense.dtype
         torch.testing.assert_close(scored, dense)
         torch.testing.assert_close(gradient, dense_gradient, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_functional_gradients_are_those_of_autograd(fixed):
+    arch = ArchParameterGroup(model := plain_model(False), Softmax(1e-1), threshold=0.2)
+    x = torch.randn(2, 3, 6, 6)
+    parameters = dict(model.named_parameters())
+    with arch.fixed_alphas() if fixed else contextlib.nullcontext():
+        expected = torch.autograd.grad(model(x).square().sum(), [*parameters.values()], allow_unused=True)
+        functional = torch.func.grad(lambda *state: torch.func.functional_call(model, state, x).square().sum())
+        actual = functional(parameters, dict(model.named_buffers()))
+    for value, other in zip(actual.values(), expected, strict=True):
+        torch.testing.assert_close(value, torch.zeros_like(value) if other is None else other)
