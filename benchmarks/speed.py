@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py                            # the table, and a whole schedule at the end
     python benchmarks/speed.py --json speed.json          # and its rows
-    python benchmarks/speed.py --schedule-epochs 0        # without the whole schedule, which takes longest
+    python benchmarks/speed.py --only "N 1|one candidate" # some of the comparisons
 
 Let nothing else run beside it. Every ratio is to the first variant of its comparison: the median of the ratios of all
 rounds, so that a machine that is slow for a while is slow for both. That of a search step (both updates) is the dense
@@ -13,12 +13,14 @@ two training steps of the network of those operations.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import speed_variants as variants
 import torch
@@ -30,10 +32,10 @@ from whole_schedule import whole_schedule
 
 @dataclass(frozen=True)
 class Options(Size):
+    only: str = ""
+    """Only the comparisons in whose name this regular expression is found; the last is called "whole schedule"."""
     cells: tuple[int, ...] = (1, 5)
-    """N, cells a stage, of the NAS-Bench-201 supernets."""
-    darts: bool = True
-    """Time the supernet of the DARTS space, of 8 cells, at half the batch size."""
+    """N, cells a stage, of the NAS-Bench-201 supernets; that of the DARTS space has 8 cells, at half the batch size."""
     models: tuple[str, ...] = ("resnet18", "mobilenetv3_small_100")
     """Models of timm's, rows of mixed_models.py whose kernels are mixed, at twice the image size."""
     candidates: tuple[int, ...] = (2, 4, 8, 16, 32)
@@ -44,7 +46,7 @@ class Options(Size):
     schedule_cells: int = 5
     """N of the whole schedule, ..."""
     schedule_epochs: int = 10
-    """... its epochs; 0: leave it out, ..."""
+    """... its epochs, ..."""
     schedule_images: int = 768
     """... and the embedded digits used in each, half for the weights and half for the alphas."""
     threads: int | None = None
@@ -69,26 +71,13 @@ class Row:
 
 def main(options: Options) -> list[dict[str, Any]]:
     torch.set_num_threads(options.threads or torch.get_num_threads())
-    torch.manual_seed(0)
     print(f"{torch.get_num_threads()} threads, {options.device}, torch {torch.__version__}")
     print("| comparison | variant | operations | ms | ratio | MiB | ratio |\n|---|---|---|---|---|---|---|")
     rows: list[Any] = []
-    for cells in options.cells:
-        rows += measure(f"NAS-Bench-201, N {cells}: step", variants.nb201_steps(options, cells), options)
-        rows += measure(f"N {cells}: weights update", variants.nb201_weights_updates(options, cells), options)
-        rows += measure(f"N {cells}: one operation", variants.nb201_single_operations(options, cells), options)
-    if options.darts:
-        rows += measure("DARTS space: step", variants.darts_steps(options), options)
-        rows += measure("DARTS space: weights update", variants.darts_weights_updates(options), options)
-        rows += measure("DARTS space: one operation", variants.darts_discrete(options), options)
-    rows += measure("plain modules: step", variants.user_steps(options), options)
-    rows += measure("dense weights update", variants.dense_growth(options, options.candidates), options)
-    rows += measure("sparse weights update", variants.sparse_growth(options, options.candidates), options, often=10)
-    for name in options.models:
-        rows += measure(f"{name}: training step", variants.timm_training_steps(options, name), options)
-    rows += measure("one candidate", variants.one_candidate(options), options, often=10)
-    rows += measure("loader", variants.loaders(options), options)
-    if options.schedule_epochs:
+    for comparison in comparisons(options):
+        if re.search(options.only, comparison.name):
+            rows += measure(comparison, options)
+    if re.search(options.only, "whole schedule"):
         rows += whole_schedule(options, options.schedule_cells, options.schedule_epochs, options.schedule_images)
     found = [asdict(row) for row in rows]
     if options.json is not None:
@@ -96,16 +85,50 @@ def main(options: Options) -> list[dict[str, Any]]:
     return found
 
 
-def measure(comparison: str, variants: Variants, options: Options, often: int = 1) -> list[Row]:
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in tqdm(range(often * options.rounds + 1), comparison, leave=False, disable=None):
-        for name, variant in variants.items():
+class Comparison(NamedTuple):
+    name: str
+    build: Callable[[], Variants]
+    often: int = 1
+    """Rounds for one of the options': many where a run takes milliseconds."""
+
+
+def comparisons(options: Options) -> list[Comparison]:
+    found = []
+    for n in options.cells:
+        found += [
+            Comparison(f"NAS-Bench-201, N {n}: step", partial(variants.nb201_steps, options, n)),
+            Comparison(f"N {n}: weights update", partial(variants.nb201_weights_updates, options, n)),
+            Comparison(f"N {n}: one operation", partial(variants.nb201_single_operations, options, n)),
+        ]
+    found += [
+        Comparison("DARTS space: step", partial(variants.darts_steps, options)),
+        Comparison("DARTS space: weights update", partial(variants.darts_weights_updates, options)),
+        Comparison("DARTS space: one operation", partial(variants.darts_discrete, options)),
+        Comparison("plain modules: step", partial(variants.user_steps, options)),
+        Comparison("dense weights update", partial(variants.dense_growth, options, options.candidates)),
+        Comparison("sparse weights update", partial(variants.sparse_growth, options, options.candidates), often=10),
+    ]
+    for model in options.models:
+        found.append(Comparison(f"{model}: training step", partial(variants.timm_training_steps, options, model)))
+    found += [
+        Comparison("one candidate", partial(variants.one_candidate, options), often=10),
+        Comparison("loader", partial(variants.loaders, options)),
+    ]
+    return found
+
+
+def measure(comparison: Comparison, options: Options) -> list[Row]:
+    torch.manual_seed(0)
+    compared = comparison.build()
+    times: dict[str, list[float]] = {name: [] for name in compared}
+    for _ in tqdm(range(comparison.often * options.rounds + 1), comparison.name, leave=False, disable=None):
+        for name, variant in compared.items():
             times[name].append(timed(variant.run, options.device))
-    memory = {name: peak_memory(variant.run, options.device) for name, variant in variants.items()}
-    first = next(iter(variants))
+    memory = {name: peak_memory(variant.run, options.device) for name, variant in compared.items()}
+    first = next(iter(compared))
     rows = [
         Row(
-            comparison,
+            comparison.name,
             name,
             variant.operations,
             milliseconds=1e3 * statistics.median(times[name][1:]),
@@ -113,7 +136,7 @@ def measure(comparison: str, variants: Variants, options: Options, often: int = 
             peak_memory=memory[name] / 2**20,
             memory_ratio=memory[name] / memory[first] if memory[first] else float("nan"),
         )
-        for name, variant in variants.items()
+        for name, variant in compared.items()
     ]
     for r in rows:
         print(
