@@ -181,10 +181,10 @@ class Search:
                 progress.audits += self._audit(progress.step, val)
             losses = torch.stack(self.search_step(train, val))
             self.parallel.average([losses, *(b for b in arch.model.buffers() if b.is_floating_point())])
-            train_loss, val_loss = losses
+            train_loss, val_loss = losses.tolist()
             progress.sparse += self.phi.phi
-            progress.train_loss += float(train_loss)
-            progress.val_loss += float(val_loss)
+            progress.train_loss += train_loss
+            progress.val_loss += val_loss
         arch.check_finite()
         self.parallel.check_same((f"alpha of {label!r}", alpha) for label, alpha in arch.named_parameters())
         weights = arch.model.named_parameters()

@@ -14,6 +14,12 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def device(request):
+    """Every device that is here."""
+    return request.param
+
+
 @pytest.fixture
 def plain_supernet():
     """A user's supernet: no knowledge of the spaces, candidates that differ in number, a label shared by two edges."""

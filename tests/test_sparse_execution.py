@@ -77,15 +77,16 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
-def test_zero_weights_leave_the_trajectory_of_the_dense_computation(optimizer, autocast):
+def test_zero_weights_leave_the_trajectory_of_the_dense_computation(optimizer, autocast, device, monkeypatch):
     """Bit for bit, over several steps: losses, weights, alphas, and the state of both optimizers."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     runs = []
     for always_run in (True, False):
-        model = plain_model(always_run)
+        model = plain_model(always_run).to(device)
         arch = ArchParameterGroup(model, Softmax(1e-3))
 
         def loss(batch, model=model):
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            with torch.autocast(device, torch.bfloat16, enabled=autocast):
                 return F.cross_entropy(model(batch[0]).float(), batch[1])
 
         weights = optimizer(arch.weight_parameters())
@@ -98,7 +99,7 @@ def test_zero_weights_leave_the_trajectory_of_the_dense_computation(optimizer, a
                 (torch.randn(6, 3, 6, 6, generator=generator), torch.randint(4, (6,), generator=generator))
                 for _ in "ab"
             ]
-            losses += step(*batches)
+            losses += step(*((x.to(device), y.to(device)) for x, y in batches))
         states = [v for o in (weights, alphas) for s in o.state.values() for v in s.values() if torch.is_tensor(v)]
         runs.append([*losses, *model.parameters(), *states])
         skipped = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.num_batches_tracked == 0]
@@ -212,6 +213,29 @@ def test_the_host_waits_for_the_device_once_a_forward(supernet, cells):
         with HostReads() as reads, arch.fixed_alphas():
             model(x).square().sum().backward()
         assert reads.seen == ["tolist"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="what the profiler sees of a GPU")
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+def test_a_search_step_on_a_gpu_waits_once_a_forward(autocast):
+    model = timm.create_model("sparsemix_nb201_supernet", channels=4, cells=1).cuda()
+    arch = ArchParameterGroup(model, threshold=1e-3)
+    sgd = torch.optim.SGD(arch.weight_parameters(), lr=0.1, momentum=0.9)
+
+    def loss(batch):
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+            return F.cross_entropy(model(batch[0]).float(), batch[1])
+
+    step = SearchStep(arch, loss, sgd, torch.optim.Adam(arch.parameters(), lr=3e-4, betas=(0.5, 0.999)))
+    batch = torch.randn(8, 3, 16, 16, device="cuda"), torch.randint(10, (8,), device="cuda")
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    for arch.phi in (False, True):
+        step(batch, batch)  # what is done once, is done
+        with torch.profiler.profile(activities=activities) as profile:
+            losses = step(batch, batch)
+        waits = [event.name for event in profile.events() if event.name == "cudaStreamSynchronize"]
+        assert len(waits) == 2
+        assert all(bool(value.isfinite()) for value in losses)
 
 
 def test_the_strongest_always_runs():
