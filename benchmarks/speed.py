@@ -33,7 +33,7 @@ from whole_schedule import whole_schedule
 @dataclass(frozen=True)
 class Options(Size):
     only: str = ""
-    """Only the comparisons in whose name this regular expression is found; the last is called "whole schedule"."""
+    """Only the comparisons in whose name this regular expression is found; another one lists the names."""
     cells: tuple[int, ...] = (1, 5)
     """N, cells a stage, of the NAS-Bench-201 supernets; that of the DARTS space has 8 cells, at half the batch size."""
     models: tuple[str, ...] = ("resnet18", "mobilenetv3_small_100")
@@ -70,14 +70,21 @@ class Row:
 
 
 def main(options: Options) -> list[dict[str, Any]]:
+    chosen = [c for c in comparisons(options) if re.search(options.only, c.name)]
+    if options.schedule_epochs < 1:
+        raise ValueError(f"--schedule-epochs must be at least 1, got {options.schedule_epochs}; --only leaves it out")
+    schedule = f"N {options.schedule_cells}: whole schedule"
+    if not chosen and not re.search(options.only, schedule):
+        names = ", ".join(repr(name) for name in (*(c.name for c in comparisons(options)), schedule))
+        raise ValueError(f"--only {options.only!r} is found in none of {names}")
     torch.set_num_threads(options.threads or torch.get_num_threads())
     print(f"{torch.get_num_threads()} threads, {options.device}, torch {torch.__version__}")
-    print("| comparison | variant | operations | ms | ratio | MiB | ratio |\n|---|---|---|---|---|---|---|")
+    if chosen:
+        print("| comparison | variant | operations | ms | ratio | MiB | ratio |\n|---|---|---|---|---|---|---|")
     rows: list[Any] = []
-    for comparison in comparisons(options):
-        if re.search(options.only, comparison.name):
-            rows += measure(comparison, options)
-    if re.search(options.only, "whole schedule"):
+    for comparison in chosen:
+        rows += measure(comparison, options)
+    if re.search(options.only, schedule):
         rows += whole_schedule(options, options.schedule_cells, options.schedule_epochs, options.schedule_images)
     found = [asdict(row) for row in rows]
     if options.json is not None:

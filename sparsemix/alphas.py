@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +86,7 @@ class Alphas:
                 )
 
     def _gradients_wanted(self) -> AbstractContextManager[None]:
-        return torch.set_grad_enabled(torch.is_grad_enabled() and not self._alphas_fixed)
+        return torch.no_grad() if self._alphas_fixed else nullcontext()
 
     def _decide(self, rows: Mapping[str, Tensor], always_run: frozenset[str] = frozenset()) -> dict[str, Weights]:
         """Which operations run for these relaxed weights: decided for all rows by one transfer to the host."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.hooks import RemovableHandle
 
@@ -73,24 +74,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def restoring(model: nn.Module) -> Iterator[None]:
-    """After the context, parameters, buffers and the random state are what they were before, to the last bit."""
-    tensors = [*model.parameters(), *model.buffers()]
+    """After the context, parameters, buffers and the random state are what they were before, to the last bit.
+
+    What a forward makes for the first time (lazy modules) stays.
+    """
+    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if not is_lazy(tensor)]
     saved = [tensor.detach().clone() for tensor in tensors]
-    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    registered = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    devices = {tensor.device.index for tensor in tensors if tensor.device.type == "cuda"}
     try:
-        with _restoring_random_state(model):
+        with torch.random.fork_rng(devices):
             yield
     finally:
-        for present, before in buffers:
-            present.update(before)  # a forward may put new tensors in their place
         with torch.no_grad():
             for tensor, value in zip(tensors, saved, strict=True):
                 tensor.copy_(value)
-
-
-def _restoring_random_state(model: nn.Module) -> AbstractContextManager[None]:
-    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-    return torch.random.fork_rng([device.index for device in devices if device.type == "cuda"])
+        for buffers, before in registered:
+            for name, buffer in before.items():
+                if buffers[name] is not buffer:  # a forward put a new tensor in its place
+                    buffers[name] = buffer
 
 
 class ArchParameterGroup(Alphas):
@@ -285,7 +287,7 @@ class ArchParameterGroup(Alphas):
 
         hooks = [op.register_forward_pre_hook(check, with_kwargs=True) for op in self._labels]
         try:
-            with _restoring_random_state(self.model), evaluating(self.model), torch.no_grad(), self.using(Softmax()):
+            with restoring(self.model), evaluating(self.model), torch.no_grad(), self.using(Softmax()):
                 self.model(x)
         finally:
             for hook in hooks:

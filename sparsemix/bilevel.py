@@ -30,10 +30,11 @@ Arch = TypeVar("Arch", bound=ArchParameterGroup | AlphaTables)
 def _clip_gradient_norm(parameters: Sequence[Tensor], max_norm: float) -> None:
     """``torch.nn.utils.clip_grad_norm_`` to the last bit; on a CPU gradients within the norm are not multiplied by 1.
 
-    PyTorch multiplies always, so as not to wait for a GPU; for idle operations' many small gradients that is dear.
+    PyTorch multiplies always, so as not to wait for a GPU; for idle operations' many small gradients that is dear. The
+    condition is that of ``clip_grads_with_norm_`` for a coefficient below 1, or NaN.
     """
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if norm.device.type != "cpu" or not max_norm / (norm + 1e-6) >= 1:  # a norm that is no number is passed on
+    if norm.device.type != "cpu" or not max_norm / (norm + 1e-6) >= 1:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,6 +154,12 @@ def audit(
         batch: what it takes.
         threshold: see :class:`~sparsemix.ArchParameterGroup`.
         optimizer: alpha's, for the error of its step.
+
+    Where candidates draw random numbers (dropout), skipped ones do not draw and scored ones draw last: the figures are
+    then of other draws rather than of the threshold.
+
+    Raises:
+        ValueError: the optimizer does not hold every alpha, or the model's output holds no floating-point tensor.
     """
     dense, sparse = (_audited(arch, loss, batch, value, optimizer) for value in (0.0, threshold))
     return Audit(
@@ -178,9 +184,9 @@ class _Audited:
 def _audited(
     arch: ArchParameterGroup, loss: Loss, batch: Any, threshold: float, optimizer: torch.optim.Optimizer | None
 ) -> _Audited:
-    outputs: list[Tensor] = []
+    outputs: list[list[Tensor]] = []
     previous, arch.threshold = arch.threshold, threshold
-    hook = arch.model.register_forward_hook(lambda model, args, output: outputs.append(_flattened(output)))
+    hook = arch.model.register_forward_hook(lambda model, args, output: outputs.append([*_numbers(output)]))
     try:
         with restoring(arch.model), arch.fixed_alphas():
             value = loss(batch).detach()
@@ -190,21 +196,25 @@ def _audited(
     finally:
         hook.remove()
         arch.threshold = previous
+    if not outputs[0]:
+        raise ValueError("audit: the model's output holds no floating-point tensor, in sequences or mappings")
     return _Audited(
         value,
-        outputs[0],
+        torch.cat(outputs[0]),
         torch.cat([*gradients]),
         None if optimizer is None else _optimizer_step(optimizer, arch.parameters(), gradients),
         statistics.fmean(e is Execution.FULL for e in executions),
     )
 
 
-def _flattened(output: Any) -> Tensor:
-    """All numbers of a model's output: a tensor, or tensors in sequences and mappings."""
+def _numbers(output: Any) -> Iterator[Tensor]:
+    """A model's output, flat: the floating-point tensors in sequences and mappings of whatever else."""
     if isinstance(output, Tensor):
-        return output.detach().flatten()
-    parts = output.values() if isinstance(output, Mapping) else output
-    return torch.cat([_flattened(part) for part in parts])
+        if output.is_floating_point() or output.is_complex():
+            yield output.detach().flatten()
+    elif isinstance(output, Mapping | list | tuple):
+        for part in output.values() if isinstance(output, Mapping) else output:
+            yield from _numbers(part)
 
 
 def _optimizer_step(
@@ -212,10 +222,16 @@ def _optimizer_step(
 ) -> Tensor:
     """The step of a copy of the optimizer for these gradients."""
     optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if missing := sum(id(alpha) not in held for alpha in alphas):
+        raise ValueError(
+            f"audit: the optimizer does not hold {missing} of {len(alphas)} alphas; make it over arch.parameters()"
+        )
     twins = {id(alpha): nn.Parameter(alpha.detach().clone()) for alpha in alphas}
     for alpha, gradient in zip(alphas, gradients, strict=True):
         twins[id(alpha)].grad = gradient
-    copy.deepcopy(optimizer, {**twins}).step()  # a copy that holds the twins where the optimizer holds the alphas
+    memo: dict[int, Any] = dict(twins)  # the copy holds the twins where the optimizer holds the alphas
+    copy.deepcopy(optimizer, memo).step()
     return torch.cat([twins[id(alpha)].detach() - alpha.detach() for alpha in alphas])
 
 

@@ -301,7 +301,8 @@ class _WithScores(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, count, *weights_and_outputs = inputs
+        value, count, *weights_and_outputs = inputs
+        ctx.is_real = not value.is_complex()
         ctx.save_for_backward(*weights_and_outputs[count:])
 
     @staticmethod
@@ -309,7 +310,7 @@ class _WithScores(torch.autograd.Function):
         [gradient], outputs = gradients, ctx.saved_tensors
         product = None if torch.is_grad_enabled() else torch.empty_like(gradient)  # unless there is a second backward
         scores = [torch.real(torch.mul(gradient, output.conj(), out=product).sum()) for output in outputs]
-        return gradient, None, *scores, *(None for _ in outputs)
+        return torch.real(gradient) if ctx.is_real else gradient, None, *scores, *(None for _ in outputs)
 
 
 class _Total:

@@ -8,7 +8,7 @@ from timm.utils.model import reparameterize_model
 from torch import nn
 
 from sparsemix import ArchParameterGroup, MixedOp, SparseSmoothSoftmax
-from sparsemix.arch_parameters import tie_alphas_
+from sparsemix.arch_parameters import restoring, tie_alphas_
 from sparsemix.spaces.ops import Noise, Zero
 
 
@@ -310,6 +310,34 @@ def test_an_alpha_that_is_not_finite(plain_supernet, bad):
         arch.parameters()[1][2] = bad
     with pytest.raises(FloatingPointError, match="alpha of '4' is not finite"):
         arch.check_finite()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_restoring_leaves_torchscript_lazy_modules_and_counters_alone():
+    class Counter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x):
+            self.seen = self.seen + 1
+            return x
+
+    model = nn.Sequential(torch.jit.script(nn.BatchNorm1d(3)), Counter(), nn.LazyLinear(2))
+    before = {name: value.clone() for name, value in model[:2].state_dict().items()}
+    with restoring(model):
+        model(torch.randn(5, 3))
+        model[1].seen.fill_(7)
+    assert all(torch.equal(value, before[name]) for name, value in model[:2].state_dict().items())
+    assert model[2].weight.shape == (2, 3)
+
+
+def test_compiling_a_whole_supernet_leaves_gradients_on(plain_supernet):
+    arch = ArchParameterGroup(model := plain_supernet())
+    with arch.fixed_alphas():
+        out = torch.compile(model, backend="eager")(torch.randn(2, 2, 4, 4))
+    assert torch.is_grad_enabled()
+    assert out.requires_grad
 
 
 def test_dry_run_shows_disagreement_and_leaves_no_trace():

@@ -316,7 +316,7 @@ def test_audit_measures_the_deviation_and_leaves_no_trace():
         assert torch.equal(value, before[name])
 
 
-def test_audit_takes_any_output_any_buffer_and_any_order_of_parameters():
+def test_audit_with_outputs_in_containers_replaced_buffers_and_another_order_of_alphas():
     class Counting(Scaled):
         def __init__(self, factor):
             super().__init__(factor)
@@ -333,7 +333,7 @@ def test_audit_takes_any_output_any_buffer_and_any_order_of_parameters():
 
         def forward(self, x):
             first, second = (op(x) for op in self.ops)
-            return {"both": first + second, "each": (first, [second])}
+            return {"both": first + second, "each": (first, [second, None]), "best": first.argmax(), "name": "heads"}
 
     model = Heads()
     arch = ArchParameterGroup(model, Softmax())
@@ -349,6 +349,8 @@ def test_audit_takes_any_output_any_buffer_and_any_order_of_parameters():
     assert audits[0] == audits[1]
     assert audits[0].output > 0
     assert audits[0].update == pytest.approx(audits[0].gradient, rel=1e-3)
+    with pytest.raises(ValueError, match="the optimizer does not hold 1 of 2 alphas"):
+        audit(arch, lambda x: model(x)["both"].sum(), x, 1e-2, torch.optim.SGD(arch.parameters()[:1]))
     assert all(a is b for a, b in zip(model.buffers(), buffers, strict=True))
     assert not any(buffer.any() for buffer in buffers)
 
@@ -480,7 +482,8 @@ def test_scores_in_another_precision_or_complex():
         def forward(self, x):
             return x.to(self.dtype)
 
-    for casts in ((torch.bfloat16, torch.bfloat16, torch.float32), (torch.complex64, torch.complex64)):
+    bf16, real, complex_ = torch.bfloat16, torch.float32, torch.complex64
+    for casts in ((bf16, bf16, real), (complex_, complex_), (real, complex_)):
         found = []
         for threshold in (0.0, 1e-2):
             net = model(map(To, casts))
