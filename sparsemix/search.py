@@ -153,14 +153,7 @@ class Search:
             stop_requests() as stop,
             tracking(self.accelerator, config.log_with, self.folder.path, settings) as self._log,
         ):
-            steps = Steps(
-                self.parallel,
-                self._save,
-                stop,
-                epochs=config.epochs,
-                seed=config.seed,
-                save_every=config.save_every,
-            )
+            steps = Steps(self.parallel, self._save, stop, config)
             for epoch in range(first, config.epochs):
                 self._train_epoch(steps, epoch, progress)
                 self._finish_epoch(epoch, progress)

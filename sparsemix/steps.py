@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from .parallel import Parallel
 from .running import Interrupted, command_line
 
-__all__ = ["Batches", "Progress", "Steps"]
+__all__ = ["Batches", "Progress", "Steps", "StepsConfig"]
 
 
 class Batches(Protocol):
@@ -22,6 +22,20 @@ class Batches(Protocol):
     def __len__(self) -> int: ...
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]: ...
+
+
+class StepsConfig(Protocol):
+    """What the configurations of searches and trainings say of their steps."""
+
+    @property
+    def epochs(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def save_every(self) -> int:
+        """Save after every so many steps; 0: only where the run stops."""
 
 
 @dataclass
@@ -43,27 +57,16 @@ class Steps:
         parallel: the processes; they stop after the same step.
         save: writes a checkpoint of an epoch and its progress.
         stop: set, it asks for a stop.
-        epochs: of the run.
-        seed: of the run.
-        save_every: save after every so many steps; 0: only where the run stops.
+        config: of the run.
     """
 
     def __init__(
-        self,
-        parallel: Parallel,
-        save: Callable[[int, Any], None],
-        stop: threading.Event,
-        *,
-        epochs: int,
-        seed: int,
-        save_every: int,
+        self, parallel: Parallel, save: Callable[[int, Any], None], stop: threading.Event, config: StepsConfig
     ) -> None:
         self.parallel = parallel
         self.save = save
         self.stop = stop
-        self.epochs = epochs
-        self.seed = seed
-        self.save_every = save_every
+        self.config = config
 
     def epoch(self, data: Batches, epoch: int, progress: Progress, note: str = "") -> Iterator[Any]:
         """The batches that are left of an epoch. A step is done, and counted, when the next batch is asked for.
@@ -75,24 +78,24 @@ class Steps:
         started = time.perf_counter() - progress.seconds
         bar = tqdm(
             data.epoch(epoch, progress.step),
-            f"epoch {epoch + 1}/{self.epochs}{note}",
+            f"epoch {epoch + 1}/{self.config.epochs}{note}",
             steps,
             initial=progress.step,
             leave=False,
             disable=None if accelerator.is_main_process else True,  # None: only a terminal sees the bar
         )
         for batch in bar:
-            self.parallel.seed(self.seed, epoch, progress.step)
+            self.parallel.seed(self.config.seed, epoch, progress.step)
             yield batch
             progress.step += 1
             progress.seconds = time.perf_counter() - started
             bar.set_postfix_str(progress.shown(), refresh=False)
             stopping = self.parallel.any(self.stop.is_set())
-            due = self.save_every and progress.step % self.save_every == 0 and progress.step < steps
+            due = self.config.save_every and progress.step % self.config.save_every == 0 and progress.step < steps
             if due or stopping:
                 self.save(epoch, progress)
             if stopping:
                 raise Interrupted(
-                    f"stopped in epoch {epoch + 1} of {self.epochs} after step {progress.step} of {steps}; "
+                    f"stopped in epoch {epoch + 1} of {self.config.epochs} after step {progress.step} of {steps}; "
                     f"to go on: {command_line(accelerator)}"
                 )
