@@ -51,12 +51,11 @@ def main(config: DartsConfig) -> dict[str, Any]:
         channels=config.channels,
         cells=config.cells,
     )
-    relaxation, _ = METHODS[config.method]
-    arch = ArchParameterGroup(supernet, relaxation(config), threshold=config.threshold)
+    arch = ArchParameterGroup(supernet, METHODS[config.method](config), threshold=config.threshold)
 
     def read_out(arch: ArchParameterGroup) -> DartsGenotype:
-        temperature = getattr(arch.relaxation, "sparse", 1.0)  # of the epoch; darts is trained at 1
-        return darts.genotype(arch, temperature, darts.READ_OUTS[config.read_out])
+        relaxation: Any = arch.relaxation  # of the epoch
+        return darts.genotype(arch, relaxation.temperature, darts.READ_OUTS[config.read_out])
 
     retrain = partial(retrain_command, config)
     return Search(config, arch, pairs, accelerator, config.space, read_out, retrain=retrain).run()

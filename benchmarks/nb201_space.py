@@ -39,17 +39,18 @@ def main(config: SearchConfig) -> dict[str, Any]:
         channels=config.channels,
         cells=config.cells,
     )
-    relaxation, _ = METHODS[config.method]
-    arch = ArchParameterGroup(supernet, relaxation(config), threshold=config.threshold)
+    arch = ArchParameterGroup(supernet, METHODS[config.method](config), threshold=config.threshold)
     return Search(config, arch, pairs, accelerator, "nb201", nb201.genotype, **judge).run()
 
 
 def true_accuracy(table: NB201Table, config: SearchConfig) -> Any:
-    """A judge of cells: accuracy and rank in the table, and the distance to its best, for the data set searched on."""
+    """A judge of cells: test accuracy and rank in the table and the distance to its best, for the data set searched on,
+    and the accuracies on every data set of the table.
+    """
     dataset = config.table_dataset or config.dataset
-    if dataset not in table.COLUMNS:
+    if dataset not in table.DATASETS:
         raise ValueError(
-            f"--table has no column for {dataset!r}: name one of {', '.join(table.COLUMNS)} by --table-dataset"
+            f"--table has no column for {dataset!r}: name one of {', '.join(table.DATASETS)} by --table-dataset"
         )
     best = table.best(dataset)
 
@@ -57,6 +58,7 @@ def true_accuracy(table: NB201Table, config: SearchConfig) -> Any:
         accuracy = table.accuracy(cell, dataset)
         return {
             "true_accuracy": accuracy,
+            "true_accuracies": table.accuracies(cell),
             "true_rank": table.rank(cell, dataset),
             "true_gap": best - accuracy,
             "table_size": len(table),

@@ -29,6 +29,7 @@ from sparsemix.inject import choices, mix_
 from sparsemix.metrics import skip_count
 from sparsemix.running import make_accelerator, run_script
 from sparsemix.search import Search
+from sparsemix.spaces.darts import DARTS_SETTINGS
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,14 @@ class TimmConfig(SearchConfig):
 
 
 _DEFAULT: dict[str, Any] = {"epochs": 50, "batch_size": 64, "sparse": 1e-3, "smooth": 1e-2, "threshold": 1e-3}
+_PROXY: dict[str, Any] = {"epochs": 10, "image_size": 32, "limit": 6400}  # for CPUs
 
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "default": {"*": _DEFAULT},
-    # for CPUs
-    "proxy": {"*": {**_DEFAULT, "epochs": 10, "image_size": 32, "limit": 6400}, "digits": {"limit": None}},
+PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
+    method: {
+        "default": {"*": {**_DEFAULT, **settings}},
+        "proxy": {"*": {**_DEFAULT, **settings, **_PROXY}, "digits": {"limit": None}},
+    }
+    for method, settings in {"sp-darts": {}, "darts": {**DARTS_SETTINGS, "threshold": 0.0}}.items()
 }
 
 
@@ -92,8 +96,8 @@ def main(config: TimmConfig) -> dict[str, Any]:
         options["img_size"] = image.shape[-1]
     model = timm.create_model(config.model, pretrained=config.pretrained, **options)
     mixed = mix_(model, config.mix, config.where, share=config.share, example=image)
-    relaxation, _ = METHODS[config.method]
-    arch = ArchParameterGroup(model.to(accelerator.device), relaxation(config), threshold=config.threshold)
+    relaxation = METHODS[config.method](config)
+    arch = ArchParameterGroup(model.to(accelerator.device), relaxation, threshold=config.threshold)
 
     unit: Unit = "seconds" if config.measure_latency else config.cost
     table = measure_costs(arch, image, unit)

@@ -117,9 +117,8 @@ def contiguous(batch: Any) -> Any:
     return batch[0].clone(memory_format=torch.contiguous_format), batch[1]
 
 
-def settings(method: str, epochs: int) -> SearchConfig:
-    settings = {**nb201.PRESETS["paper"]["*"], **METHODS[method][1], "epochs": epochs, "alpha_lr": 3e-3}
-    return SearchConfig(**settings)
+def settings(method: str, preset: str, epochs: int) -> SearchConfig:
+    return SearchConfig(**{**nb201.PRESETS[method][preset]["*"], "epochs": epochs, "alpha_lr": 3e-3})
 
 
 def optimizers(config: SearchConfig, weights: list[nn.Parameter], alphas: list[nn.Parameter]) -> tuple[Any, Any]:
@@ -138,7 +137,7 @@ def optimizers(config: SearchConfig, weights: list[nn.Parameter], alphas: list[n
 
 
 def darts(supernet: Any, epochs: int) -> Contender:
-    config = settings("darts", epochs)
+    config = settings("darts", "nas-bench-201", epochs)
     dense = PublishedSupernet(supernet, temperature=1.0)
     sgd, adam = optimizers(config, dense.weight_parameters(), [dense.alphas])
     schedule = CosineLRScheduler(sgd, epochs, lr_min=config.weight_lr_min)
@@ -157,9 +156,9 @@ def darts(supernet: Any, epochs: int) -> Contender:
 
 
 def sp_darts(supernet: Any, epochs: int, steps_per_epoch: int, threshold: float) -> Contender:
-    config = settings("sp-darts", epochs)
+    config = settings("sp-darts", "fast", epochs)
     model = supernet.to(memory_format=torch.channels_last)
-    arch = ArchParameterGroup(model, METHODS["sp-darts"][0](config), threshold=threshold)
+    arch = ArchParameterGroup(model, METHODS["sp-darts"](config), threshold=threshold)
     sgd, adam = optimizers(config, arch.weight_parameters(), arch.parameters())
     phi = BatchMixedScheduler(arch, epochs, steps_per_epoch, warmup_epochs=config.warmup_epochs)
     search_step = SearchStep(arch, lambda batch: F.cross_entropy(model(batch[0]), batch[1]), sgd, adam)

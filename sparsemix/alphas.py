@@ -182,10 +182,11 @@ class AlphaTables(Alphas):
         decided = self._decide(rows)
         return {name: [decided[f"{name} {edge}"] for edge in range(len(table))] for name, table in weights.items()}
 
-    def entropy(self, temperature: float = 1.0) -> float:
-        """Information entropy summation over all rows, in nats (Eq. 21)."""
+    def entropy(self, temperature: float | None = None) -> float:
+        """Information entropy summation over all rows, in nats; see :meth:`ArchParameterGroup.entropy`."""
+        relaxation: Relaxation = self.relaxation if temperature is None else Softmax(temperature)
         with torch.no_grad():
-            return sum(float(entropy(Softmax(temperature)(table))) for table in self.tables.values())
+            return sum(float(entropy(relaxation(table, True))) for table in self.tables.values())
 
     def genotype(self) -> dict[str, list[int]]:
         """The strongest candidate of every row: name -> one index an edge; an exact tie goes to the lower one."""

@@ -203,7 +203,7 @@ class ArchParameterGroup(Alphas):
     def weights(self) -> dict[str, Tensor]:
         """The operation weights of every row under the present relaxation and phi: label -> tensor ``(M,)``."""
         with self._gradients_wanted():
-            table = self._relax(self.relaxation)
+            table = self.relaxation(self._padded(), self.phi)
         return {label: row[: len(ops[0].names)] for (label, ops), row in zip(self.rows.items(), table, strict=True)}
 
     def operation_weights(self, op: MixedOp) -> Weights:
@@ -220,15 +220,19 @@ class ArchParameterGroup(Alphas):
 
     # The read-out
 
-    def entropy(self, temperature: float = 1.0) -> float:
+    def entropy(self, temperature: float | None = None) -> float:
         """Information entropy summation over the rows, in nats (Eq. 21).
 
         Args:
-            temperature: positive; 1 as the paper prints Eq. 21; ``arch.relaxation.sparse`` as its code logs it. Alphas
-                move by thousandths, so that only the latter tells a decided row from an undecided one.
+            temperature: of a softmax of the alphas; 1 as the paper prints Eq. 21. None: of the weights that the
+                relaxation gives in a sparse batch, at the temperature that the method itself trains at (t_sp for
+                SP-DARTS, as its code logs it; 1 for DARTS). Methods are compared by the latter.
         """
         with torch.no_grad():
-            return float(entropy(self._relax(Softmax(temperature))))
+            alphas = self._padded()
+            return float(
+                entropy(self.relaxation(alphas, True) if temperature is None else softmax(alphas, temperature))
+            )
 
     def genotype(self) -> dict[str, str]:
         """The strongest candidate of every row: label -> name (Eq. 4); an exact tie goes to the earlier candidate."""
@@ -325,10 +329,9 @@ class ArchParameterGroup(Alphas):
     def _end_forward(self, model: nn.Module, args: Any, output: Any) -> None:
         self._relaxed = None
 
-    def _relax(self, relaxation: Relaxation) -> Tensor:
-        """All rows at once, shape (rows, widest row)."""
-        alphas = pad_sequence([*self.parameters()], batch_first=True, padding_value=-torch.inf)
-        return relaxation(alphas, self.phi)
+    def _padded(self) -> Tensor:
+        """All rows, padded with -inf, shape (rows, widest row)."""
+        return pad_sequence([*self.parameters()], batch_first=True, padding_value=-torch.inf)
 
     def _decide_all(self) -> dict[str, Weights]:
         always_run = frozenset(label for label, ops in self.rows.items() if any(op.always_run for op in ops))

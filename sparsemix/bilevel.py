@@ -24,6 +24,7 @@ Order = Literal["first", "second", "single"]
 Gradients = Sequence[Tensor]
 Reduce = Callable[[Gradients], None]
 Split = Callable[[Any], Iterable[Any]]
+Context = Callable[[], AbstractContextManager[None]]
 Arch = TypeVar("Arch", bound=ArchParameterGroup | AlphaTables)
 
 
@@ -180,6 +181,8 @@ class SearchStep(Generic[Arch]):
         split: cuts a batch into parts whose losses add up to the batch's, which then run one after the other
             (gradient accumulation): one step, one phi, one update of each, whatever the parts. By default the batch
             is one.
+        around_weights: makes the context in which the weights' loss is computed, such as
+            ``lambda: arch.using(relaxation)`` for a relaxation of the weights update alone.
         backward: runs the backward pass of the weights' loss.
 
     Raises:
@@ -215,6 +218,7 @@ class SearchStep(Generic[Arch]):
         clip_alphas: bool = False,
         reduce: Reduce | None = None,
         split: Split = _whole,
+        around_weights: Context = nullcontext,
         backward: Callable[[Tensor], None] = torch.Tensor.backward,
     ) -> None:
         if order not in get_args(Order):
@@ -231,6 +235,7 @@ class SearchStep(Generic[Arch]):
         self.clip_alphas = clip_alphas
         self.reduce = reduce
         self.split = split
+        self.around_weights = around_weights
         self.backward = backward
 
     def __call__(self, train_batch: Any, val_batch: Any) -> tuple[Tensor, Tensor]:
@@ -247,7 +252,8 @@ class SearchStep(Generic[Arch]):
     def update_weights(self, batch: Any) -> Tensor:
         """One step of the weights' optimizer on the loss of ``batch``; alpha's gradient is not computed."""
         self.weight_optimizer.zero_grad()
-        loss = self._backward(batch, nullcontext if self.clip_alphas else self.arch.fixed_alphas)
+        with self.around_weights():
+            loss = self._backward(batch, nullcontext if self.clip_alphas else self.arch.fixed_alphas)
         self._step_weights()
         return loss
 
@@ -272,7 +278,7 @@ class SearchStep(Generic[Arch]):
         self._step_alphas(gradients)
         return loss
 
-    def _backward(self, batch: Any, forward: Callable[[], AbstractContextManager[None]]) -> Tensor:
+    def _backward(self, batch: Any, forward: Context) -> Tensor:
         """Add the gradients of the batch's loss to the parameters, part by part; the detached loss."""
         values = []
         for part in self.split(batch):

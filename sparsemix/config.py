@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from .alphas import Relaxation
 from .bilevel import Order
+from .data import Sampling, Split
 from .relaxation import Softmax, SparseSmoothSoftmax
 
-__all__ = ["METHODS", "RunConfig", "SearchConfig", "config_from_flags", "peek_flags"]
+__all__ = ["METHODS", "Presets", "RunConfig", "SearchConfig", "config_from_flags", "peek_flags"]
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,10 @@ class SearchConfig(RunConfig):
     """What relaxes the alphas."""
     preset: str = "paper"
     """The row of settings that the other flags start from."""
-    replacement: bool = False
-    """Draw the alpha batches with replacement."""
+    split: Split = "halves"
+    """Images for weights and alphas: halves of the training images, or the split of NAS-Bench-201's searches."""
+    sampling: Sampling = "shuffled"
+    """Alpha batches: shuffled once an epoch, drawn with replacement, or shuffled anew for every batch."""
 
     channels: int = 16
     """C of the first stage or cell."""
@@ -118,16 +120,20 @@ class SearchConfig(RunConfig):
     """t_sp, the temperature of sparse batches."""
     smooth: float = 1.1e-2
     """t_sm, the temperature of the others."""
+    double_softmax: bool = False
+    """In weights updates relax softmax(alpha) instead of alpha, as published code for S1 to S4 does."""
     p_low: float = 0.0
-    """Probability of a sparse batch after the warm-up, ..."""
+    """Probability p of a sparse batch at the end of the warm-up."""
     p_up: float = 1.0
-    """... and at the end (Eq. 20)."""
+    """Probability p of a sparse batch in the last epoch (Eq. 20)."""
     warmup_epochs: int = 1
-    """Epochs without sparse batches."""
+    """Epochs at the beginning without sparse batches."""
+    warmup_smooth: float | None = None
+    """Temperature of the batches of the warm-up; by default t_sm."""
     hold_epoch: int | None = None
-    """From this epoch on p stays what it is ..."""
+    """From this epoch on (counted from 0) p stays what it was in the epoch before; by default it rises to the end."""
     hold_sparse: float | None = None
-    """... and t_sp becomes this, t_sm keeping its ratio to it."""
+    """t_sp from the hold epoch on, t_sm keeping its ratio to it; by default both stay as they are."""
     auto_temperature: bool = False
     """Choose t_sp each epoch so that the alphas' entropy at it falls linearly ..."""
     entropy_start: float = 0.5
@@ -136,6 +142,12 @@ class SearchConfig(RunConfig):
     """... to this; t_sm keeps its ratio to it."""
     eval_temperature: float = 1e-4
     """Temperature at which the supernet is evaluated; with a chosen t_sp it keeps its ratio to that."""
+    evaluate_every: int = 1
+    """Measure accuracies and leakage after every so many epochs, and after the last one."""
+    evaluate_limit: int | None = None
+    """Measure accuracies on so many images of the alphas, every class keeping its share; by default on all."""
+    statistics_images: int = 2048
+    """Batch-norm statistics are renewed on so many images of the weights before accuracies are measured."""
 
     average_epochs: int = 5
     """A second genotype is read out of the mean of this many last epochs' alphas."""
@@ -158,18 +170,20 @@ class SearchConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("channels", "cells", "epochs", "batch_size", "average_epochs"):
+        counts = ("channels", "cells", "epochs", "batch_size", "average_epochs", "evaluate_every", "statistics_images")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"SearchConfig: {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("sparse", "smooth", "eval_temperature", "hold_sparse", "weight_lr", "alpha_lr"):
+        temperatures = ("sparse", "smooth", "warmup_smooth", "hold_sparse", "eval_temperature")
+        for name in (*temperatures, "weight_lr", "alpha_lr"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"SearchConfig: {name} must be positive, got {value}")
         for value in (self.threshold, *self.audit_thresholds):
             if not 0 <= value < 1:
                 raise ValueError(f"SearchConfig: a threshold must be in [0, 1), got {value}")
-        if not 0 <= self.p_low <= self.p_up <= 1:
-            raise ValueError(f"SearchConfig: need 0 <= p_low <= p_up <= 1, got {self.p_low} and {self.p_up}")
+        if not (0 <= self.p_low <= 1 and self.p_low <= self.p_up):
+            raise ValueError(f"SearchConfig: need p_low in [0, 1] and p_up >= p_low, got {self.p_low} and {self.p_up}")
         if self.audit_every < 0:
             raise ValueError(f"SearchConfig: audit_every must not be negative, got {self.audit_every}")
         if self.auto_temperature and (self.method != "sp-darts" or self.hold_sparse is not None):
@@ -181,46 +195,34 @@ class SearchConfig(RunConfig):
             raise ValueError(f"SearchConfig: hold_sparse={self.hold_sparse} needs a hold_epoch from which it holds")
 
     def data_options(self) -> dict[str, Any]:
-        return {**super().data_options(), "replacement": self.replacement}
+        choices = {"split": self.split, "sampling": self.sampling, "validation_limit": self.evaluate_limit}
+        return {**super().data_options(), **choices}
 
     def named_output(self, space: str) -> Path:
         return self.output or Path("runs") / f"{space}-{self.dataset}-{self.method}-{self.preset}-seed{self.seed}"
 
 
-# method -> (its relaxation, the settings in which it departs from a preset); darts as NAS-Bench-201 runs it
-METHODS: dict[str, tuple[Callable[[SearchConfig], Relaxation], dict[str, Any]]] = {
-    "sp-darts": (lambda config: SparseSmoothSoftmax(config.sparse, config.smooth), {}),
-    "darts": (
-        lambda config: Softmax(),
-        {
-            "weight_lr": 0.025,
-            "weight_lr_min": 0.001,
-            "alpha_weight_decay": 1e-3,
-            "batch_size": 64,
-            "p_low": 0.0,
-            "p_up": 0.0,
-            "clip_alphas": False,
-            "hold_epoch": None,
-            "hold_sparse": None,
-            "eval_temperature": 1.0,
-            "threshold": 0.0,
-        },
-    ),
+METHODS: dict[str, Callable[[SearchConfig], Softmax | SparseSmoothSoftmax]] = {
+    "sp-darts": lambda config: SparseSmoothSoftmax(config.sparse, config.smooth),
+    "darts": lambda config: Softmax(),
 }
+"""Method -> its relaxation."""
 
+Presets = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]
+"""Method -> preset -> data set (``"*"`` for all) -> settings; the first preset of a method is its default."""
 
 Config = TypeVar("Config", bound=SearchConfig)
 
 
 def config_from_flags(
-    presets: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    presets: Presets,
     args: list[str] | None = None,
     kind: type[Config] = SearchConfig,  # type: ignore[assignment]
 ) -> Config:
-    """The configuration of a command line: a preset's settings, the data set's and the method's, and then the flags.
+    """The configuration of a command line: the settings of the method's preset, those for the data set, then the flags.
 
     Args:
-        presets: preset -> data set (``"*"`` for all) -> settings.
+        presets: see :data:`Presets`.
         args: the command line; by default the process's own.
         kind: the class of the configuration; a script with more flags has its own.
 
@@ -230,14 +232,11 @@ def config_from_flags(
     import tyro
 
     defaults = kind()
-    chosen = peek_flags(
-        args,
-        preset=(sorted(presets), defaults.preset),
-        dataset=(None, defaults.dataset),
-        method=(sorted(METHODS), defaults.method),
-    )
-    preset = presets[chosen["preset"]]
-    settings = {**preset["*"], **preset.get(chosen["dataset"], {}), **METHODS[chosen["method"]][1], **chosen}
+    method = peek_flags(args, method=([*presets], defaults.method))["method"]
+    of_method = presets[method]
+    chosen = peek_flags(args, preset=([*of_method], next(iter(of_method))), dataset=(None, defaults.dataset))
+    preset = of_method[chosen["preset"]]
+    settings = {**preset["*"], **preset.get(chosen["dataset"], {}), **chosen, "method": method}
     return tyro.cli(kind, args=args, default=kind(**settings))
 
 

@@ -5,17 +5,30 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .arch_parameters import ArchParameterGroup, evaluating, restoring
 from .bilevel import Loss, alpha_gradient
 from .mixed_op import Execution, MixedOp, call_arguments
 
-__all__ = ["Audit", "Discretization", "Leakage", "accuracy", "audit", "discretization", "leakage", "skip_count"]
+__all__ = [
+    "Audit",
+    "Discretization",
+    "Leakage",
+    "accuracy",
+    "audit",
+    "discretization",
+    "leakage",
+    "renewed_statistics",
+    "skip_count",
+    "topk_accuracy",
+]
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -26,14 +39,56 @@ def accuracy(model: nn.Module, batches: Batches) -> float:
     Raises:
         ValueError: there is no image.
     """
-    correct, count = torch.zeros(()), 0
+    return topk_accuracy(model, batches, (1,))[1]
+
+
+def topk_accuracy(model: nn.Module, batches: Batches, ks: Sequence[int] = (1, 5)) -> dict[int, float]:
+    """For each k the share of images whose class is among the k most likely, in [0, 1], in evaluation mode.
+
+    Raises:
+        ValueError: there is no image.
+    """
+    correct, count = torch.zeros(len(ks)), 0
     with evaluating(model), torch.no_grad():
         for x, y in batches:
-            correct = correct.to(y.device) + (model(x).argmax(1) == y).sum()
+            logits = model(x)
+            ranked = logits.topk(min(max(ks), logits.shape[1]), dim=1).indices == y[:, None]
+            correct = correct.to(y.device) + torch.stack([ranked[:, :k].sum() for k in ks])
             count += len(y)
     if not count:
         raise ValueError("accuracy: no images to evaluate on")
-    return float(correct) / count
+    return dict(zip(ks, (correct.double() / count).tolist(), strict=True))
+
+
+@contextmanager
+def renewed_statistics(model: nn.Module, batches: Batches) -> Iterator[None]:
+    """Within the context, running statistics of batch norms are those of these batches; then they are as before.
+
+    In a search they are averages over the mixtures of the training batches, at two temperatures and with weights that
+    move on. A network that is evaluated has others: its own, which this computes by one forward over the batches,
+    without training (the mean of the batches' statistics, as ``torch.optim.swa_utils.update_bn``).
+
+    Args:
+        model: in the state in which it is to be evaluated; batch norms that do not run keep what they have.
+        batches: (images, labels).
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+    saved, momenta = [buffer.clone() for buffer in buffers], [norm.momentum for norm in norms]
+    try:
+        with evaluating(model), torch.no_grad():
+            for norm in norms:
+                norm.train()
+            for count, (x, _) in enumerate(batches, 1):
+                for norm in norms:
+                    norm.momentum = 1 / count  # the mean so far
+                model(x)
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for buffer, value in zip(buffers, saved, strict=True):
+            buffer.copy_(value)
 
 
 @dataclass(frozen=True)
@@ -49,18 +104,27 @@ class Discretization:
         return self.supernet - self.discretized
 
 
-def discretization(arch: ArchParameterGroup, batches: Batches, relaxation: Any = None) -> Discretization:
+def discretization(
+    arch: ArchParameterGroup, batches: Batches, relaxation: Any = None, statistics: Batches | None = None
+) -> Discretization:
     """Measure what is lost when only the strongest operations stay, without retraining (Fig. 3b).
 
     Args:
         arch: of the supernet.
         batches: (images, labels); gone through twice.
         relaxation: under which the supernet is evaluated; the group's present one by default.
+        statistics: training batches on which batch-norm statistics are renewed before each of the two evaluations, see
+            :func:`renewed_statistics`; None: running statistics as training left them.
     """
+
+    def measured() -> float:
+        with nullcontext() if statistics is None else renewed_statistics(arch.model, statistics):
+            return accuracy(arch.model, batches)
+
     with arch.using(relaxation or arch.relaxation):
-        supernet = accuracy(arch.model, batches)
+        supernet = measured()
     with arch.discretized():
-        return Discretization(supernet, accuracy(arch.model, batches))
+        return Discretization(supernet, measured())
 
 
 @dataclass(frozen=True)
@@ -80,6 +144,8 @@ class Leakage:
 
 def leakage(arch: ArchParameterGroup, x: Tensor) -> dict[str, Leakage]:
     """Information bypass leakage of every row under the present relaxation and phi, on one batch.
+
+    Batch norms normalise by the batch's own statistics, as in training.
 
     Args:
         arch: of the supernet.
@@ -106,13 +172,10 @@ def leakage(arch: ArchParameterGroup, x: Tensor) -> dict[str, Leakage]:
         total = torch.linalg.vector_norm(strongest) + rest
         measured[op] = Leakage(sum(values) - values[k], float(rest / total) if total > 0 else 0.0)
 
-    hooks = [op.register_forward_hook(measure, with_kwargs=True) for op in arch.operations]
-    try:
-        with evaluating(arch.model), torch.no_grad():
-            arch.model(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with renewed_statistics(arch.model, [(x, x)]), evaluating(arch.model), torch.no_grad(), ExitStack() as hooks:
+        for op in arch.operations:
+            hooks.callback(op.register_forward_hook(measure, with_kwargs=True).remove)
+        arch.model(x)
     rows = {label: [measured[op] for op in ops if op in measured] for label, ops in arch.rows.items()}
     return {
         label: Leakage(

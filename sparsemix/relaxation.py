@@ -8,12 +8,22 @@ nothing and remembers nothing: whether this batch is a sparse one (phi) is an ar
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Argmax", "Softmax", "SparseSmoothSoftmax", "StraightThrough", "entropy", "softmax", "sparse_smooth_softmax"]
+__all__ = [
+    "Argmax",
+    "OfSoftmax",
+    "Softmax",
+    "SparseSmoothSoftmax",
+    "StraightThrough",
+    "entropy",
+    "softmax",
+    "sparse_smooth_softmax",
+]
 
 
 def softmax(alpha: Tensor, temperature: float = 1.0) -> Tensor:
@@ -115,11 +125,40 @@ class SparseSmoothSoftmax(nn.Module):
         self.sparse = sparse
         self.smooth = smooth
 
+    @property
+    def temperature(self) -> float:
+        """t_sp, the temperature of the method's sparse batches, at which rows are compared and read out."""
+        return self.sparse
+
     def forward(self, alpha: Tensor, phi: bool = False) -> Tensor:
         return sparse_smooth_softmax(alpha, phi, self.sparse, self.smooth)
 
     def extra_repr(self) -> str:
         return f"sparse={self.sparse:g}, smooth={self.smooth:g}"
+
+
+class OfSoftmax(nn.Module):
+    """A relaxation of ``softmax(alpha)`` in place of alpha.
+
+    Near the start, ``softmax(alpha)`` is about ``1 / M + (alpha - mean) / M``: M candidates are relaxed at about M times
+    the temperature. Published SP-DARTS code for S1 to S4 does so in the weights update.
+
+    Args:
+        relaxation: of the rows, such as :class:`SparseSmoothSoftmax`.
+
+    Example:
+        >>> relax = OfSoftmax(SparseSmoothSoftmax(sparse=1e-3, smooth=1e-2))
+        >>> relax(torch.tensor([0.0, 0.001]), phi=True)
+        tensor([0.3775, 0.6225])
+    """
+
+    def __init__(self, relaxation: Callable[[Tensor, bool], Tensor]) -> None:
+        super().__init__()
+        self.relaxation = relaxation
+
+    def forward(self, alpha: Tensor, phi: bool = False) -> Tensor:
+        absent = alpha == -math.inf  # padding has weight 0 in the inner softmax, and must have it in the outer one
+        return self.relaxation(softmax(alpha).masked_fill(absent, -math.inf), phi)
 
 
 class StraightThrough(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any, Protocol
 
 import torch
@@ -28,24 +29,23 @@ def seeded_generator(*key: int | str) -> torch.Generator:
 def sparse_probability(epoch: int, epochs: int, p_low: float = 0.0, p_up: float = 1.0, warmup_epochs: int = 1) -> float:
     """The probability p of a sparse batch in an epoch (Eq. 20).
 
-    0 while ``epoch < warmup_epochs``, then ``p_low + (p_up - p_low) (epoch - i_wp) / (I - i_wp)``. Epochs count from 0,
-    as in the published code: the first epoch after the warm-up has p_low, the last, I - 1, is one step short of p_up,
-    and the end of the search, I, has p_up.
+    0 while ``epoch < warmup_epochs``, then ``p_low + (p_up - p_low) (epoch + 1 - i_wp) / (I - i_wp)``. The paper counts
+    epochs from 1 to I; counted from 0, as here, paper's epoch i is ``epoch + 1``. The last epoch has p_up.
 
     Args:
-        epoch: i, from 0; past the end of the search p stays at ``p_up``.
+        epoch: from 0; past the end of the search p stays at ``p_up``.
         epochs: I, the length of the search.
-        p_low, p_up: bounds of p.
+        p_low, p_up: p at the end of the warm-up, and in the last epoch. A p_up above 1 reaches p = 1 before the end.
         warmup_epochs: i_wp.
 
     Example:
-        >>> [sparse_probability(i, epochs=5) for i in range(6)]
-        [0.0, 0.0, 0.25, 0.5, 0.75, 1.0]
+        >>> [sparse_probability(epoch, epochs=5) for epoch in range(6)]
+        [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
     """
     if epoch < warmup_epochs:
         return 0.0
-    progress = min(1.0, (epoch - warmup_epochs) / (epochs - warmup_epochs))
-    return p_low + (p_up - p_low) * progress
+    progress = min(1.0, (epoch + 1 - warmup_epochs) / (epochs - warmup_epochs))
+    return min(1.0, p_low + (p_up - p_low) * progress)
 
 
 class _HasPhi(Protocol):
@@ -62,9 +62,11 @@ class BatchMixedScheduler:
         arch: what has a ``phi``, an :class:`~sparsemix.ArchParameterGroup`.
         epochs: I, the length of the search.
         steps_per_epoch: batches an epoch.
-        p_low, p_up: bounds of p, ``0 <= p_low <= p_up <= 1``.
+        p_low, p_up: p at the end of the warm-up, in [0, 1], and in the last epoch, at least ``p_low``; with a p_up above
+            1, as in published code for S1 to S4, p reaches 1 before the end and stays there.
         warmup_epochs: i_wp, epochs at first without sparse batches; less than ``epochs``.
-        hold_epoch: from this epoch on p stays what it is then (a detail of some published runs); None: it never stops.
+        hold_epoch: from this epoch on p stays what it was in the epoch before (a detail of some published runs); None:
+            p rises to the end.
         seed: of the draws.
 
     Attributes:
@@ -79,7 +81,7 @@ class BatchMixedScheduler:
         >>> schedule = BatchMixedScheduler(SimpleNamespace(phi=False), epochs=5, steps_per_epoch=10)
         >>> schedule.step(3)
         >>> schedule.p
-        0.5
+        0.75
         >>> schedule.step_update(3 * 10 + 4)
         >>> schedule.phi == schedule.draw(epoch=3, step=4)
         True
@@ -104,15 +106,17 @@ class BatchMixedScheduler:
                 f"BatchMixedScheduler: epochs and steps_per_epoch must be at least 1, "
                 f"got {epochs} and {steps_per_epoch}"
             )
-        if not 0 <= p_low <= p_up <= 1:
-            raise ValueError(f"BatchMixedScheduler: need 0 <= p_low <= p_up <= 1, got p_low={p_low}, p_up={p_up}")
+        if not (0 <= p_low <= 1 and p_low <= p_up < math.inf):
+            raise ValueError(
+                f"BatchMixedScheduler: need p_low in [0, 1] and p_up >= p_low, got p_low={p_low}, p_up={p_up}"
+            )
         if not 0 <= warmup_epochs < epochs:
             raise ValueError(
                 f"BatchMixedScheduler: the warm-up must be shorter than the search, got warmup_epochs={warmup_epochs} "
                 f"of epochs={epochs}"
             )
-        if hold_epoch is not None and not hold_epoch >= 0:
-            raise ValueError(f"BatchMixedScheduler: hold_epoch counts from 0, got {hold_epoch}")
+        if hold_epoch is not None and hold_epoch < 1:
+            raise ValueError(f"BatchMixedScheduler: hold_epoch needs an epoch before it, got {hold_epoch}")
         self.arch = arch
         self.settings: dict[str, Any] = {
             "epochs": epochs,
@@ -132,7 +136,7 @@ class BatchMixedScheduler:
     def probability(self, epoch: int) -> float:
         """p of an epoch (Eq. 20)."""
         s = self.settings
-        held = epoch if s["hold_epoch"] is None else min(epoch, s["hold_epoch"])
+        held = epoch if s["hold_epoch"] is None else min(epoch, s["hold_epoch"] - 1)
         return sparse_probability(held, s["epochs"], s["p_low"], s["p_up"], s["warmup_epochs"])
 
     def draw(self, epoch: int, step: int) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,15 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
-from torch.optim.swa_utils import update_bn
 
 from .arch_parameters import ArchParameterGroup
 from .bilevel import SearchStep
 from .compilation import compile_operations
 from .config import METHODS, SearchConfig
 from .data import Pairs
-from .metrics import accuracy, audit, discretization, leakage
+from .metrics import audit, discretization, leakage
 from .parallel import Parallel, cut, sums
-from .relaxation import Softmax
+from .relaxation import OfSoftmax, Softmax
 from .run_folder import RunFolder
 from .running import rng_state, set_rng_state, stop_requests, surroundings
 from .schedule import BatchMixedScheduler
@@ -136,6 +136,7 @@ class Search:
             clip_alphas=config.clip_alphas,
             reduce=self.parallel.average,
             split=lambda batch: cut(batch, config.accumulate),
+            around_weights=self._around_weights,
             backward=self.accelerator.backward,
         )
         # Only now, when everything fits together, is there a run to keep.
@@ -164,7 +165,7 @@ class Search:
         config, arch = self.config, self.arch
         arch.model.train()
         progress.t_sp = progress.t_sp or self._sparse_temperature(epoch)
-        arch.relaxation = METHODS[config.method][0](self._at(progress.t_sp))
+        arch.relaxation = METHODS[config.method](self._at(progress.t_sp, epoch))
         self.lr_schedule.step(epoch)
         self.phi.step(epoch)
         for train_batch, val_batch in steps.epoch(self.pairs, epoch, progress, note=f", p {self.phi.p:.2f}"):
@@ -186,25 +187,19 @@ class Search:
     def _finish_epoch(self, epoch: int, progress: _Epoch) -> None:
         config, arch, started = self.config, self.arch, time.perf_counter()
         assert progress.t_sp is not None
-        temperature = self._at(progress.t_sp).eval_temperature
-        measured = discretization(arch, _Repeatable(self.pairs.validation), Softmax(temperature))
-        arch.phi = True  # leakage of the sparse batches
-        leaks = leakage(arch, next(self.pairs.validation())[0])
+        relaxation: Any = arch.relaxation
         genotype, steps = self.read_out(arch), max(progress.step, 1)
+        evaluated = (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.epochs
         record = {
             "epoch": epoch,
             "p": self.phi.p,
             "sparse_share": progress.sparse / steps,
             "train_loss": progress.train_loss / steps,
             "val_loss": progress.val_loss / steps,
-            "supernet_accuracy": measured.supernet,
-            "discretized_accuracy": measured.discretized,
-            "discretization_gap": measured.gap,
-            "sparse_temperature": progress.t_sp,
-            "entropy_sparse": arch.entropy(progress.t_sp),
+            **(self._evaluate(self._at(progress.t_sp, epoch).eval_temperature) if evaluated else {}),
+            "temperature": relaxation.temperature,
             "entropy": arch.entropy(),
-            "weight_leakage": {label: leak.weight for label, leak in leaks.items()},
-            "output_leakage": {label: leak.output for label, leak in leaks.items()},
+            "entropy_at_1": arch.entropy(1.0),
             "skips": genotype.skips,
             **({"audits": progress.audits} if config.audit_every else {}),
             "genotype": str(genotype),
@@ -217,20 +212,38 @@ class Search:
         self._log(record, {f"alpha/{label}": alpha for label, alpha in arch.named_parameters()})
         self._say(_epoch_line(record, config.epochs))
 
+    def _evaluate(self, temperature: float) -> dict[str, Any]:
+        """Accuracies and leakage. Nothing of it reaches the search: statistics and random state are put back."""
+        arch, pairs, started = self.arch, self.pairs, time.perf_counter()
+        statistics = [*pairs.statistics(self.config.statistics_images)]
+        relaxation, validation = Softmax(temperature), _Repeatable(pairs.validation)
+        devices = [self.accelerator.device.index or 0] if self.accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            raw = discretization(arch, validation, relaxation)
+            renewed = discretization(arch, validation, relaxation, statistics)
+            phi, arch.phi = arch.phi, True  # leakage of the sparse batches
+            leaks = leakage(arch, statistics[0][0])
+            arch.phi = phi
+        return {
+            "supernet_accuracy": renewed.supernet,
+            "discretized_accuracy": renewed.discretized,
+            "discretization_gap": renewed.gap,
+            "raw_supernet_accuracy": raw.supernet,
+            "raw_discretized_accuracy": raw.discretized,
+            "weight_leakage": {label: leak.weight for label, leak in leaks.items()},
+            "output_leakage": {label: leak.output for label, leak in leaks.items()},
+            "evaluation_seconds": time.perf_counter() - started,
+        }
+
     def _summarize(self) -> dict[str, Any]:
-        records = self.folder.records
-        last = records[-1]
-        dropped = {"epoch", "p", "sparse_share", "audits", "alphas", "seconds"}
-        self.arch.relaxation = METHODS[self.config.method][0](self._at(last["sparse_temperature"]))
+        records, config = self.folder.records, self.config
+        self.arch.relaxation = METHODS[config.method](self._at(records[-1]["temperature"], config.epochs - 1))
+        dropped = {"epoch", "p", "sparse_share", "audits", "alphas", "seconds", "evaluation_seconds"}
         averaged = self._averaged_genotype()
-        # The supernet's running statistics are those of its mixtures; the network that is left has others.
-        final = self.arch.discretize()
-        update_bn((x for (x, _), _ in self.pairs.epoch(self.config.epochs)), final)
         summary = {
-            "method": self.config.method,
-            "seed": self.config.seed,
-            **{key: value for key, value in last.items() if key not in dropped},
-            "recalibrated_accuracy": accuracy(final, self.pairs.validation()),
+            "method": config.method,
+            "seed": config.seed,
+            **{key: value for key, value in records[-1].items() if key not in dropped},
             "averaged_genotype": str(averaged),
             **{f"averaged_{key}": value for key, value in self.judge(averaged).items()},
             "seconds": sum(record["seconds"] for record in records),
@@ -257,7 +270,8 @@ class Search:
     def _save(self, epoch: int, progress: _Epoch) -> None:
         """All that the next step depends on; the draws depend on (seed, epoch, step) alone."""
         self.arch.check_finite()
-        best = max(self.folder.records, key=lambda record: record["discretized_accuracy"], default=None)
+        evaluated = [record for record in self.folder.records if "discretized_accuracy" in record]
+        best = max(evaluated, key=lambda record: record["discretized_accuracy"], default=None)
         self.folder.save_checkpoint(
             {
                 "epoch": epoch,
@@ -305,14 +319,20 @@ class Search:
         held = config.hold_epoch is not None and epoch >= config.hold_epoch
         return config.hold_sparse if held and config.hold_sparse is not None else config.sparse
 
-    def _at(self, t_sp: float) -> SearchConfig:
-        """The configuration with this t_sp, and with it the temperatures that keep their ratio to it."""
+    def _at(self, t_sp: float, epoch: int) -> SearchConfig:
+        """The configuration with an epoch's temperatures: this t_sp, and those that keep their ratio to it."""
         config = self.config
+        if epoch < config.warmup_epochs and config.warmup_smooth is not None:
+            return replace(config, smooth=config.warmup_smooth)
         if t_sp == config.sparse:
             return config
         scale = t_sp / config.sparse
         evaluated = config.eval_temperature * (scale if config.auto_temperature else 1)
         return replace(config, sparse=t_sp, smooth=config.smooth * scale, eval_temperature=evaluated)
+
+    def _around_weights(self) -> AbstractContextManager[None]:
+        arch = self.arch
+        return arch.using(OfSoftmax(arch.relaxation)) if self.config.double_softmax else nullcontext()
 
     def _say(self, text: str) -> None:
         self.accelerator.print(text, flush=True)
@@ -329,24 +349,30 @@ class _Repeatable:
 
 
 def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:
-    leak = sum(record["output_leakage"].values()) / len(record["output_leakage"])
     cost = f"  cost {record['cost']:.4g}" if "cost" in record else ""
     true = f"  true {record['true_accuracy']:.2f} % (rank {record['true_rank']})" if "true_accuracy" in record else ""
     return (
         f"epoch {record['epoch'] + 1:3}/{epochs}"
         f"  loss {record['train_loss']:.3f} / {record['val_loss']:.3f}"
         f"  p {record['p']:.2f} (sparse {record['sparse_share']:.2f})"
+        f"{_evaluation(record)}  entropy {record['entropy']:.2f}  skips {record['skips']}  {record['genotype']}{cost}{true}  {record['seconds']:.1f} s"
+    )
+
+
+def _evaluation(record: Mapping[str, Any]) -> str:
+    if "output_leakage" not in record:
+        return ""
+    leak = sum(record["output_leakage"].values()) / len(record["output_leakage"])
+    return (
         f"  supernet {record['supernet_accuracy']:.1%}  discretised {record['discretized_accuracy']:.1%}"
-        f"  entropy {record['entropy_sparse']:.2f} at t_sp, {record['entropy']:.2f} at 1  leakage {leak:.2f}"
-        f"  skips {record['skips']}  {record['genotype']}{cost}{true}  {record['seconds']:.1f} s"
+        f"  leakage {leak:.2f}"
     )
 
 
 def _closing_lines(summary: Mapping[str, Any], path: Path) -> str:
     lines = [
         f"discovered: {summary['genotype']}",
-        f"supernet {summary['supernet_accuracy']:.1%}, discretised {summary['discretized_accuracy']:.1%} "
-        f"({summary['recalibrated_accuracy']:.1%} with batch statistics of its own), "
+        f"supernet {summary['supernet_accuracy']:.1%}, discretised {summary['discretized_accuracy']:.1%}, "
         f"skip connections {summary['skips']}, {summary['seconds']:.0f} s",
     ]
     if "true_accuracy" in summary:
@@ -354,6 +380,8 @@ def _closing_lines(summary: Mapping[str, Any], path: Path) -> str:
             f"true accuracy {summary['true_accuracy']:.2f} %, rank {summary['true_rank']} of {summary['table_size']}, "
             f"{summary['true_gap']:.2f} points below the best"
         )
+        for dataset, accuracies in summary["true_accuracies"].items():
+            lines.append(f"  {dataset:15}" + "".join(f"  {name} {value:.2f} %" for name, value in accuracies.items()))
     if "compilations" in summary:
         lines.append(f"{summary['compilations']} graphs were compiled")
     if summary["averaged_genotype"] != summary["genotype"]:

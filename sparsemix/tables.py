@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import bz2
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from .genotype import NB201Genotype
 from .unpickle import load_plain_pickle
@@ -21,25 +21,28 @@ __all__ = ["NB201Table", "convert_nats_bench"]
 
 
 class NB201Table:
-    """Test accuracy, in percent, of the 15,625 cells of NAS-Bench-201 after 200 epochs.
+    """Validation and test accuracies, in percent, of the 15,625 cells of NAS-Bench-201 after 200 epochs.
 
     Args:
-        path: a CSV file with a column ``architecture`` and one for each data set (:attr:`COLUMNS`). It is read at the
-            first question.
+        path: a CSV file with a column ``architecture``, one of test accuracies for each data set (``cifar10_test``,
+            ``cifar100_test``, ``imagenet16_120_test``) and, if it has them, as many of validation accuracies
+            (``cifar10_valid``, ...). It is read at the first question.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file has other columns, or (at a question) a malformed architecture or unknown data set.
+        ValueError: the file lacks a column, or (at a question) a malformed architecture, an unknown data set, or
+            validation accuracies that the file does not have.
         KeyError: an architecture that the table lacks.
 
     Source: Dong and Yang, "NAS-Bench-201"; Dong et al., "NATS-Bench".
     """
 
-    COLUMNS = {  # noqa: RUF012
-        "cifar10": "cifar10_test",
-        "cifar100": "cifar100_test",
-        "imagenet16-120": "imagenet16_120_test",
+    DATASETS: ClassVar[Mapping[str, str]] = {
+        "cifar10": "cifar10",
+        "cifar100": "cifar100",
+        "imagenet16-120": "imagenet16_120",
     }
+    """Data set -> how its columns begin."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -49,16 +52,17 @@ class NB201Table:
             )
 
     @cached_property
-    def _rows(self) -> dict[str, dict[str, float]]:
+    def _rows(self) -> dict[str, dict[tuple[str, str], float]]:
+        """Architecture -> (data set, images) -> accuracy."""
         with self.path.open(newline="") as file:
             reader = csv.DictReader(file)
-            missing = {"architecture", *self.COLUMNS.values()} - set(reader.fieldnames or ())
+            given = set(reader.fieldnames or ())
+            columns = {(name, of): f"{start}_{of}" for of in ("valid", "test") for name, start in self.DATASETS.items()}
+            missing = {"architecture", *(column for (_, of), column in columns.items() if of == "test")} - given
             if missing:
                 raise ValueError(f"NB201Table: {self.path} lacks the columns {', '.join(sorted(missing))}")
-            return {
-                row["architecture"]: {name: float(row[column]) for name, column in self.COLUMNS.items()}
-                for row in reader
-            }
+            present = {key: column for key, column in columns.items() if column in given}
+            return {row["architecture"]: {key: float(row[column]) for key, column in present.items()} for row in reader}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -66,38 +70,53 @@ class NB201Table:
     def __iter__(self) -> Iterator[str]:
         return iter(self._rows)
 
-    def _check(self, dataset: str) -> None:
-        if dataset not in self.COLUMNS:
-            raise ValueError(f"NB201Table: unknown data set {dataset!r}, known are {', '.join(self.COLUMNS)}")
-
-    def _column(self, dataset: str) -> list[float]:
-        self._check(dataset)
-        return [row[dataset] for row in self._rows.values()]
-
-    def accuracy(self, architecture: NB201Genotype | str, dataset: str) -> float:
-        """Test accuracy of an architecture, in percent."""
+    def _row(self, architecture: NB201Genotype | str) -> dict[tuple[str, str], float]:
         genotype = NB201Genotype.parse(architecture) if isinstance(architecture, str) else architecture
-        self._check(dataset)
         try:
-            return self._rows[str(genotype)][dataset]
+            return self._rows[str(genotype)]
         except KeyError:
             raise KeyError(f"NB201Table: {self.path} has {len(self)} architectures, but not {genotype}") from None
 
+    def _check(self, dataset: str, of: str) -> None:
+        if dataset not in self.DATASETS:
+            raise ValueError(f"NB201Table: unknown data set {dataset!r}, known are {', '.join(self.DATASETS)}")
+        if (dataset, of) not in next(iter(self._rows.values())):
+            raise ValueError(f"NB201Table: {self.path} has no column {self.DATASETS[dataset]}_{of}")
+
+    def _column(self, dataset: str, of: str) -> list[float]:
+        self._check(dataset, of)
+        return [row[dataset, of] for row in self._rows.values()]
+
+    def accuracy(self, architecture: NB201Genotype | str, dataset: str, of: str = "test") -> float:
+        """Accuracy of an architecture, in percent, on the images for ``"test"`` or for validation, ``"valid"``."""
+        row = self._row(architecture)
+        self._check(dataset, of)
+        return row[dataset, of]
+
+    def accuracies(self, architecture: NB201Genotype | str) -> dict[str, dict[str, float]]:
+        """All that the table knows of an architecture: data set -> ``"valid"`` and ``"test"`` -> accuracy, in percent."""
+        row = self._row(architecture)
+        return {name: {of: row[name, of] for of in ("valid", "test") if (name, of) in row} for name in self.DATASETS}
+
     def rank(self, architecture: NB201Genotype | str, dataset: str) -> int:
-        """1 for the best architecture of the table; equal accuracies share the better rank."""
+        """1 for the best test accuracy of the table; equal accuracies share the better rank."""
         own = self.accuracy(architecture, dataset)
-        return 1 + sum(other > own for other in self._column(dataset))
+        return 1 + sum(other > own for other in self._column(dataset, "test"))
 
     def best(self, dataset: str) -> float:
-        """The highest accuracy of the table, in percent."""
-        return max(self._column(dataset))
+        """The highest test accuracy of the table, in percent."""
+        return max(self._column(dataset, "test"))
 
 
-# data set -> (its name in the official file, the set that is reported as test accuracy)
+# column -> (name of the trainings in the official file, images on which they are judged). For CIFAR-10 the benchmark
+# reports validation accuracies of trainings on half of the training images, judged on the other half.
 _OFFICIAL = {
-    "cifar10": ("cifar10", "ori-test"),
-    "cifar100": ("cifar100", "x-test"),
-    "imagenet16-120": ("ImageNet16-120", "x-test"),
+    "cifar10_valid": ("cifar10-valid", "x-valid"),
+    "cifar10_test": ("cifar10", "ori-test"),
+    "cifar100_valid": ("cifar100", "x-valid"),
+    "cifar100_test": ("cifar100", "x-test"),
+    "imagenet16_120_valid": ("ImageNet16-120", "x-valid"),
+    "imagenet16_120_test": ("ImageNet16-120", "x-test"),
 }
 
 
@@ -131,7 +150,7 @@ def convert_nats_bench(source: str | Path, target: str | Path) -> int:
     partial = Path(f"{target}.partial")
     with partial.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["architecture", *NB201Table.COLUMNS.values()])
+        writer.writerow(["architecture", *_OFFICIAL])
         for architecture, result in zip(tqdm(architectures, disable=None), results, strict=True):
             try:
                 accuracies = [_mean_accuracy(result["200"], *official) for official in _OFFICIAL.values()]
@@ -155,9 +174,9 @@ def _architecture_file(folder: Path, index: int) -> Path:
     return padded if padded.is_file() else folder / f"{index}.pickle.pbz2"
 
 
-def _mean_accuracy(result: dict[str, Any], dataset: str, test_set: str) -> float:
+def _mean_accuracy(result: dict[str, Any], dataset: str, images: str) -> float:
     trials = [result["all_results"][dataset, seed] for seed in result["dataset_seed"][dataset]]
-    return sum(float(trial["eval_acc1es"][f"{test_set}@{trial['epochs'] - 1}"]) for trial in trials) / len(trials)
+    return sum(float(trial["eval_acc1es"][f"{images}@{trial['epochs'] - 1}"]) for trial in trials) / len(trials)
 
 
 def main() -> None:
@@ -174,9 +193,10 @@ def main() -> None:
         print(f"{convert_nats_bench(args.source, args.target)} architectures written to {args.target}")
         return
     table = NB201Table(args.table)
-    for dataset in NB201Table.COLUMNS:
-        accuracy, rank = table.accuracy(args.architecture, dataset), table.rank(args.architecture, dataset)
-        print(f"{dataset:15} {accuracy:6.2f} %  rank {rank} of {len(table)}, best {table.best(dataset):.2f} %")
+    for dataset, accuracies in table.accuracies(args.architecture).items():
+        valid = f"validation {accuracies['valid']:6.2f} %  " if "valid" in accuracies else ""
+        rank, best = table.rank(args.architecture, dataset), table.best(dataset)
+        print(f"{dataset:15} {valid}test {accuracies['test']:6.2f} %  rank {rank} of {len(table)}, best {best:.2f} %")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Data sets, their split into a half for the weights and a half for the alphas, and loaders of (train, val) pairs."""
+"""Data sets, their split into images for the weights and images for the alphas, and loaders of (train, val) pairs."""
 
+from .benchmark import benchmark_split
 from .datasets import DATASETS
 from .images import Images, halves, stratified_subset
-from .pairs import Pairs, ResidentPairs, StreamedPairs, open_pairs
+from .pairs import Pairs, ResidentPairs, Sampling, Split, StreamedPairs, open_pairs
 from .training import ResidentTraining, StreamedTraining, TrainingData, open_training
 
 __all__ = [
@@ -11,9 +12,12 @@ __all__ = [
     "Pairs",
     "ResidentPairs",
     "ResidentTraining",
+    "Sampling",
+    "Split",
     "StreamedPairs",
     "StreamedTraining",
     "TrainingData",
+    "benchmark_split",
     "halves",
     "open_pairs",
     "open_training",

@@ -57,10 +57,14 @@ def cifar100(root: Path, train: bool, download: bool) -> Images:
 
 
 def svhn(root: Path, train: bool, download: bool) -> Images:
-    """Street View House Numbers through torchvision."""
+    """Street View House Numbers through torchvision.
+
+    Training mirrors them, as searches and trainings of the peers do (Zela et al., RobustDARTS; Chen and Hsieh,
+    SmoothDARTS: ``_data_transforms_svhn``), although a mirrored digit may be none.
+    """
     data = _torchvision("SVHN", root, download, split="train" if train else "test")
     pixels = rearrange(torch.as_tensor(data.data), "n c h w -> n h w c").contiguous()
-    return Images(pixels, torch.as_tensor(data.labels).long(), tuple("0123456789"), mirror=False)
+    return Images(pixels, torch.as_tensor(data.labels).long(), tuple("0123456789"))
 
 
 def imagenet16_120(root: Path, train: bool, download: bool) -> Images:

@@ -5,27 +5,32 @@ Order and augmentation of resident images are pure functions of (seed, epoch, st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from ..schedule import seeded_generator
-from .datasets import DATASETS, Folder, read_rgb
+from .benchmark import benchmark_split
+from .datasets import DATASETS, Folder
 from .images import Images, check_alike, halves, stratified_subset
 from .resident import Batch, Normalization, ResidentImages
+from .streamed import FolderSubset, image_loader, moved
 
-__all__ = ["Pairs", "ResidentPairs", "StreamedPairs", "open_pairs"]
+__all__ = ["Pairs", "ResidentPairs", "Sampling", "Split", "StreamedPairs", "open_pairs"]
 
 RESIDENT_SIZE = 64  # images up to this size are kept in memory
 LARGE_SIZE = 224  # of images on disk that have no size in common
 
+Sampling = Literal["shuffled", "replacement", "anew"]
+Split = Literal["halves", "benchmark"]
+
 
 class Pairs(Protocol):
-    """What a search needs of its data: pairs of batches for the two updates, and the alpha half for validation."""
+    """What a search needs of its data: pairs of batches for the two updates, and images to evaluate on."""
 
     classes: tuple[str, ...]
     in_chans: int
@@ -38,22 +43,30 @@ class Pairs(Protocol):
         """The pairs ((x, y), (x_val, y_val)) of an epoch, from the ``start``-th on; x is ``(B, C, H, W)``."""
 
     def validation(self) -> Iterator[Batch]:
-        """The alpha half in order, without augmentation."""
+        """Images of the alphas in order, without augmentation."""
+
+    def statistics(self, images: int) -> Iterator[Batch]:
+        """Batches of about so many images of the weights, always the same, to renew batch-norm statistics on."""
 
 
 class ResidentPairs:
     """Pairs of batches cut from images that stay on the device, shifted and mirrored there.
 
+    An epoch goes once through the images of the weights.
+
     Args:
-        weights, alphas: the two halves.
+        weights, alphas: images for the two updates.
         batch_size: images a batch; an incomplete last batch is kept.
         seed: of order and augmentation.
         device: where the images stay.
-        replacement: draw the alpha batches with replacement, as published NAS-Bench-201 code does.
+        sampling: of alpha batches. ``"shuffled"``: each image once before any comes again; ``"replacement"``: each
+            image drawn on its own, as published NAS-Bench-201 code does; ``"anew"``: the images are shuffled anew for
+            every batch, as published DARTS code does.
+        validation_limit: evaluate on so many images of the alphas, every class keeping its share; None: on all.
 
     Raises:
-        ValueError: the batch size is not positive, the images are not square, or the halves disagree in their size or
-            classes.
+        ValueError: the batch size is not positive, the sampling is unknown, the images are not square, or those for the
+            two updates disagree in size or classes.
     """
 
     def __init__(
@@ -63,11 +76,14 @@ class ResidentPairs:
         batch_size: int,
         seed: int = 0,
         device: torch.device | str = "cpu",
-        replacement: bool = False,
+        sampling: Sampling = "shuffled",
+        validation_limit: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"the batch size must be at least 1, got {batch_size}")
-        check_alike(weights, alphas, "the halves")
+        if sampling not in get_args(Sampling):
+            raise ValueError(f"alpha batches are sampled {', '.join(get_args(Sampling))}; got {sampling!r}")
+        check_alike(weights, alphas, "the images for weights and alphas")
         normalization = Normalization(weights, device)
         self.weights = ResidentImages(weights, normalization, device)
         self.alphas = ResidentImages(alphas, normalization, device)
@@ -76,47 +92,54 @@ class ResidentPairs:
         self.in_chans = self.weights.channels
         self.batch_size = batch_size
         self.seed = seed
-        self.replacement = replacement
+        self.sampling = sampling
+        self._validation = stratified_subset(alphas.labels, validation_limit, seed)
 
     def __len__(self) -> int:
-        return -(-min(len(self.weights), len(self.alphas)) // self.batch_size)
+        return -(-len(self.weights) // self.batch_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, Batch]]:
         generator = seeded_generator("order", self.seed, epoch)
-        size = min(len(self.weights), len(self.alphas))
-        train = torch.randperm(len(self.weights), generator=generator)[:size]
-        if self.replacement:
-            val = torch.randint(len(self.alphas), (size,), generator=generator)
+        train = torch.randperm(len(self.weights), generator=generator)
+        size, count = len(self.weights), len(self.alphas)
+        if self.sampling == "replacement":
+            val = torch.randint(count, (size,), generator=generator)
         else:
-            val = torch.randperm(len(self.alphas), generator=generator)[:size]
+            val = torch.cat([torch.randperm(count, generator=generator) for _ in range(-(-size // count))])[:size]
         for step in range(start, len(self)):
             rows = slice(step * self.batch_size, (step + 1) * self.batch_size)
             generator = seeded_generator("augment", self.seed, epoch, step)
-            yield (
-                self.weights.augmented(train[rows], generator),
-                self.alphas.augmented(val[rows], generator),
-            )
+            chosen = val[rows]
+            if self.sampling == "anew":
+                chosen = torch.randperm(count, generator=generator)[: self.batch_size]
+            yield self.weights.augmented(train[rows], generator), self.alphas.augmented(chosen, generator)
 
     def validation(self) -> Iterator[Batch]:
-        return self.alphas.plain(4 * self.batch_size)
+        return self.alphas.plain(4 * self.batch_size, self._validation)
+
+    def statistics(self, images: int) -> Iterator[Batch]:
+        generator = seeded_generator("statistics", self.seed)
+        for rows in torch.randperm(len(self.weights), generator=generator)[:images].split(self.batch_size):
+            yield self.weights.augmented(rows, generator)
 
 
 class StreamedPairs:
-    """Pairs of batches of larger images, read from disk and augmented by timm's loader.
+    """Pairs of batches of larger images, read from disk and augmented by timm's transforms.
 
-    The order is a function of (seed, epoch); the augmentation is drawn by that loader's workers.
+    The order is a function of (seed, epoch); the augmentation is drawn by the loader's workers.
 
     Args:
         folder: files and labels.
-        weights, alphas: indices of the two halves.
+        weights, alphas: indices of the images for the two updates.
         image_size: height and width after cropping.
-        batch_size: images a batch; an incomplete last batch is dropped.
+        batch_size: images a batch.
         seed: of the order.
         device: where the batches go.
-        workers: processes that decode, for each half.
+        workers: processes that decode, for each of the two.
+        validation_limit: as for :class:`ResidentPairs`.
 
     Raises:
-        ValueError: a half is smaller than a batch.
+        ValueError: one of the two has fewer images than a batch.
     """
 
     in_chans = 3
@@ -131,6 +154,7 @@ class StreamedPairs:
         seed: int = 0,
         device: torch.device | str = "cpu",
         workers: int = 2,
+        validation_limit: int | None = None,
     ) -> None:
         if min(len(weights), len(alphas)) < batch_size:
             raise ValueError(
@@ -138,20 +162,17 @@ class StreamedPairs:
             )
         self.classes = folder.classes
         self.image_size = image_size
+        self.batch_size = batch_size
         self.seed = seed
         self.device = torch.device(device)
-        options = {"input_size": (3, image_size, image_size), "use_prefetcher": False, "num_workers": workers}
-        training = options | {"batch_size": batch_size, "is_training": True, "persistent_workers": workers > 0}
-        self._train = self._loader(folder, weights, **training)
-        self._val = self._loader(folder, alphas, **training)
-        self._validation = self._loader(folder, alphas, **options, batch_size=4 * batch_size, persistent_workers=False)
-
-    @staticmethod
-    def _loader(folder: Folder, indices: Tensor, **options: Any) -> Any:
-        from timm.data import create_loader
-
-        dataset: Any = FolderSubset(folder, indices)
-        return create_loader(dataset, **options)
+        self.workers = workers
+        self._folder, self._weights = folder, weights
+        self._train, self._val = (
+            image_loader(FolderSubset(folder, i), image_size, batch_size, workers, training=True, persistent=True)
+            for i in (weights, alphas)
+        )
+        judged = alphas[stratified_subset(folder.labels[alphas], validation_limit, seed)]
+        self._validation = image_loader(FolderSubset(folder, judged), image_size, 4 * batch_size, workers)
 
     def __len__(self) -> int:
         return min(len(self._train), len(self._val))
@@ -160,30 +181,16 @@ class StreamedPairs:
         for name, loader in (("weights", self._train), ("alphas", self._val)):
             loader.sampler.generator = seeded_generator("order", self.seed, epoch, name)
         pairs = islice(zip(self._train, self._val, strict=False), start, len(self))
-        return ((self._moved(train), self._moved(val)) for train, val in pairs)
+        return ((moved(train, self.device), moved(val, self.device)) for train, val in pairs)
 
     def validation(self) -> Iterator[Batch]:
-        return map(self._moved, self._validation)
+        return (moved(batch, self.device) for batch in self._validation)
 
-    def _moved(self, batch: Batch) -> Batch:
-        x, y = batch
-        return x.to(self.device, memory_format=torch.channels_last), y.to(self.device)
-
-
-class FolderSubset(torch.utils.data.Dataset):
-    """Files of an image folder with the transform that timm's loader installs."""
-
-    transform: Callable[[Any], Tensor]
-
-    def __init__(self, folder: Folder, indices: Tensor) -> None:
-        self.files = [folder.files[i] for i in indices.tolist()]
-        self.labels = folder.labels[indices].tolist()
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(read_rgb(self.files[index])), self.labels[index]
+    def statistics(self, images: int) -> Iterator[Batch]:
+        generator = seeded_generator("statistics", self.seed)
+        chosen = self._weights[torch.randperm(len(self._weights), generator=generator)[:images]]
+        subset = FolderSubset(self._folder, chosen)
+        return (moved(b, self.device) for b in image_loader(subset, self.image_size, self.batch_size, self.workers))
 
 
 def check_image_size(image_size: int | None) -> None:
@@ -206,10 +213,12 @@ def open_pairs(
     seed: int = 0,
     device: torch.device | str = "cpu",
     download: bool = False,
-    replacement: bool = False,
+    split: Split = "halves",
+    sampling: Sampling = "shuffled",
+    validation_limit: int | None = None,
     workers: int = 2,
 ) -> Pairs:
-    """The training images of a data set, split into halves and loaded as pairs.
+    """The images of a data set, split for weights and alphas and loaded as pairs.
 
     Args:
         dataset: a name of :data:`DATASETS`, or ``"folder"`` for a folder of images with one folder a class.
@@ -217,15 +226,19 @@ def open_pairs(
         batch_size: images a batch, of each half.
         image_size: resize to this height and width; None: as the images are, and 224 for a folder whose images differ
             in size.
-        limit: use this many images in all, every class keeping its share; None: all.
+        limit: use this many images in all, every class keeping its share (for the split ``"benchmark"``: this many for
+            the weights); None: all.
         seed: of the subset, the split, the order and the augmentation.
         device: where batches are wanted.
         download: fetch the data if it is not there (torchvision's data sets).
-        replacement: see :class:`ResidentPairs`.
+        split: ``"halves"``: the training images in two, drawn with the seed; ``"benchmark"``: as NAS-Bench-201 searches,
+            see :func:`~sparsemix.data.benchmark.benchmark_split`.
+        sampling, validation_limit: see :class:`ResidentPairs`; streamed images are always shuffled.
         workers: see :class:`StreamedPairs`.
 
     Raises:
-        ValueError: an unknown data set, a folder without images, a class without images, a limit or size too small.
+        ValueError: an unknown data set, a folder without images, a class without images, a limit or size too small; a
+            split or sampling that these images do not have.
         FileNotFoundError: the data is not there.
 
     Example:
@@ -239,20 +252,28 @@ def open_pairs(
     if dataset not in DATASETS and dataset != "folder":
         raise ValueError(f"unknown data set {dataset!r}; known are {', '.join(DATASETS)} and folder")
     check_image_size(image_size)
-    root = Path(root)
-    if dataset != "folder":
-        images = DATASETS[dataset](root, True, download)
-        images = images[stratified_subset(images.labels, limit, seed)]
-        images = images.resized(image_size or images.pixels.shape[1])
+    if split == "benchmark":
+        weights, alphas = benchmark_split(dataset, Path(root), download)
+        weights = weights[stratified_subset(weights.labels, limit, seed)]
+    elif dataset != "folder":
+        images = DATASETS[dataset](Path(root), True, download)
+        weights, alphas = _halved(images[stratified_subset(images.labels, limit, seed)], seed)
     else:
-        folder = Folder.find(root)
+        folder = Folder.find(Path(root))
         subset = stratified_subset(folder.labels, limit, seed)
         size = image_size or folder.common_size(subset) or LARGE_SIZE
         if size > RESIDENT_SIZE:
-            if replacement:
-                raise ValueError(f"images of {size}x{size} are streamed, which draws without replacement")
-            weights, alphas = (subset[half] for half in halves(folder.labels[subset], seed))
-            return StreamedPairs(folder, weights, alphas, size, batch_size, seed, device, workers)
-        images = folder.decode(subset, size)
+            if sampling != "shuffled":
+                raise ValueError(f"images of {size}x{size} are streamed, which knows no sampling {sampling!r}")
+            first, second = (subset[half] for half in halves(folder.labels[subset], seed))
+            return StreamedPairs(folder, first, second, size, batch_size, seed, device, workers, validation_limit)
+        weights, alphas = _halved(folder.decode(subset, size), seed)
+    size = image_size or weights.pixels.shape[1]
+    return ResidentPairs(
+        weights.resized(size), alphas.resized(size), batch_size, seed, device, sampling, validation_limit
+    )
+
+
+def _halved(images: Images, seed: int) -> tuple[Images, Images]:
     weights, alphas = halves(images.labels, seed)
-    return ResidentPairs(images[weights], images[alphas], batch_size, seed, device, replacement)
+    return images[weights], images[alphas]

@@ -80,8 +80,9 @@ class ResidentImages:
             x = x.masked_fill(square[:, None].to(x.device), 0.0)
         return x, self.labels[indices]
 
-    def plain(self, batch_size: int) -> Iterator[Batch]:
-        """All images in order, without augmentation."""
+    def plain(self, batch_size: int, indices: Tensor | None = None) -> Iterator[Batch]:
+        """Images in order, without augmentation: all of them, or those of these indices."""
         inner = slice(self.padding, self.padding + self.size)
-        for pixels, labels in zip(self.pixels.split(batch_size), self.labels.split(batch_size), strict=True):
-            yield self.normalization(pixels[:, inner, inner]), labels
+        chosen = torch.arange(len(self)) if indices is None else indices
+        for rows in chosen.to(self.labels.device).split(batch_size):
+            yield self.normalization(self.pixels[rows, inner, inner]), self.labels[rows]

@@ -12,8 +12,9 @@ from torch import Tensor
 from ..schedule import seeded_generator
 from .datasets import DATASETS, Folder
 from .images import Images, check_alike, stratified_subset
-from .pairs import LARGE_SIZE, RESIDENT_SIZE, FolderSubset, check_image_size
+from .pairs import LARGE_SIZE, RESIDENT_SIZE, check_image_size
 from .resident import Batch, Normalization, ResidentImages
+from .streamed import FolderSubset, image_loader, moved
 
 __all__ = ["ResidentTraining", "StreamedTraining", "TrainingData", "open_training"]
 
@@ -40,7 +41,8 @@ class ResidentTraining:
 
     Args:
         train, test: images to train on and to be judged on.
-        batch_size: images a batch; an incomplete last one is dropped.
+        batch_size: images a batch; an incomplete last one is kept, unless it is one image, of which a batch norm may
+            have no statistics.
         seed: of order and augmentation.
         device: where the images stay.
         cutout: side of the square that is blanked in each training image.
@@ -72,7 +74,8 @@ class ResidentTraining:
         self.cutout = cutout
 
     def __len__(self) -> int:
-        return len(self._train) // self.batch_size
+        full, left = divmod(len(self._train), self.batch_size)
+        return full + (left > 1)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         order = torch.randperm(len(self._train), generator=seeded_generator("training order", self.seed, epoch))
@@ -86,9 +89,9 @@ class ResidentTraining:
 
 
 class StreamedTraining:
-    """Larger images, read from disk and augmented by timm's loader: random crops, flips, colour jitter.
+    """Larger images, read from disk and augmented by timm's transforms: random crops, flips, colour jitter.
 
-    The order is a function of (seed, epoch); the augmentation is drawn by that loader's workers.
+    The order is a function of (seed, epoch); the augmentation is drawn by the loader's workers.
     """
 
     in_chans = 3
@@ -104,21 +107,15 @@ class StreamedTraining:
         device: torch.device | str = "cpu",
         workers: int = 2,
     ) -> None:
-        from timm.data import create_loader
-
         if len(train) < batch_size:
             raise ValueError(f"batches of {batch_size} cannot be cut from {len(train)} training images")
         self.classes = classes
         self.image_size = image_size
         self.seed = seed
         self.device = torch.device(device)
-        options: dict[str, Any] = {"input_size": (3, image_size, image_size), "use_prefetcher": False}
-        options |= {"num_workers": workers, "persistent_workers": workers > 0, "batch_size": batch_size}
-        training: dict[str, Any] = {"is_training": True, "color_jitter": (0.4, 0.4, 0.4, 0.2)}
-        train_set: Any = train
-        test_set: Any = test
-        self._train: Any = create_loader(train_set, **options, **training)
-        self._test = create_loader(test_set, **options, crop_pct=0.875)
+        options: dict[str, Any] = {"training": True, "color_jitter": (0.4, 0.4, 0.4, 0.2)}
+        self._train = image_loader(train, image_size, batch_size, workers, persistent=True, **options)
+        self._test = image_loader(test, image_size, batch_size, workers, persistent=True)
 
     def __len__(self) -> int:
         return len(self._train)
@@ -127,14 +124,10 @@ class StreamedTraining:
         self._train.sampler.generator = seeded_generator("training order", self.seed, epoch)
         for step, batch in enumerate(self._train):
             if step >= start:
-                yield self._moved(batch)
+                yield moved(batch, self.device)
 
     def test(self) -> Iterator[Batch]:
-        return map(self._moved, self._test)
-
-    def _moved(self, batch: Batch) -> Batch:
-        x, y = batch
-        return x.to(self.device, memory_format=torch.channels_last), y.to(self.device)
+        return (moved(batch, self.device) for batch in self._test)
 
 
 def open_training(

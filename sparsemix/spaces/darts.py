@@ -30,7 +30,10 @@ from .ops import (
 
 __all__ = [
     "DARTS",
+    "DARTS_SETTINGS",
+    "DIGITS",
     "EDGES",
+    "FAST",
     "OPERATIONS",
     "PRESETS",
     "PRIMITIVES",
@@ -227,7 +230,32 @@ def _strengths(scores: Tensor, rule: ReadOut) -> list[float]:
     return [float(score - rest.logsumexp(0)) for score, rest in zip(scores, others, strict=True)]
 
 
-# Settings of a search (fields of a script's configuration): preset -> data set -> settings; "*" is for all.
+# Settings of a search (fields of a script's configuration): method -> preset -> data set -> settings; "*" is for all.
+# docs/presets.md lists them with their sources.
+DARTS_SETTINGS: dict[str, Any] = {
+    "batch_size": 64,
+    "weight_lr": 0.025,
+    "weight_lr_min": 0.001,
+    "alpha_weight_decay": 1e-3,
+    "p_low": 0.0,
+    "p_up": 0.0,
+    "eval_temperature": 1.0,
+}
+"""The search of Liu et al. (section 3.1.2 and appendix A.1.1), where it departs from that of SP-DARTS in any space."""
+FAST: dict[str, Any] = {"threshold": 1e-3, "evaluate_limit": 5_000}
+"""What makes a search faster and has been found harmless (docs/results.md)."""
+PROXY: dict[str, Any] = {
+    "channels": 8,
+    "cells": 5,
+    "epochs": 10,
+    "batch_size": 64,
+    "image_size": 16,
+    "limit": 6_400,
+}
+"""A size for CPUs: a small supernet on few, small images."""
+DIGITS: dict[str, Any] = {"image_size": 8, "limit": None}
+"""The size of the embedded data."""
+
 _PAPER: dict[str, Any] = {
     "channels": 16,
     "cells": 8,
@@ -242,22 +270,19 @@ _PAPER: dict[str, Any] = {
     "p_up": 1.0,
     "warmup_epochs": 1,
     "eval_temperature": 1e-4,
-    "threshold": 1e-3,  # not the paper's: faster, and as good on NAS-Bench-201 (docs/results.md)
 }
-PROXY: dict[str, Any] = {
-    "channels": 8,
-    "cells": 5,
-    "epochs": 10,
-    "batch_size": 64,
-    "image_size": 16,
-    "limit": 6_400,
-}
+_AUTHORS = {**_PAPER, "warmup_smooth": 10.0, "weights_first": False, "sampling": "anew", "read_out": "authors"}
+_DARTS = {**_PAPER, **DARTS_SETTINGS, "weights_first": False, "sampling": "anew"}
 
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    # Table II
-    "paper": {"*": _PAPER},
-    # what the published code does differently; its temperature of 10 in the warm-up epoch is not copied
-    "authors": {"*": {**_PAPER, "weights_first": False, "read_out": "authors", "threshold": 0.0}},
-    # for CPUs: a small supernet on few, small images
-    "proxy": {"*": {**_PAPER, **PROXY}, "digits": {"image_size": 8, "limit": None}},
+PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
+    "sp-darts": {
+        "paper": {"*": _PAPER},
+        "fast": {"*": {**_PAPER, **FAST}},
+        "authors": {"*": _AUTHORS},
+        "proxy": {"*": {**_PAPER, **FAST, **PROXY}, "digits": DIGITS},
+    },
+    "darts": {
+        "original": {"*": _DARTS},
+        "proxy": {"*": {**_DARTS, **PROXY}, "digits": DIGITS},
+    },
 }

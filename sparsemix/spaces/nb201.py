@@ -14,6 +14,7 @@ from ..arch_parameters import ArchParameterGroup
 from ..genotype import NB201Genotype
 from ..mixed_op import MixedOp
 from .cells import DenseCell
+from .darts import DARTS_SETTINGS, DIGITS, FAST
 from .ops import AvgPool, ReLUConvBN, Zero
 
 __all__ = ["NODES", "OPERATIONS", "PRESETS", "cell", "genotype", "mixed_cell"]
@@ -50,7 +51,7 @@ def genotype(arch: ArchParameterGroup) -> NB201Genotype:
     return NB201Genotype.from_edges(arch.genotype())
 
 
-# Settings of a search (fields of sparsemix.config.SearchConfig): preset -> data set -> settings; "*" is for all.
+# Settings of a search, as sparsemix.spaces.darts.PRESETS
 _PAPER: dict[str, Any] = {
     "channels": 16,
     "cells": 5,
@@ -64,19 +65,51 @@ _PAPER: dict[str, Any] = {
     "p_up": 1.0,
     "warmup_epochs": 1,
     "eval_temperature": 1e-4,
-    "threshold": 1e-3,  # not the paper's: faster, and as good (docs/results.md)
 }
-_AUTHORS = {**_PAPER, "smooth": 1.21e-2, "clip_alphas": True, "replacement": True, "threshold": 0.0}
-_PROXY = {**_PAPER, "cells": 1, "epochs": 25, "batch_size": 64, "image_size": 16, "limit": 12_800}
+_PAPER_CIFAR100: dict[str, Any] = {"sparse": 1.3e-3, "smooth": 1.3e-2, "p_up": 0.9}
+_AUTHORS: dict[str, Any] = {
+    **_PAPER,
+    "smooth": 11 * 1.1e-3,
+    "warmup_smooth": 10 * 1.1e-3,
+    "clip_alphas": True,
+    "split": "benchmark",
+    "sampling": "replacement",
+}
+_AUTHORS_CIFAR100: dict[str, Any] = {
+    "sparse": 1.3e-3,
+    "smooth": 11 * 1.3e-3,
+    "warmup_smooth": 10 * 1.3e-3,
+    "p_up": 0.9,
+    "hold_epoch": 45,
+    "hold_sparse": 6e-4,
+}
+_DARTS: dict[str, Any] = {
+    **_PAPER,
+    **DARTS_SETTINGS,
+    "clip_alphas": True,
+    "split": "benchmark",
+    "sampling": "replacement",
+}
+_DARTS_AUTHORS: dict[str, Any] = {
+    **_DARTS,
+    "batch_size": 256,
+    "weight_lr": 0.025,
+    "weight_lr_min": 0.025,
+    "alpha_weight_decay": 0.0,
+    "eval_temperature": 1e-4,
+}
+_PROXY: dict[str, Any] = {"cells": 1, "epochs": 25, "batch_size": 64, "image_size": 16, "limit": 12_800}
 
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    # Table II
-    "paper": {"*": _PAPER, "cifar100": {"sparse": 1.3e-3, "smooth": 1.3e-2, "p_up": 0.9}},
-    # what the published code does differently; its CIFAR-100 split, which takes test images, is not copied
-    "authors": {
-        "*": _AUTHORS,
-        "cifar100": {"sparse": 1.3e-3, "smooth": 1.43e-2, "p_up": 0.9, "hold_epoch": 45, "hold_sparse": 6e-4},
+PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
+    "sp-darts": {
+        "paper": {"*": _PAPER, "cifar100": _PAPER_CIFAR100},
+        "fast": {"*": {**_PAPER, **FAST}, "cifar100": _PAPER_CIFAR100},
+        "authors": {"*": _AUTHORS, "cifar100": _AUTHORS_CIFAR100},
+        "proxy": {"*": {**_PAPER, **FAST, **_PROXY}, "digits": DIGITS},
     },
-    # for CPUs: a small supernet on few, small images
-    "proxy": {"*": _PROXY, "digits": {"image_size": 8, "limit": None}},
+    "darts": {
+        "nas-bench-201": {"*": _DARTS},
+        "authors": {"*": _DARTS_AUTHORS},
+        "proxy": {"*": {**_DARTS, **_PROXY, "split": "halves"}, "digits": DIGITS},
+    },
 }

@@ -57,7 +57,7 @@ SPACES: dict[str, Space] = {"s1": S1, "s2": S2, "s3": S3, "s4": S4}
 
 # Settings of a search, as sparsemix.spaces.darts.PRESETS
 _PAPER: dict[str, Any] = {
-    **darts.PRESETS["paper"]["*"],
+    **darts.PRESETS["sp-darts"]["paper"]["*"],
     "sparse": 5e-4,  # the paper runs 4e-4 to 7e-4 and takes the best
     "smooth": 5e-3,
     "eval_temperature": 5e-5,
@@ -69,17 +69,22 @@ _AUTHORS: dict[str, Any] = {
     "weight_lr_min": 0.025,
     "sparse": 3e-4,
     "smooth": 3e-3,
+    "double_softmax": True,
     "eval_temperature": 3e-5,
     "warmup_epochs": 0,
     "p_low": 0.8,
+    "p_up": 1.1,
     "weights_first": False,
+    "sampling": "anew",
     "read_out": "authors-robust",
-    "threshold": 0.0,
 }
 
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "paper": {"*": _PAPER},
-    # what the published code does differently; its p passes 1 in epoch 33, which no probability does
-    "authors": {"*": _AUTHORS},
-    "proxy": {"*": {**_PAPER, **darts.PROXY}, "digits": {"image_size": 8, "limit": None}},
+PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
+    "sp-darts": {
+        "paper": {"*": _PAPER},
+        "fast": {"*": {**_PAPER, **darts.FAST}},
+        "authors": {"*": _AUTHORS},
+        "proxy": {"*": {**_PAPER, **darts.FAST, **darts.PROXY}, "digits": darts.DIGITS},
+    },
+    "darts": darts.PRESETS["darts"],
 }
