@@ -228,11 +228,9 @@ class ArchParameterGroup(Alphas):
                 relaxation gives in a sparse batch, at the temperature that the method itself trains at (t_sp for
                 SP-DARTS, as its code logs it; 1 for DARTS). Methods are compared by the latter.
         """
+        relaxation: Relaxation = self.relaxation if temperature is None else Softmax(temperature)
         with torch.no_grad():
-            alphas = self._padded()
-            return float(
-                entropy(self.relaxation(alphas, True) if temperature is None else softmax(alphas, temperature))
-            )
+            return float(entropy(relaxation(self._padded(), True)))
 
     def genotype(self) -> dict[str, str]:
         """The strongest candidate of every row: label -> name (Eq. 4); an exact tie goes to the earlier candidate."""
