@@ -1,7 +1,12 @@
-"""Search several times, train each result briefly, and pick by validation accuracy, as the paper does on S1 to S4.
+"""Search several times, train each result briefly, and pick by validation accuracy, as is done on S1 to S4.
 
-    accelerate launch benchmarks/pick.py --space s2 --preset proxy --seeds 0 1
-    accelerate launch benchmarks/pick.py --space s3 --dataset cifar10 --temperatures 4e-4 5e-4 6e-4 7e-4 --download
+    accelerate launch benchmarks/pick.py --space s2 --dataset cifar10 --selection peers --download    # Zela et al.
+    accelerate launch benchmarks/pick.py --space s2 --dataset cifar10 --selection paper --download    # Zhang and Ding
+    accelerate launch benchmarks/pick.py --space s2 --preset proxy --selection proxy                  # on a laptop
+
+``peers``: four seeds; each result is trained for 100 epochs as it would be in full, on half of the training images, and
+judged on the other half. ``paper``: the same with one seed at each of t_sp 4e-4, 5e-4, 6e-4 and 7e-4. ``proxy``: two
+seeds and a short training of a small network, which is a way to try the command and no published protocol.
 
 Every search and every training keeps its own run folder; what is finished is not done again, what was interrupted goes
 on when the command is given again. The images that judge are held out of the training images; none is a test image,
@@ -28,16 +33,27 @@ from sparsemix.spaces import darts, robust
 
 @dataclass(frozen=True)
 class PickConfig(DartsConfig):
+    selection: Literal["peers", "paper", "proxy"] = "proxy"
+    """The protocol that the flags of the selection start from."""
     seeds: tuple[int, ...] = (0, 1)
-    """A search is made with each ..."""
+    """A search is made with each of these seeds."""
     temperatures: tuple[float, ...] = ()
-    """... at each of these t_sp, t_sm keeping its ratio; by default the preset's alone."""
+    """A search is made at each of these t_sp, t_sm keeping its ratio; by default at the preset's alone."""
     train_preset: Literal["proxy", "robust", "cifar"] = "proxy"
-    """How each result is trained, ..."""
+    """Preset of the training that judges a result."""
     train_epochs: int | None = None
-    """... for so many epochs; by default the preset's, ..."""
+    """Length of that training; by default the preset's."""
     train_holdout: float = 0.2
-    """... and the share of the training images that judge it."""
+    """Share of the training images that judge, and are not trained on."""
+
+
+# 100 epochs: Liu et al., "DARTS", section 3.1.2; four runs: Zela et al., Chen and Hsieh ("SmoothDARTS")
+_SHORT: dict[str, Any] = {"train_preset": "robust", "train_epochs": 100, "train_holdout": 0.5}
+SELECTIONS: dict[str, dict[str, Any]] = {
+    "peers": {"seeds": (0, 1, 2, 3), **_SHORT},
+    "paper": {"seeds": (0,), "temperatures": (4e-4, 5e-4, 6e-4, 7e-4), **_SHORT},
+    "proxy": {},
+}
 
 
 def main(config: PickConfig) -> dict[str, Any]:
@@ -126,7 +142,17 @@ def report(candidates: list[dict[str, Any]], picked: dict[str, Any], folder: Pat
     print("to train it in full:", darts_space.retrain_command(config, folder / f"search-{picked['name']}"))
 
 
+def config(args: list[str] | None = None) -> PickConfig:
+    """The configuration of a command line: the space's preset, the selection's settings, then the flags."""
+    chosen = peek_flags(args, space=(None, "darts"), selection=([*SELECTIONS], "proxy"))
+    of_space = robust.PRESETS if chosen["space"] in robust.SPACES else darts.PRESETS
+    selection = {**SELECTIONS[chosen["selection"]], **chosen}
+    presets = {
+        method: {name: {**preset, "*": {**preset["*"], **selection}} for name, preset in named.items()}
+        for method, named in of_space.items()
+    }
+    return config_from_flags(presets, args, kind=PickConfig)
+
+
 if __name__ == "__main__":
-    space = peek_flags(None, space=(None, "darts"))["space"]
-    presets = robust.PRESETS if space in robust.SPACES else darts.PRESETS
-    run_script(lambda: main(config_from_flags(presets, kind=PickConfig)))
+    run_script(lambda: main(config()))

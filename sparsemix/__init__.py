@@ -6,4 +6,4 @@ from .relaxation import SparseSmoothSoftmax
 from .schedule import BatchMixedScheduler
 
 __all__ = ["ArchParameterGroup", "BatchMixedScheduler", "MixedOp", "SparseSmoothSoftmax"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -12,8 +12,8 @@ __all__ = ["draw_audits", "draw_runs"]
 
 _COURSE = {
     "supernet_accuracy": "supernet accuracy",
-    "discretized_accuracy": "discretised accuracy",
-    "entropy_sparse": "entropy at t_sp (nats)",
+    "discretized_accuracy": "discretised accuracy (Fig. 3b)",
+    "entropy": "entropy at the training temperature, nats (Fig. 3a)",
     "leakage": "output leakage",
 }
 _FLOAT32 = 1e-7  # no error below the resolution of the numbers
@@ -32,8 +32,9 @@ def draw_runs(runs: Sequence[FinishedRun], figure: str | Path) -> None:
     colours = {group: f"C{i}" for i, group in enumerate(dict.fromkeys(groups))}
     for axis, (column, title) in zip(axes, _COURSE.items(), strict=True):
         for run, group in zip(runs, groups, strict=True):
-            epochs = [record["epoch"] + 1 for record in run.records]
-            axis.plot(epochs, [record[column] for record in run.records], color=colours[group])
+            measured = [record for record in run.records if column in record]
+            epochs = [record["epoch"] + 1 for record in measured]
+            axis.plot(epochs, [record[column] for record in measured], color=colours[group])
         axis.set_title(title)
         axis.set_ylim(bottom=0)
     _finish(sheet, colours, figure)

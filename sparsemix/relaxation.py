@@ -140,8 +140,8 @@ class SparseSmoothSoftmax(nn.Module):
 class OfSoftmax(nn.Module):
     """A relaxation of ``softmax(alpha)`` in place of alpha.
 
-    Near the start, ``softmax(alpha)`` is about ``1 / M + (alpha - mean) / M``: M candidates are relaxed at about M times
-    the temperature. Published SP-DARTS code for S1 to S4 does so in the weights update.
+    While alphas are small, ``softmax(alpha)`` is about ``1 / M + (alpha - mean) / M``, so that M candidates are relaxed
+    at about M times the temperature. Published SP-DARTS code for S1 to S4 does so in the weights update.
 
     Args:
         relaxation: of the rows, such as :class:`SparseSmoothSoftmax`.

@@ -21,11 +21,11 @@ __all__ = ["audit_table", "steadiness_table", "table"]
 # column -> (heading, format)
 Columns = Mapping[str, tuple[str, str]]
 _OUTCOME: Columns = {
-    "discretized_accuracy": ("discretised", "{:.1%}"),
-    "recalibrated_accuracy": ("recalibrated", "{:.1%}"),
     "supernet_accuracy": ("supernet", "{:.1%}"),
+    "discretized_accuracy": ("discretised", "{:.1%}"),
     "discretization_gap": ("gap", "{:+.1%}"),
-    "entropy_sparse": ("entropy at t_sp", "{:.2f}"),
+    "raw_discretized_accuracy": ("discretised, raw statistics", "{:.1%}"),
+    "entropy": ("entropy", "{:.2f}"),
     "leakage": ("output leakage", "{:.2f}"),
     "skips": ("skips", "{:.2g}"),
     "true_accuracy": ("true accuracy", "{:.2f} %"),
@@ -34,9 +34,9 @@ _OUTCOME: Columns = {
 }
 _STEADINESS: Columns = {
     "late_changes": ("changes in the last 5 epochs", "{:.2g}"),
-    "lead": ("smallest lead / t_sp", "{:.1f}"),
-    "early_drift": ("drift an epoch / t_sp, first half", "{:.2f}"),
-    "drift": ("last 5 epochs", "{:.2f}"),
+    "lead": ("smallest lead / t", "{:.1f}"),
+    "early_drift": ("drift an epoch / t, first half", "{:.2f}"),
+    "drift": ("drift an epoch / t, last 5 epochs", "{:.2f}"),
     "true_accuracy": ("true accuracy, last epoch", "{:.2f} %"),
     "averaged_true_accuracy": ("true accuracy, mean alphas", "{:.2f} %"),
 }

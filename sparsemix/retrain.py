@@ -18,14 +18,29 @@ from .arch_parameters import restoring
 from .config import RunConfig, peek_flags
 from .cost import macs
 from .data import TrainingData
-from .metrics import accuracy
+from .metrics import topk_accuracy
 from .parallel import Parallel, cut, sums
 from .run_folder import RunFolder
 from .running import rng_state, set_rng_state, stop_requests, surroundings
 from .steps import Progress, Steps
 from .tracking import check_tracker, tracking
 
-__all__ = ["PRESETS", "Cost", "RetrainConfig", "Retraining", "cost", "retrain_config_from_flags"]
+__all__ = [
+    "MOBILE_MACS",
+    "PRESETS",
+    "Cost",
+    "RetrainConfig",
+    "Retraining",
+    "cost",
+    "linear_rate",
+    "retrain_config_from_flags",
+    "schedule",
+]
+
+MOBILE_MACS = 600e6
+"""Multiply-accumulates that a network of the mobile setting may take for an image of 224x224."""
+FLAT_EPOCHS = 5
+"""The last epochs of a linear learning rate, in which it is flatter."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +84,10 @@ class RetrainConfig(RunConfig):
     """Of the optimizer."""
     weight_decay: float = 3e-4
     """Of all parameters."""
-    sched: Literal["cosine", "poly"] = "cosine"
-    """timm's name of the schedule, by epoch, down to 0; poly is a straight line."""
+    sched: Literal["cosine", "linear"] = "cosine"
+    """Course of the learning rate by epoch, down to 0: a cosine, or a line that is flatter in the last five."""
     warmup_epochs: int = 0
-    """Epochs of a linearly rising learning rate."""
+    """Epochs at the beginning with a linearly rising learning rate."""
     max_norm: float = 5.0
     """The gradient is clipped to this norm."""
     ema: float = 0.0
@@ -88,6 +103,10 @@ class RetrainConfig(RunConfig):
         for name in ("auxiliary", "drop_path", "smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"RetrainConfig: {name} must be in [0, 1), got {getattr(self, name)}")
+        if self.sched == "linear" and self.epochs <= FLAT_EPOCHS:
+            raise ValueError(
+                f"RetrainConfig: a linear schedule takes more than {FLAT_EPOCHS} epochs, got {self.epochs}"
+            )
         if self.image_size is not None and self.cutout >= self.image_size:
             raise ValueError(
                 f"RetrainConfig: a cutout of {self.cutout} leaves nothing of images of size {self.image_size}"
@@ -113,7 +132,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "cifar100": {"channels": 16, "cells": 8},
         "svhn": {"channels": 16, "cells": 8},
     },
-    # the mobile setting
+    # Chen et al., "DrNAS", published code: the mobile setting
     "imagenet": {
         "*": {
             "dataset": "folder",
@@ -123,7 +142,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "epochs": 250,
             "batch_size": 768,
             "lr": 0.5,
-            "sched": "poly",
+            "sched": "linear",
             "warmup_epochs": 5,
             "weight_decay": 3e-5,
             "smoothing": 0.1,
@@ -165,12 +184,58 @@ def retrain_config_from_flags(args: list[str] | None = None) -> RetrainConfig:
     return tyro.cli(RetrainConfig, args=args, default=RetrainConfig(**settings))
 
 
+def linear_rate(epoch: int, epochs: int, warmup_epochs: int = 0) -> float:
+    """The learning rate of an epoch, as a share of the greatest, in a straight line with a flat end.
+
+    ``(epoch + 1) / warmup`` in the warm-up, then ``(epochs - 5 - epoch) / (epochs - 5)``, and in the last five epochs,
+    where that would fall by a large factor, ``(epochs - epoch) / (5 (epochs - 5))``.
+
+    Args:
+        epoch: from 0.
+        epochs: length of the training; more than 5.
+        warmup_epochs: epochs of the warm-up.
+
+    Example:
+        >>> [round(0.5 * linear_rate(epoch, 250, 5), 5) for epoch in (0, 4, 5, 244, 249)]
+        [0.1, 0.5, 0.4898, 0.00204, 0.00041]
+
+    Source: Chen et al., "DrNAS", published code.
+    """
+    if epoch < warmup_epochs:
+        return (epoch + 1) / warmup_epochs
+    if epochs - epoch > FLAT_EPOCHS:
+        return (epochs - FLAT_EPOCHS - epoch) / (epochs - FLAT_EPOCHS)
+    return (epochs - epoch) / (FLAT_EPOCHS * (epochs - FLAT_EPOCHS))
+
+
+def schedule(optimizer: Any, config: RetrainConfig) -> Any:
+    """A scheduler of timm's kind for the optimizer, to be stepped at the start of each epoch."""
+    from timm.scheduler.cosine_lr import CosineLRScheduler
+    from timm.scheduler.scheduler import Scheduler
+
+    class Linear(Scheduler):
+        def _get_lr(self, t: int) -> list[float]:
+            return [base * linear_rate(t, config.epochs, config.warmup_epochs) for base in self.base_values]
+
+    if config.sched == "linear":
+        return Linear(optimizer, "lr")
+    return CosineLRScheduler(
+        optimizer,
+        config.epochs,
+        warmup_t=config.warmup_epochs,
+        warmup_lr_init=config.lr / max(config.warmup_epochs, 1),
+    )
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a network costs: its parameters, and the multiply-accumulates of one image."""
 
     parameters: int
     macs: int
+
+    def __str__(self) -> str:
+        return f"{self.parameters / 1e6:.3f} M parameters, {self.macs / 1e6:.1f} M MACs"
 
 
 def cost(model: nn.Module, x: torch.Tensor) -> Cost:
@@ -227,7 +292,6 @@ class Retraining:
             FloatingPointError: the loss is not finite; the last checkpoint is of before that epoch.
         """
         from timm.optim import create_optimizer_v2
-        from timm.scheduler import create_scheduler_v2
         from timm.utils import ModelEmaV3
 
         config = self.config
@@ -246,15 +310,7 @@ class Retraining:
             momentum=config.momentum,
             filter_bias_and_bn=False,
         )
-        self.schedule, _ = create_scheduler_v2(
-            self.optimizer,
-            sched=config.sched,
-            num_epochs=config.epochs,
-            warmup_epochs=config.warmup_epochs,
-            warmup_lr=config.lr / max(config.warmup_epochs, 1),
-            min_lr=0.0,
-            decay_rate=1.0,  # poly: its power
-        )
+        self.schedule = schedule(self.optimizer, config)
         if config.ema:
             self._ema = ModelEmaV3(self.model, decay=config.ema)
         self._prepared = self.accelerator.prepare(self.optimizer)
@@ -266,11 +322,15 @@ class Retraining:
         self.accelerator.wait_for_everyone()
         first, progress = self._restore()
         self.accelerator.print(
-            f"{config.model or config.genotype}: {self.cost.parameters / 1e6:.3f} M parameters, "
-            f"{self.cost.macs / 1e6:.1f} M MACs; {config.epochs} epochs of {len(self.data)} steps on "
+            f"{config.model or config.genotype}: {self.cost}; {config.epochs} epochs of {len(self.data)} steps on "
             f"{self.accelerator.device}; run folder {self.folder.path}",
             flush=True,
         )
+        if config.preset == "imagenet" and self.cost.macs > MOBILE_MACS:
+            self.accelerator.print(
+                f"{self.cost.macs / 1e6:.1f} M MACs are over the {MOBILE_MACS / 1e6:.0f} M of the mobile setting: "
+                f"compare the result with larger networks only, or lower --channels"
+            )
         with (
             stop_requests() as stop,
             tracking(self.accelerator, config.log_with, self.folder.path, settings) as self._log,
@@ -326,19 +386,26 @@ class Retraining:
             "epoch": epoch,
             "lr": self.optimizer.param_groups[0]["lr"],
             "loss": progress.loss / max(progress.step, 1),
-            "error": 1 - accuracy(self.model, self.data.test()),
-            **({} if self._ema is None else {"ema_error": 1 - accuracy(self._ema.module, self.data.test())}),
+            **self._errors(self.model, ""),
+            **({} if self._ema is None else self._errors(self._ema.module, "ema_")),
         }
         record["seconds"] = progress.seconds + time.perf_counter() - started
         self.folder.append_record(record)
         self._save(epoch + 1, _Epoch())
         self._log(record, {})
-        ema = f" (average {record['ema_error']:.2%})" if "ema_error" in record else ""
+        top5 = f" (top-5 {record['top5_error']:.2%})" if "top5_error" in record else ""
+        ema = f", of the average {record['ema_error']:.2%}" if "ema_error" in record else ""
         self.accelerator.print(
             f"epoch {epoch + 1:3}/{self.config.epochs}  lr {record['lr']:.4f}  loss {record['loss']:.3f}"
-            f"  error {record['error']:.2%}{ema}  {record['seconds']:.1f} s",
+            f"  error {record['error']:.2%}{top5}{ema}  {record['seconds']:.1f} s",
             flush=True,
         )
+
+    def _errors(self, model: nn.Module, prefix: str) -> dict[str, float]:
+        """Top-1 error, and the top-5 error where there are more classes than that."""
+        ks = {"error": 1, "top5_error": 5} if len(self.data.classes) > 5 else {"error": 1}
+        accuracies = topk_accuracy(model, self.data.test(), [*ks.values()])
+        return {f"{prefix}{name}": 1 - accuracies[k] for name, k in ks.items()}
 
     def _summarize(self) -> dict[str, Any]:
         records = self.folder.records
@@ -357,10 +424,10 @@ class Retraining:
         if self._ema is not None:
             self.folder.save("weights_ema.pt", self._ema.module.state_dict())
         self.folder.write("summary.json", summary)
+        top5 = f", top-5 {summary['top5_error']:.2%}" if "top5_error" in summary else ""
         self.accelerator.print(
-            f"error {summary['error']:.2%} at the end (best {summary['best_error']:.2%}) on {summary['judged_on']}, "
-            f"{self.cost.parameters / 1e6:.3f} M parameters, {self.cost.macs / 1e6:.1f} M MACs, "
-            f"{summary['seconds']:.0f} s\nwritten to {self.folder.path}",
+            f"error {summary['error']:.2%}{top5} at the end (best {summary['best_error']:.2%}) on "
+            f"{summary['judged_on']}, {self.cost}, {summary['seconds']:.0f} s\nwritten to {self.folder.path}",
             flush=True,
         )
         return summary

@@ -29,8 +29,9 @@ class FinishedRun(NamedTuple):
         summary: ``summary.json``, the mean output leakage, and of the last five epochs: ``late_changes``, in how many
             of them the genotype changed; ``lead``, the smallest lead of a row's strongest alpha over its second at the
             end; ``drift``, how far an alpha moved against its row's mean in an epoch, on average, and ``early_drift``,
-            the same for the first half of the search. The three are in t_sp.
-        records: ``records.jsonl``, and in each the mean output leakage.
+            the same for the first half of the search. The three are in units of the training temperature t: t_sp for
+            sp-darts, 1 for darts.
+        records: ``records.jsonl``, and in each that was evaluated the mean output leakage.
     """
 
     name: str
@@ -52,13 +53,15 @@ def load_run(folder: str | Path) -> FinishedRun:
     summary = json.loads((folder / "summary.json").read_text())
     config = json.loads((folder / "config.json").read_text())
     records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
-    if "output_leakage" not in summary:
+    if "method" not in summary:
         raise ValueError(f"{folder} holds no search but a training of {summary.get('model') or summary['genotype']}")
-    for entry in (summary, *records):
+    if "temperature" not in summary:
+        raise ValueError(f"{folder} holds a search by version {config.get('version')}, whose records are others")
+    for entry in (summary, *(record for record in records if "output_leakage" in record)):
         entry["leakage"] = statistics.mean(entry["output_leakage"].values())
     settings = {field: value for field, value in config.items() if field not in _PER_RUN}
     if len(records) > LATE:
-        temperature = records[-1].get("sparse_temperature") or config.get("hold_sparse") or config["sparse"]
+        temperature = records[-1]["temperature"]
         summary |= _late(records[-LATE - 1 :], temperature)
         summary["early_drift"] = _drift(records[: len(records) // 2]) / temperature
     return FinishedRun(folder.name, settings, summary, records)

@@ -349,24 +349,22 @@ class _Repeatable:
 
 
 def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:
-    cost = f"  cost {record['cost']:.4g}" if "cost" in record else ""
-    true = f"  true {record['true_accuracy']:.2f} % (rank {record['true_rank']})" if "true_accuracy" in record else ""
-    return (
-        f"epoch {record['epoch'] + 1:3}/{epochs}"
-        f"  loss {record['train_loss']:.3f} / {record['val_loss']:.3f}"
-        f"  p {record['p']:.2f} (sparse {record['sparse_share']:.2f})"
-        f"{_evaluation(record)}  entropy {record['entropy']:.2f}  skips {record['skips']}  {record['genotype']}{cost}{true}  {record['seconds']:.1f} s"
-    )
-
-
-def _evaluation(record: Mapping[str, Any]) -> str:
-    if "output_leakage" not in record:
-        return ""
-    leak = sum(record["output_leakage"].values()) / len(record["output_leakage"])
-    return (
-        f"  supernet {record['supernet_accuracy']:.1%}  discretised {record['discretized_accuracy']:.1%}"
-        f"  leakage {leak:.2f}"
-    )
+    parts = [
+        f"epoch {record['epoch'] + 1:3}/{epochs}",
+        f"loss {record['train_loss']:.3f} / {record['val_loss']:.3f}",
+        f"p {record['p']:.2f} (sparse {record['sparse_share']:.2f})",
+    ]
+    if "supernet_accuracy" in record:
+        leak = sum(record["output_leakage"].values()) / len(record["output_leakage"])
+        parts.append(f"supernet {record['supernet_accuracy']:.1%}")
+        parts.append(f"discretised {record['discretized_accuracy']:.1%}")
+        parts.append(f"leakage {leak:.2f}")
+    parts += [f"entropy {record['entropy']:.2f}", f"skips {record['skips']}", record["genotype"]]
+    if "cost" in record:
+        parts.append(f"cost {record['cost']:.4g}")
+    if "true_accuracy" in record:
+        parts.append(f"true {record['true_accuracy']:.2f} % (rank {record['true_rank']})")
+    return "  ".join([*parts, f"{record['seconds']:.1f} s"])
 
 
 def _closing_lines(summary: Mapping[str, Any], path: Path) -> str:

@@ -12,9 +12,12 @@ def softmax(row, temperature):
 
 
 def sparse_probability(epoch, epochs, p_low, p_up, warmup):
-    if epoch < warmup:
-        return 0.0
-    return p_low + (p_up - p_low) / (epochs - warmup) * (epoch - warmup)
+    """As published code has it: C gains its share before an epoch is trained."""
+    c = p_low if warmup <= epoch else 0.0
+    for e in range(min(epoch + 1, epochs)):
+        if e >= warmup:
+            c += (p_up - p_low) / (epochs - warmup)
+    return min(1.0, c)
 
 
 def entropy(rows):

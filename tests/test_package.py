@@ -37,8 +37,8 @@ def test_imports_run_one_way():
     """relaxation -> mixed_op -> arch_parameters -> schedule, bilevel, metrics -> spaces -> models -> search."""
     order = [
         "relaxation", "mixed_op", "alphas", "arch_parameters", "compilation", "schedule", "temperature", "families",
-        "trial", "inject", "cost", "unpickle", "data", "checkpoints", "run_folder", "running", "parallel", "bilevel", "config",
-        "run_records", "figures", "metrics", "genotype", "tables", "report", "spaces", "models", "tracking",
+        "trial", "inject", "cost", "unpickle", "data", "checkpoints", "run_folder", "running", "parallel", "bilevel",
+        "config", "run_records", "figures", "metrics", "genotype", "tables", "report", "spaces", "models", "tracking",
         "steps", "search", "retrain",
     ]  # fmt: skip
     for path in (ROOT / "sparsemix").rglob("*.py"):

@@ -1,3 +1,4 @@
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -25,21 +26,28 @@ def test_p_is_equation_20(epochs, data):
 
 
 def test_p_at_its_ends():
-    """Epochs count from 0: the last one is a step short of p_up, which is reached when the search is over."""
-    assert sparse_probability(0, 50) == 0
-    assert sparse_probability(1, 50, p_low=0.2) == pytest.approx(0.2)
-    assert sparse_probability(49, 50) == pytest.approx(48 / 49)
-    assert sparse_probability(50, 50) == 1
+    """The last trained epoch has p_up, as Eq. 20 with epochs from 1 to I; the values are those of the published code."""
+    assert [round(sparse_probability(epoch, 50), 4) for epoch in (0, 1, 25, 49)] == [0, 0.0204, 0.5102, 1]
+    assert sparse_probability(1, 50, p_low=0.2) == pytest.approx(0.2 + 0.8 / 49)
     assert sparse_probability(60, 50, p_up=0.9) == pytest.approx(0.9)
-    assert sparse_probability(45, 50, p_up=0.9) == pytest.approx(0.808, abs=5e-4)  # as the published code logs it
+    assert sparse_probability(0, 1, warmup_epochs=0) == 1
+
+
+def test_a_p_up_above_1_reaches_1_before_the_end():
+    """Published code for S1 to S4: min(1, 0.8 + 0.006 (e + 1))."""
+    p = [sparse_probability(epoch, 50, 0.8, 1.1, 0) for epoch in range(50)]
+    assert p == pytest.approx([min(1, 0.8 + 0.006 * (epoch + 1)) for epoch in range(50)])
+    assert (p[32], p[33]) == (pytest.approx(0.998), 1)
 
 
 def test_hold_epoch_freezes_p():
+    """CIFAR-100 in published code: from epoch 45 on p is that of epoch 44."""
     held = schedule(p_up=0.9, hold_epoch=45)
-    assert held.probability(44) < held.probability(45) == held.probability(49) == pytest.approx(0.808, abs=5e-4)
+    assert held.probability(43) < held.probability(44) == held.probability(45) == held.probability(49)
+    assert held.probability(49) == pytest.approx(0.9 * 44 / 49)
 
 
-@pytest.mark.parametrize(("epoch", "p"), [(13, 12 / 49), (25, 24 / 49), (45, 44 / 49)])
+@pytest.mark.parametrize(("epoch", "p"), [(13, 13 / 49), (25, 25 / 49), (45, 45 / 49)])
 def test_phi_has_the_frequency_p(epoch, p):
     """4 standard deviations of a binomial over 4,000 draws."""
     n = 4000
@@ -51,7 +59,7 @@ def test_phi_has_the_frequency_p(epoch, p):
 def test_phi_is_never_drawn_in_the_warmup_and_always_at_the_end():
     phis = schedule(warmup_epochs=3)
     assert not any(phis.draw(epoch, step) for epoch in range(3) for step in range(100))
-    assert all(phis.draw(50, step) for step in range(100))
+    assert all(phis.draw(49, step) for step in range(100))
 
 
 def test_phi_is_a_pure_function_of_seed_epoch_and_step():
@@ -99,12 +107,13 @@ def test_state_dict_resumes_and_refuses_another_schedule():
     ("changes", "message"),
     [
         ({"p_low": 0.6, "p_up": 0.5}, "got p_low=0.6, p_up=0.5"),
-        ({"p_up": 1.1}, "got p_low=0.0, p_up=1.1"),
+        ({"p_low": 1.1, "p_up": 1.2}, "got p_low=1.1, p_up=1.2"),
+        ({"p_up": math.inf}, "got p_low=0.0, p_up=inf"),
         ({"p_low": -0.1}, "got p_low=-0.1"),
         ({"warmup_epochs": 50}, "got warmup_epochs=50 of epochs=50"),
         ({"warmup_epochs": -1}, "got warmup_epochs=-1"),
         ({"epochs": 0}, "at least 1, got 0 and 100"),
-        ({"hold_epoch": -5}, "hold_epoch counts from 0, got -5"),
+        ({"hold_epoch": 0}, "hold_epoch needs an epoch before it, got 0"),
         ({"steps_per_epoch": 0}, "at least 1, got 50 and 0"),
     ],
 )

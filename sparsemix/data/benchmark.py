@@ -24,9 +24,9 @@ BENCHMARK_SPLITS: tuple[str, ...] = ("cifar10", "cifar100", "imagenet16-120")
 def benchmark_split(dataset: str, root: Path, download: bool = False) -> tuple[Images, Images]:
     """The images for the weights and those for the alphas, as NAS-Bench-201 searches.
 
-    CIFAR-10: the two halves of the training images, by the benchmark's list (its ``train`` and ``valid``). CIFAR-100 and
-    ImageNet16-120: all training images, and the half of the test images that the benchmark calls ``x-valid``; its other
-    half, ``x-test``, is what the benchmark's test accuracy is measured on.
+    CIFAR-10: the two halves of the training images by the benchmark's list, its ``train`` and ``valid``. CIFAR-100 and
+    ImageNet16-120: all training images, and the half of the test images that the benchmark calls ``x-valid``. Its test
+    accuracies are of the other half, ``x-test``.
 
     Args:
         dataset: one of :data:`BENCHMARK_SPLITS`.

@@ -231,8 +231,8 @@ def open_pairs(
         seed: of the subset, the split, the order and the augmentation.
         device: where batches are wanted.
         download: fetch the data if it is not there (torchvision's data sets).
-        split: ``"halves"``: the training images in two, drawn with the seed; ``"benchmark"``: as NAS-Bench-201 searches,
-            see :func:`~sparsemix.data.benchmark.benchmark_split`.
+        split: ``"halves"``: the training images in two, drawn with the seed; ``"benchmark"``: NAS-Bench-201's own,
+            see :func:`~sparsemix.data.benchmark_split`.
         sampling, validation_limit: see :class:`ResidentPairs`; streamed images are always shuffled.
         workers: see :class:`StreamedPairs`.
 

@@ -95,9 +95,7 @@ class DartsNetwork(Network):
                 self.auxiliary_at, auxiliary_channels = i, inputs[1]
         self.feature_info.append({"num_chs": inputs[1], "reduction": stride, "module": f"cells.{cells - 1}"})
         self.stride = stride
-        self.auxiliary = (
-            AuxiliaryHead(auxiliary_channels, num_classes, 3 if stem == "cifar" else 2) if auxiliary else None
-        )
+        self.auxiliary = AuxiliaryHead(auxiliary_channels, num_classes, stem) if auxiliary else None
         self.make_head(inputs[1], global_pool, drop_rate)
         self.set_drop_path(drop_path_rate)
         tie_alphas_(self)
@@ -152,14 +150,16 @@ class AuxiliaryHead(nn.Module):
     Args:
         channels: of its input.
         num_classes: of its output.
-        stride: of its pooling, which makes 2x2 of 8x8 (3) or of 7x7 (2).
+        stem: ``"cifar"``, for inputs of 8x8; or ``"imagenet"``, for 7x7. The latter lacks the second batch norm, which
+            the authors left out by mistake and kept out, since their results were obtained without it.
 
     Raises:
-        ValueError: at an input that is smaller than that.
+        ValueError: at an input that is too small.
     """
 
-    def __init__(self, channels: int, num_classes: int, stride: int) -> None:
+    def __init__(self, channels: int, num_classes: int, stem: str) -> None:
         super().__init__()
+        stride = 3 if stem == "cifar" else 2
         self.smallest = 5 + stride
         self.pool = nn.AvgPool2d(5, stride, count_include_pad=False)
         self.body = nn.Sequential(
@@ -167,7 +167,7 @@ class AuxiliaryHead(nn.Module):
             nn.BatchNorm2d(128),
             nn.ReLU(),
             nn.Conv2d(128, 768, 2, bias=False),
-            nn.BatchNorm2d(768),
+            *([nn.BatchNorm2d(768)] if stem == "cifar" else []),
             nn.ReLU(),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
