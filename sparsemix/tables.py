@@ -94,7 +94,7 @@ class NB201Table:
         return row[dataset, of]
 
     def accuracies(self, architecture: NB201Genotype | str) -> dict[str, dict[str, float]]:
-        """All accuracies of an architecture, in percent: data set -> ``"valid"``, if the table has it, and ``"test"``."""
+        """Accuracies of an architecture, in percent: data set -> ``"valid"``, if the table has it, and ``"test"``."""
         row = self._row(architecture)
         return {name: {of: row[name, of] for of in ("valid", "test") if (name, of) in row} for name in self.DATASETS}
 

@@ -1,12 +1,14 @@
 import pickle
 from collections import Counter
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from sparsemix.data import DATASETS, Images, ResidentPairs, halves, open_pairs, stratified_subset
+from sparsemix.data import DATASETS, Images, ResidentPairs, benchmark_split, halves, open_pairs, stratified_subset
 
 
 def write_folder(root, counts, size=8):
@@ -38,6 +40,9 @@ def test_halves_are_disjoint_complete_and_stratified():
     for c in range(3):
         assert abs(int((labels[a] == c).sum()) - int((labels[b] == c).sum())) <= 1
     assert torch.equal(a, halves(labels, seed=3)[0])
+    assert abs(len(a) - len(b)) == 1
+    many = torch.arange(9).repeat_interleave(torch.arange(3, 21, 2))  # nine classes of an odd size
+    assert [len(half) for half in halves(many, seed=0)] == [50, 49]
     assert not torch.equal(a, halves(labels, seed=4)[0])
 
 
@@ -115,12 +120,116 @@ def test_validation_is_the_alpha_half_in_order():
     assert torch.equal(labels, alphas.labels)
 
 
-def test_replacement_draws_some_images_twice():
-    alphas = tiny_images(100, classes=10)
-    plain = ResidentPairs(alphas, alphas, 10)
-    drawn = ResidentPairs(alphas, alphas, 10, replacement=True)
-    assert torch.cat([y for _, (_, y) in plain.epoch(0)]).bincount().tolist() == [10] * 10
-    assert torch.cat([y for _, (_, y) in drawn.epoch(0)]).bincount(minlength=10).tolist() != [10] * 10
+def alpha_labels(pairs, epoch=0):
+    return [y.tolist() for _, (_, y) in pairs.epoch(epoch)]
+
+
+def one_of_each(n):
+    """Images that are told apart by their labels, in which no class is empty."""
+    return Images(torch.zeros(n, 8, 8, 3, dtype=torch.uint8), torch.arange(n), tuple(map(str, range(n))))
+
+
+def test_how_alpha_batches_are_sampled():
+    """Shuffled: each image once an epoch; with replacement: some twice in a batch; anew: never twice in a batch."""
+    images = one_of_each(40)
+    shuffled, replaced, anew = (
+        alpha_labels(ResidentPairs(images, images, 10, sampling=sampling))
+        for sampling in ("shuffled", "replacement", "anew")
+    )
+    assert sorted(chain(*shuffled)) == [*range(40)]
+    assert any(len(set(batch)) < 10 for batch in replaced)
+    assert [len(set(batch)) for batch in anew] == [10] * 4
+    assert sorted(chain(*anew)) != [*range(40)]
+
+
+def test_alpha_batches_that_are_drawn_anew_are_full_and_reproducible():
+    pairs = ResidentPairs(one_of_each(25), one_of_each(25), 10, sampling="anew")
+    whole = [(len(train), val.tolist()) for (_, train), (_, val) in pairs.epoch(2)]
+    assert [n for n, _ in whole] == [10, 10, 5]
+    assert [len(val) for _, val in whole] == [10, 10, 10]
+    assert [val.tolist() for _, (_, val) in pairs.epoch(2, start=1)] == [val for _, val in whole[1:]]
+
+
+def test_an_epoch_goes_through_the_images_of_the_weights():
+    """Fewer images of the alphas come again, each as often as the others to one."""
+    weights = Images(torch.zeros(50, 8, 8, 3, dtype=torch.uint8), torch.arange(50) % 20, tuple(map(str, range(20))))
+    pairs = ResidentPairs(weights, one_of_each(20), 8)
+    assert len(pairs) == 7
+    assert sum(len(y) for (_, y), _ in pairs.epoch(0)) == 50
+    drawn = torch.tensor([*chain(*alpha_labels(pairs))]).bincount()
+    assert (int(drawn.sum()), int(drawn.min()), int(drawn.max())) == (50, 2, 3)
+    with pytest.raises(ValueError, match="alpha batches are sampled shuffled, replacement, anew; got 'twice'"):
+        ResidentPairs(tiny_images(), tiny_images(), 2, sampling="twice")
+
+
+def test_fewer_images_to_evaluate_on_keep_their_classes_share():
+    pairs = ResidentPairs(tiny_images(20, classes=10), tiny_images(100, classes=10), 8, validation_limit=30)
+    assert torch.cat([y for _, y in pairs.validation()]).bincount().tolist() == [3] * 10
+
+
+def test_statistics_batches_are_always_the_same():
+    pairs = ResidentPairs(tiny_images(100), tiny_images(100), 16, seed=3)
+    first, again = [*pairs.statistics(40)], [*pairs.statistics(40)]
+    assert [len(y) for _, y in first] == [16, 16, 8]
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, again, strict=True))
+
+
+# The split of NAS-Bench-201
+
+
+def stored(n, classes, start):
+    """As many images as the real data set, numbered from ``start`` in three channels of one pixel."""
+    numbers = torch.arange(start, start + n)
+    channels = torch.stack([numbers // 65536, numbers // 256 % 256, numbers % 256], 1).to(torch.uint8)
+    return Images(channels.view(n, 1, 1, 3), numbers % classes, tuple(map(str, range(classes))))
+
+
+def numbers(images):
+    return (images.pixels.flatten(1).long() @ torch.tensor([65536, 256, 1])).tolist()
+
+
+SIZES = {"cifar10": (50_000, 10_000, 10), "cifar100": (50_000, 10_000, 100), "imagenet16-120": (151_700, 6_000, 120)}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "weights", "alphas", "first"),
+    [
+        ("cifar10", 25_000, 25_000, [1, 2, 3, 4, 6, 8, 9, 10]),
+        ("cifar100", 50_000, 5_000, [1, 3, 4, 5, 8, 10, 13, 14]),
+        ("imagenet16-120", 151_700, 3_000, [1, 2, 3, 6, 7, 8, 9, 12]),
+    ],
+)
+def test_the_benchmark_s_split(monkeypatch, dataset, weights, alphas, first):
+    """First images of its lists as published; alphas of CIFAR-100 and ImageNet16-120 are half of the test images."""
+    train, test, classes = SIZES[dataset]
+    images = {True: stored(train, classes, 0), False: stored(test, classes, 10**6)}
+    monkeypatch.setitem(DATASETS, dataset, lambda root, train, download: images[train])
+    for_weights, for_alphas = benchmark_split(dataset, Path("data"))
+    assert (len(for_weights), len(for_alphas)) == (weights, alphas)
+    offset = 0 if dataset == "cifar10" else 10**6
+    assert numbers(for_alphas)[:8] == [offset + i for i in first]
+    assert not set(numbers(for_weights)) & set(numbers(for_alphas))
+    if dataset != "cifar10":
+        assert numbers(for_weights) == [*range(train)]
+
+
+def test_steps_of_a_search_by_the_benchmark_s_split(monkeypatch):
+    """CIFAR-100, batch 256: 196 steps an epoch; from halves of the training images 98."""
+    images = {True: stored(50_000, 100, 0).resized(4), False: stored(10_000, 100, 10**6).resized(4)}
+    monkeypatch.setitem(DATASETS, "cifar100", lambda root, train, download: images[train])
+    assert len(open_pairs("cifar100", batch_size=256, split="benchmark", sampling="replacement")) == 196
+    assert len(open_pairs("cifar100", batch_size=256)) == 98
+    limited = open_pairs("cifar100", batch_size=256, split="benchmark", limit=2_000, validation_limit=500)
+    assert len(limited) == 8
+    assert sum(len(y) for _, y in limited.validation()) == 500
+
+
+def test_splits_that_the_benchmark_does_not_have(monkeypatch):
+    with pytest.raises(ValueError, match="splits cifar10, cifar100, imagenet16-120, not 'digits': use halves"):
+        open_pairs("digits", split="benchmark")
+    monkeypatch.setitem(DATASETS, "cifar100", lambda root, train, download: stored(200, 100, 0))
+    with pytest.raises(ValueError, match=r"splits the 10000 test images of cifar100; .* has 200"):
+        open_pairs("cifar100", split="benchmark")
 
 
 def test_small_image_folders_are_resident(tmp_path):
@@ -230,7 +339,7 @@ def test_images_that_are_not_square():
 
 
 def test_halves_that_disagree():
-    with pytest.raises(ValueError, match="the halves disagree"):
+    with pytest.raises(ValueError, match="the images for weights and alphas disagree"):
         ResidentPairs(tiny_images(size=8), tiny_images(size=16), batch_size=2)
 
 
@@ -254,6 +363,6 @@ def test_torchvision_s_layouts(monkeypatch, tmp_path, name, train):
     images = DATASETS[name](tmp_path, train, True)
     assert np.array_equal(images.pixels.numpy(), pixels)
     assert images.labels.tolist() == Stored.targets
-    assert images.mirror == (name != "svhn")
+    assert images.mirror  # SVHN too, as in the peers' code
     assert asked["download"] is True
     assert asked.get("train", asked.get("split") == "train") == train

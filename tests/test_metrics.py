@@ -1,10 +1,22 @@
+import copy
+
 import pytest
 import reference
+import timm
 import torch
 from torch import nn
 
+import sparsemix.models  # noqa: F401
 from sparsemix import ArchParameterGroup, MixedOp, SparseSmoothSoftmax
-from sparsemix.metrics import Leakage, accuracy, discretization, leakage, skip_count
+from sparsemix.metrics import (
+    Leakage,
+    accuracy,
+    discretization,
+    leakage,
+    renewed_statistics,
+    skip_count,
+    topk_accuracy,
+)
 from sparsemix.relaxation import Softmax
 from sparsemix.spaces.ops import Zero
 
@@ -38,6 +50,101 @@ def test_accuracy_is_taken_in_evaluation_mode_and_the_mode_is_put_back():
 def test_accuracy_of_nothing():
     with pytest.raises(ValueError, match="no images"):
         accuracy(Constant(0), [])
+
+
+def test_topk_accuracy():
+    """The true class is the first, the second and the third of three by strength."""
+    model = nn.Identity()
+    logits = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
+    measured = topk_accuracy(model, [(logits, torch.tensor([0, 1, 2]))], (1, 2, 5))
+    assert measured == pytest.approx({1: 1 / 3, 2: 2 / 3, 5: 1.0})
+
+
+# Batch-norm statistics
+
+
+def normalised(channels=2):
+    model = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(2, channels, 1), nn.BatchNorm2d(channels), nn.Flatten())
+    for x in torch.randn(3, 4, 2, 5, 5):
+        model(x)
+    return model
+
+
+def test_renewed_statistics_are_those_of_update_bn_and_are_put_back():
+    model, reference_model = normalised(), nn.Sequential()
+    batches = [(torch.randn(n, 2, 5, 5) + n, torch.zeros(n)) for n in (8, 8, 8)]
+    reference_model = copy.deepcopy(model)
+    reference_model[0].p = 0.0  # it is off while statistics are renewed
+    torch.optim.swa_utils.update_bn((x for x, _ in batches), reference_model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with renewed_statistics(model, batches):
+        assert [m.training for m in model] == [True] * 4
+        torch.testing.assert_close(model[2].running_mean, reference_model[2].running_mean)
+        torch.testing.assert_close(model[2].running_var, reference_model[2].running_var)
+    assert model[2].momentum == 0.1
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_statistics_are_put_back_after_an_error():
+    model = normalised()
+    before = model[2].running_mean.clone()
+
+    def broken():
+        yield torch.randn(4, 2, 5, 5), None
+        raise RuntimeError("no more images")
+
+    with pytest.raises(RuntimeError, match="no more images"), renewed_statistics(model, broken()):
+        pass
+    assert torch.equal(model[2].running_mean, before)
+    assert (model[2].momentum, model.training) == (0.1, True)
+
+
+def test_a_discretisation_is_judged_with_statistics_of_its_own():
+    """The stronger candidate's statistics are far off; renewed, it gives what the classifier was made for."""
+    norm = nn.BatchNorm2d(1, affine=False)
+    norm.running_mean.fill_(1e3)
+    model = nn.Sequential(
+        MixedOp({"norm": norm, "other": nn.BatchNorm2d(1, affine=False)}), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    head = nn.Linear(1, 2)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+        head.bias.zero_()
+        model[0].alpha.copy_(torch.tensor([0.5, 0.0]))
+    model.append(head)
+    arch = ArchParameterGroup(model)
+    x = torch.cat([torch.full((4, 1, 2, 2), -1.0), torch.full((4, 1, 2, 2), 1.0)])
+    batches = [(x, torch.tensor([0] * 4 + [1] * 4))]
+    assert discretization(arch, batches, Softmax(0.01)).discretized == 0.5  # everything seems to be of class 0
+    renewed = discretization(arch, batches, Softmax(0.01), statistics=batches)
+    assert (renewed.supernet, renewed.discretized) == (1.0, 1.0)
+    assert norm.running_mean == 1e3
+
+
+def test_shared_batch_norms_are_renewed_as_single_ones():
+    """NAS-Bench-201's supernet runs wide batch norms; its own statistics are those of its discretisation, by itself."""
+    supernet = timm.create_model("sparsemix_nb201_supernet", channels=4, cells=1)
+    arch = ArchParameterGroup(supernet)
+    batches = [(torch.randn(8, 3, 8, 8), torch.zeros(8)) for _ in range(2)]
+    single = arch.discretize()
+    torch.optim.swa_utils.update_bn((x for x, _ in batches), single)
+    single.eval()
+    with arch.discretized(), renewed_statistics(supernet, batches):
+        supernet.eval()
+        torch.testing.assert_close(supernet(batches[0][0]), single(batches[0][0]), rtol=1e-4, atol=1e-5)
+
+
+def test_leakage_is_measured_with_the_statistics_of_the_batch():
+    """As in training: running statistics play no part."""
+    leaks = []
+    for mean in (0.0, 50.0):
+        norm = nn.BatchNorm1d(2, affine=False)
+        norm.running_mean.fill_(mean)
+        model = nn.Sequential(MixedOp({"norm": norm, "skip": nn.Identity()}))
+        arch = ArchParameterGroup(model, lambda alpha, phi: torch.full_like(alpha, 0.5))
+        leaks.append(leakage(arch, torch.tensor([[1.0, 2.0], [3.0, 5.0]]))["0"].output)
+    assert leaks[0] == leaks[1] > 0
 
 
 def test_the_gap_is_what_the_discarded_operations_gave():

@@ -1,4 +1,4 @@
-"""Every preset of every script against the tables of docs/presets.md: all fields, those that no table lists included."""
+"""Every preset of every script against the tables of docs/presets.md, all fields that no table lists included."""
 
 from dataclasses import asdict
 from pathlib import Path

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsemix import SparseSmoothSoftmax
-from sparsemix.relaxation import Argmax, Softmax, entropy, softmax, sparse_smooth_softmax
+from sparsemix.relaxation import Argmax, OfSoftmax, Softmax, entropy, softmax, sparse_smooth_softmax
 
 rows = st.lists(st.floats(-0.02, 0.02), min_size=1, max_size=9)
 
@@ -16,6 +16,20 @@ rows = st.lists(st.floats(-0.02, 0.02), min_size=1, max_size=9)
 def test_softmax_is_the_formula(row, temperature):
     expected = torch.tensor(reference.softmax(row, temperature), dtype=torch.float64)
     torch.testing.assert_close(softmax(torch.tensor(row, dtype=torch.float64), temperature), expected)
+
+
+@given(rows, st.booleans())
+def test_of_softmax_is_softmax_twice_and_leaves_padding_out(row, phi):
+    once = reference.softmax(row, 1.0)
+    expected = [*reference.softmax(once, 1e-3 if phi else 1e-2), 0.0]
+    padded = torch.tensor([*row, -math.inf], dtype=torch.float64)
+    weights = OfSoftmax(SparseSmoothSoftmax(sparse=1e-3, smooth=1e-2))(padded, phi)
+    torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_of_softmax_relaxes_small_alphas_of_m_candidates_at_m_times_the_temperature():
+    alpha = 1e-4 * torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    torch.testing.assert_close(OfSoftmax(Softmax(1e-3))(alpha), softmax(alpha, 3e-3), rtol=1e-3, atol=0)
 
 
 @given(rows)

@@ -20,7 +20,8 @@ def runs(tmp_path):
             "discretized_accuracy": accuracy,
             "supernet_accuracy": 0.6,
             "discretization_gap": 0.6 - accuracy,
-            "entropy_sparse": 1.25,
+            "temperature": 1e-3,
+            "entropy": 1.25,
             "output_leakage": {"1<-0": 0.25, "2<-0": 0.75},
             "skips": 2,
             "genotype": "|none~0|",
@@ -43,11 +44,9 @@ def loaded(folders):
 
 def test_a_row_for_each_run_and_a_mean_for_each_method(runs):
     lines = table(loaded(runs)).splitlines()
-    assert (
-        lines[0] == "| run | discretised | supernet | gap | entropy at t_sp | output leakage | skips | seconds | cell |"
-    )
-    assert lines[2] == r"| sp-darts-0 | 50.0% | 60.0% | +10.0% | 1.25 | 0.50 | 2 | 3 | \|none~0\| |"
-    assert lines[5].startswith("| **sp-darts**, 2 runs | 60.0% ± 14.1% | 60.0% ± 0.0% | +0.0% ± 14.1% |")
+    assert lines[0] == "| run | supernet | discretised | gap | entropy | output leakage | skips | seconds | cell |"
+    assert lines[2] == r"| sp-darts-0 | 60.0% | 50.0% | +10.0% | 1.25 | 0.50 | 2 | 3 | \|none~0\| |"
+    assert lines[5].startswith("| **sp-darts**, 2 runs | 60.0% ± 0.0% | 60.0% ± 14.1% | +0.0% ± 14.1% |")
     assert len(lines) == 6
 
 
@@ -59,6 +58,16 @@ def test_a_figure(runs, tmp_path):
 def test_a_run_that_has_not_finished(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no finished run"):
         load_run(tmp_path)
+
+
+def test_a_run_of_an_older_version(runs):
+    """Its accuracies and entropies were measured in another way."""
+    record = json.loads((runs[0] / "summary.json").read_text())
+    del record["temperature"]
+    (runs[0] / "summary.json").write_text(json.dumps(record))
+    (runs[0] / "config.json").write_text(json.dumps({"version": "0.1.0"}))
+    with pytest.raises(ValueError, match=r"sp-darts-0 holds a search by version 0\.1\.0, whose records are others"):
+        load_run(runs[0])
 
 
 def test_unfinished_runs_are_left_out(runs, tmp_path, monkeypatch, capsys):
@@ -80,7 +89,7 @@ def test_runs_with_other_settings_are_not_averaged(runs):
     (runs[2] / "config.json").write_text(json.dumps(other))
     summary = json.loads((runs[2] / "summary.json").read_text())
     (runs[2] / "summary.json").write_text(json.dumps({**summary, "method": "sp-darts"}))
-    assert "| **sp-darts, weight_lr 0.05**, 2 runs | 30.0% ± 28.3% |" in table(loaded(runs))
+    assert "| **sp-darts, weight_lr 0.05**, 2 runs | 60.0% ± 0.0% | 30.0% ± 28.3% |" in table(loaded(runs))
 
 
 def test_audits_as_a_table_and_a_figure(runs, tmp_path):

@@ -19,9 +19,10 @@ from torch import nn
 
 from sparsemix.checkpoints import Checkpoints
 from sparsemix.config import config_from_flags
-from sparsemix.data import DATASETS, ResidentTraining, open_training
+from sparsemix.data import DATASETS, ResidentTraining, open_training, stratified_subset
 from sparsemix.genotype import DartsGenotype
 from sparsemix.retrain import PRESETS, RetrainConfig, Retraining, cost, retrain_config_from_flags
+from sparsemix.retrain import schedule as learning_rates
 from sparsemix.run_records import load_run
 from sparsemix.running import Interrupted
 from sparsemix.spaces import darts, robust
@@ -68,10 +69,23 @@ def test_robust_spaces(tmp_path, space):
         assert all(operation in robust.SPACES[space][kind][edge] for edge, operation in genotype.edges(kind).items())
 
 
+def test_selections_are_protocols_that_flags_change():
+    """Of the peers: four seeds, each result trained for 100 epochs as in full, and judged on half of the images."""
+    peers = pick.config(["--space", "s2", "--selection", "peers", "--dataset", "cifar100"])
+    assert (peers.seeds, peers.temperatures, peers.preset) == ((0, 1, 2, 3), (), "paper")
+    train = pick.train_config(peers, Path("DARTS_V2"), Path("runs/x"))
+    assert (train.epochs, train.holdout, train.channels, train.cells, train.batch_size) == (100, 0.5, 16, 8, 96)
+    assert (train.auxiliary, train.cutout, train.drop_path) == (0.4, 16, 0.2)
+    paper = pick.config(["--space", "s3", "--selection", "paper", "--train-epochs", "50"])
+    assert (paper.seeds, paper.temperatures, paper.train_epochs) == ((0,), (4e-4, 5e-4, 6e-4, 7e-4), 50)
+    proxy = pick.config(["--space", "s3", "--preset", "proxy"])
+    assert (proxy.selection, proxy.seeds, proxy.train_preset, proxy.train_epochs) == ("proxy", (0, 1), "proxy", None)
+
+
 def test_pick_searches_trains_and_picks_the_best(tmp_path, capsys):
     flags = [*TINY_SEARCH, "--epochs", "2", "--space", "s2", "--train-epochs", "1", "--output", str(tmp_path)]
     flags += ["--seeds", "0", "1", "--temperatures", "4e-4", "7e-4"]
-    config = config_from_flags(robust.PRESETS, flags, pick.PickConfig)
+    config = pick.config(flags)
     result = pick.main(config)
     accuracies = {c["name"]: c["accuracy"] for c in result["candidates"]}
     assert set(accuracies) == {"t0.0004-seed0", "t0.0004-seed1", "t0.0007-seed0", "t0.0007-seed1"}
@@ -154,7 +168,7 @@ def test_the_drop_path_rises_linearly_and_the_learning_rate_falls(tmp_path):
     [("darts", "proxy", "proxy"), ("s2", "proxy", "proxy"), ("darts", "paper", "cifar"), ("s3", "authors", "robust")],
 )
 def test_the_printed_command_is_a_training_that_can_begin(space, preset, expected):
-    flags = ["--space", space, "--preset", preset, "--dataset", "cifar10", "--method", "darts"]
+    flags = ["--space", space, "--preset", preset, "--dataset", "cifar10"]
     presets = robust.PRESETS if space in robust.SPACES else darts.PRESETS
     search = config_from_flags(presets, flags, darts_space.DartsConfig)
     command = darts_space.retrain_command(search, Path("runs/x")).split()
@@ -189,9 +203,53 @@ def test_presets_are_the_papers():
     robust = retrain_config_from_flags(["--preset", "robust", "--dataset", "svhn"])
     assert (robust.batch_size, robust.drop_path, robust.channels, robust.cells) == (96, 0.2, 16, 8)
     imagenet = retrain_config_from_flags(["--preset", "imagenet"])
-    assert (imagenet.epochs, imagenet.batch_size, imagenet.lr, imagenet.sched) == (250, 768, 0.5, "poly")
+    assert (imagenet.epochs, imagenet.batch_size, imagenet.lr, imagenet.sched) == (250, 768, 0.5, "linear")
     assert (imagenet.smoothing, imagenet.warmup_epochs, imagenet.dataset) == (0.1, 5, "folder")
     assert set(PRESETS) == {"cifar", "robust", "imagenet", "proxy"}
+
+
+def test_the_learning_rate_of_the_imagenet_recipe():
+    """DrNAS's ``adjust_lr`` and warm-up, epoch by epoch."""
+    config = retrain_config_from_flags(["--preset", "imagenet"])
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.lr)
+    schedule = learning_rates(optimizer, config)
+    rates = []
+    for epoch in range(250):
+        schedule.step(epoch)
+        rates.append(optimizer.param_groups[0]["lr"])
+    warmup = [0.5 * (epoch + 1) / 5 for epoch in range(5)]
+    line = [0.5 * (250 - 5 - epoch) / (250 - 5) for epoch in range(5, 245)]
+    end = [0.5 * (250 - epoch) / ((250 - 5) * 5) for epoch in range(245, 250)]
+    assert rates == pytest.approx([*warmup, *line, *end])
+    listed = {0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4, 4: 0.5, 244: 0.00204, 249: 0.00041}
+    assert {epoch: round(rates[epoch], 5) for epoch in listed} == listed
+    with pytest.raises(ValueError, match="a linear schedule takes more than 5 epochs, got 5"):
+        RetrainConfig(sched="linear", epochs=5)
+
+
+def test_top_5_errors_where_there_are_more_classes(tmp_path, capsys):
+    summary = train(tmp_path / "t", "--epochs", "1")
+    assert 0 <= summary["top5_error"] < summary["error"]
+    assert f"top-5 {summary['top5_error']:.2%} at the end" in capsys.readouterr().out
+
+
+def test_a_network_over_the_line_of_the_mobile_setting(tmp_path, monkeypatch, capsys):
+    """Said by the preset of the mobile setting; the line is lowered for a small network on small images."""
+    root = write_folder(tmp_path / "a", {"cat": 4, "dog": 4}, size=96)
+    flags = ["--preset", "imagenet", "--data", str(root), "--test-data", str(root), "--image-size", "96"]
+    flags += ["--epochs", "6", "--batch-size", "4", "--workers", "0", "--auxiliary", "0", "--channels", "8"]
+    monkeypatch.setattr("sparsemix.retrain.MOBILE_MACS", 3e6)
+    monkeypatch.setattr(Retraining, "_train_epoch", stop_here)
+    for cells, said in ((3, False), (14, True)):
+        output = ["--output", str(tmp_path / str(cells)), "--cells", str(cells)]
+        config = retrain_config_from_flags([*flags, *output])
+        with pytest.raises(Interrupted):
+            evaluate.main(config)
+        assert ("over the 3 M of the mobile setting" in capsys.readouterr().out) == said
+
+
+def stop_here(*args):
+    raise Interrupted
 
 
 @pytest.mark.parametrize(("field", "value"), [("epochs", 0), ("auxiliary", 1.5), ("drop_path", -0.1), ("ema", 1.0)])
@@ -254,6 +312,22 @@ def test_folders_with_test_images_of_their_own_or_held_out(tmp_path):
     write_folder(tmp_path / "c", {"cat": 1, "fox": 1})
     with pytest.raises(ValueError, match="has the classes"):
         open_training("folder", root=root, test_root=tmp_path / "c")
+
+
+def test_incomplete_batches_are_kept_but_for_single_images(tmp_path):
+    """As the peers' loaders keep them; one image alone has no batch statistics."""
+    digits = DATASETS["digits"](Path(), True, False)
+    sizes = {}
+    for n in (96, 97, 98):
+        data = ResidentTraining(digits[stratified_subset(digits.labels, n, 0)], digits, 32)
+        sizes[n] = [len(y) for _, y in data.epoch(0)]
+        assert len(data) == len(sizes[n])
+    assert sizes == {96: [32] * 3, 97: [32] * 3, 98: [32, 32, 32, 2]}
+    root = write_folder(tmp_path / "a", {"cat": 6, "dog": 5}, size=80)
+    for batch_size, expected in ((4, [4, 4, 3]), (5, [5, 5])):
+        data = open_training("folder", root=root, test_root=root, batch_size=batch_size, workers=0)
+        assert [len(y) for _, y in data.epoch(0)] == expected
+        assert len(data) == len(expected)
 
 
 def test_larger_images_are_streamed(tmp_path):

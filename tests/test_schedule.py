@@ -26,7 +26,7 @@ def test_p_is_equation_20(epochs, data):
 
 
 def test_p_at_its_ends():
-    """The last trained epoch has p_up, as Eq. 20 with epochs from 1 to I; the values are those of the published code."""
+    """The last trained epoch has p_up, as Eq. 20 with epochs from 1 to I; values of the published code."""
     assert [round(sparse_probability(epoch, 50), 4) for epoch in (0, 1, 25, 49)] == [0, 0.0204, 0.5102, 1]
     assert sparse_probability(1, 50, p_low=0.2) == pytest.approx(0.2 + 0.8 / 49)
     assert sparse_probability(60, 50, p_up=0.9) == pytest.approx(0.9)

@@ -11,17 +11,22 @@ from types import SimpleNamespace
 
 import nb201_space
 import pytest
+import timm
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from sparsemix import ArchParameterGroup, BatchMixedScheduler, MixedOp
+from sparsemix import ArchParameterGroup, BatchMixedScheduler, MixedOp, SparseSmoothSoftmax
 from sparsemix.bilevel import SearchStep
 from sparsemix.checkpoints import Checkpoints
 from sparsemix.config import SearchConfig, config_from_flags
 from sparsemix.data import open_pairs
 from sparsemix.genotype import NB201Genotype
+from sparsemix.metrics import discretization
+from sparsemix.relaxation import OfSoftmax, Softmax
+from sparsemix.report import table as run_table
 from sparsemix.run_folder import RunFolder
+from sparsemix.run_records import load_run
 from sparsemix.running import Interrupted, command_line, make_accelerator, run_script, stop_requests
 from sparsemix.search import Search
 from sparsemix.spaces import nb201
@@ -49,7 +54,7 @@ def records(output):
 
 
 def without_time(record):
-    return {key: value for key, value in record.items() if key != "seconds"}
+    return {key: value for key, value in record.items() if key not in ("seconds", "evaluation_seconds")}
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +76,9 @@ def test_what_a_run_leaves_behind(finished):
     genotype = json.loads((output / "genotype.json").read_text())
     assert genotype["genotype"] == str(NB201Genotype.from_edges(genotype["edges"])) == summary["genotype"]
     assert {
-        "method", "seed", "genotype", "supernet_accuracy", "discretized_accuracy", "recalibrated_accuracy",
-        "entropy_sparse", "entropy",
-        "skips", "true_accuracy", "true_rank", "seconds",
+        "method", "seed", "genotype", "supernet_accuracy", "discretized_accuracy", "raw_discretized_accuracy",
+        "temperature", "entropy", "entropy_at_1",
+        "skips", "true_accuracy", "true_accuracies", "true_rank", "seconds",
     } <= set(summary)  # fmt: skip
 
 
@@ -82,20 +87,88 @@ def test_a_record_each_epoch(finished):
     lines = records(output)
     assert [line["epoch"] for line in lines] == [0, 1, 2]
     assert "audits" not in lines[0]
-    assert [line["p"] for line in lines] == [0, 0, 0.5]
+    assert [line["p"] for line in lines] == [0, 0.5, 1]
     steps = 5
     for line in lines:
         phis = BatchMixedScheduler(type("Arch", (), {"phi": False})(), 3, steps, seed=1)
         assert line["sparse_share"] == sum(phis.draw(line["epoch"], step) for step in range(steps)) / steps
         assert line["discretization_gap"] == line["supernet_accuracy"] - line["discretized_accuracy"]
-        assert 0 <= line["entropy_sparse"] <= line["entropy"] <= 9.66
+        assert line["temperature"] == 1.1e-3
+        assert 0 <= line["entropy"] <= line["entropy_at_1"] <= 9.66
         assert set(line["output_leakage"]) == set(NB201Genotype.EDGES)
     assert summary["seconds"] == sum(line["seconds"] for line in lines)
+
+
+def test_evaluations_can_be_thinned_and_change_nothing(finished, tmp_path, capsys):
+    """Every second epoch and the last, on fewer images: alphas and weights are the other run's to the last bit."""
+    output, _, _ = finished
+    search(tmp_path / "run", "--evaluate-every", "2", "--evaluate-limit", "50", "--statistics-images", "40")
+    ours, theirs = records(tmp_path / "run"), records(output)
+    assert ["supernet_accuracy" in line for line in ours] == [False, True, True]
+    assert [line["alphas"] for line in ours] == [line["alphas"] for line in theirs]
+    for line in ours[1:]:
+        assert line["discretized_accuracy"] * 50 == pytest.approx(round(line["discretized_accuracy"] * 50))
+    first, second = (Checkpoints(f).load()["model"] for f in (tmp_path / "run", output))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    shown = capsys.readouterr().out.splitlines()
+    assert ["supernet" in line for line in shown if line.startswith("epoch")] == [False, True, True]
+    assert run_table([load_run(tmp_path / "run")])
+
+
+def test_raw_accuracies_are_those_of_the_running_statistics(finished, tmp_path):
+    """The last epoch's, measured once more on the last checkpoint."""
+    output, summary, _ = finished
+    config = config_from_flags(nb201.PRESETS, TINY_FLAGS)
+    pairs = open_pairs(**config.data_options())
+    model = timm.create_model("sparsemix_nb201_supernet", channels=4, cells=1, in_chans=1)
+    arch = ArchParameterGroup(model)
+    model.load_state_dict(Checkpoints(output).load()["model"])
+    raw = discretization(arch, [*pairs.validation()], Softmax(config.eval_temperature))
+    assert (raw.supernet, raw.discretized) == (summary["raw_supernet_accuracy"], summary["raw_discretized_accuracy"])
+    statistics = [*pairs.statistics(config.statistics_images)]
+    renewed = discretization(arch, [*pairs.validation()], Softmax(config.eval_temperature), statistics)
+    assert (renewed.supernet, renewed.discretized) == (summary["supernet_accuracy"], summary["discretized_accuracy"])
+
+
+def test_entropy_is_recorded_at_the_temperature_of_the_method(tmp_path):
+    search(tmp_path / "run", "--method", "darts")
+    for line in records(tmp_path / "run"):
+        assert line["temperature"] == 1.0
+        assert line["entropy"] == line["entropy_at_1"] > 9.6
+
+
+def test_alphas_are_softened_twice_in_weights_updates_alone(tmp_path, monkeypatch):
+    """As published code for S1 to S4 does."""
+    seen = []
+
+    def watching(self, alpha, phi=False):
+        seen.append("weights" if torch.is_grad_enabled() is False else "other")
+        return self.relaxation(torch.softmax(alpha, -1), phi)
+
+    monkeypatch.setattr(OfSoftmax, "forward", watching)
+    search(tmp_path / "run", "--double-softmax", "--epochs", "1", "--warmup-epochs", "0")
+    assert seen == ["weights"] * 5  # alphas are constants there; one forward a step
+
+
+def test_the_warm_up_has_a_temperature_of_its_own(tmp_path, monkeypatch):
+    used, forward = [], SparseSmoothSoftmax.forward
+    monkeypatch.setattr(
+        SparseSmoothSoftmax,
+        "forward",
+        lambda self, a, phi=False: used.append((self.smooth, phi)) or forward(self, a, phi),
+    )
+    search(tmp_path / "run", "--warmup-smooth", "0.5", "--warmup-epochs", "2")
+    smooth = [temperature for temperature, phi in used if not phi]
+    assert set(smooth[:10]) == {0.5}
+    assert 0.011 in smooth[10:] or all(phi for _, phi in used[-10:])
 
 
 def test_the_judge_s_entries(finished):
     _, summary, _ = finished
     index = NB201Genotype.all().index(NB201Genotype.parse(summary["genotype"]))
+    assert summary["true_accuracies"] == {
+        "cifar10": {"test": index / 200}, "cifar100": {"test": index / 300}, "imagenet16-120": {"test": index / 400}
+    }  # fmt: skip
     assert summary["true_accuracy"] == index / 200
     assert summary["true_rank"] == 15_625 - index
     assert summary["true_gap"] == pytest.approx(15_624 / 200 - index / 200)
@@ -277,7 +350,7 @@ def test_fewer_processes_than_were_asked_for(monkeypatch):
 def test_a_temperature_that_follows_the_entropy(tmp_path, monkeypatch):
     flags = ["--auto-temperature", "--entropy-start", "0.6", "--entropy-end", "0.2", "--threshold", "1e-3"]
     search(tmp_path / "whole", *flags)
-    temperatures = [record["sparse_temperature"] for record in records(tmp_path / "whole")]
+    temperatures = [record["temperature"] for record in records(tmp_path / "whole")]
     assert len(set(temperatures)) == 3
     search_with_a_break(monkeypatch, 8, tmp_path / "parts", *flags)  # within an epoch, whose alphas have moved
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
@@ -376,7 +449,8 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
             {"preset": "paper", "dataset": "digits", "cells": 5, "batch_size": 256, "sparse": 1.1e-3, "smooth": 1.1e-2},
         ),
         (["--dataset", "cifar100"], {"sparse": 1.3e-3, "smooth": 1.3e-2, "p_up": 0.9, "warmup_epochs": 1}),
-        (["--preset", "authors"], {"smooth": 11 * 1.1e-3, "clip_alphas": True, "replacement": True}),
+        (["--preset", "fast"], {"threshold": 1e-3, "evaluate_limit": 5000, "sparse": 1.1e-3}),
+        (["--preset", "authors"], {"smooth": 11 * 1.1e-3, "clip_alphas": True, "sampling": "replacement"}),
         (["--preset", "authors", "--dataset", "cifar100"], {"hold_epoch": 45, "hold_sparse": 6e-4}),
         (["--preset", "proxy", "--dataset", "cifar10"], {"cells": 1, "image_size": 16, "limit": 12_800, "epochs": 25}),
         (["--method", "darts"], {"weight_lr": 0.025, "alpha_weight_decay": 1e-3, "p_up": 0.0, "batch_size": 64}),

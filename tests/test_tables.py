@@ -38,6 +38,19 @@ def test_answers(csv_file):
     assert [table.rank(cell, "cifar10") for cell in CELLS] == [3, 1, 1, 4]
     assert table.best("imagenet16-120") == 4
     assert len(table) == 4
+    assert table.accuracies(CELLS[3]) == {
+        "cifar10": {"test": 50}, "cifar100": {"test": 4}, "imagenet16-120": {"test": 1}
+    }  # fmt: skip
+
+
+def test_validation_accuracies_where_the_table_has_them(csv_file):
+    with pytest.raises(ValueError, match="has no column cifar100_valid"):
+        NB201Table(csv_file).accuracy(CELLS[0], "cifar100", "valid")
+    head, *rows = csv_file.read_text().splitlines()
+    csv_file.write_text("\n".join([f"{head},cifar100_valid", *(f"{row},7.5" for row in rows)]) + "\n")
+    table = NB201Table(csv_file)
+    assert table.accuracies(CELLS[2])["cifar100"] == {"valid": 7.5, "test": 3}
+    assert table.accuracies(CELLS[2])["cifar10"] == {"test": 93}
 
 
 def test_the_file_is_read_at_the_first_question(csv_file):
@@ -64,17 +77,20 @@ def test_bad_questions(csv_file, tmp_path):
 
 def official_result(index):
     """One architecture as the official file holds it: per schedule, trials by (data set, seed)."""
-    names = {
-        "cifar10": ("cifar10", "ori-test"),
-        "cifar100": ("cifar100", "x-test"),
-        "imagenet16-120": ("ImageNet16-120", "x-test"),
+    names = {  # trainings -> images -> (data set, what is added to its test accuracy)
+        "cifar10-valid": {"x-valid": ("cifar10", -2), "ori-test": ("cifar10", 100)},
+        "cifar10": {"ori-test": ("cifar10", 0)},
+        "cifar100": {"x-valid": ("cifar100", -2), "x-test": ("cifar100", 0), "ori-test": ("cifar100", 100)},
+        "ImageNet16-120": {"x-valid": ("imagenet16-120", -2), "x-test": ("imagenet16-120", 0)},
     }
     seeds, results = {}, {}
-    for dataset, (official, test_set) in names.items():
+    for official, judged in names.items():
         seeds[official] = [777, 888]
         for seed, offset in ((777, -0.5), (888, 0.5)):
-            value = np.float64(ACCURACIES[dataset][index] + offset)
-            accuracies = {f"{test_set}@199": value, f"{test_set}@198": 0.0}
+            accuracies = {}
+            for images, (dataset, more) in judged.items():
+                accuracies[f"{images}@199"] = np.float64(ACCURACIES[dataset][index] + more + offset)
+                accuracies[f"{images}@198"] = 0.0
             results[official, seed] = OrderedDict(epochs=200, eval_acc1es=accuracies)
     return {"200": {"all_results": results, "dataset_seed": seeds}, "12": {}}
 
@@ -96,7 +112,12 @@ def test_conversion_of_the_official_file(tmp_path, csv_file, layout):
         dump(source, {"meta_archs": CELLS, "arch2infos": {i: official_result(i) for i in range(len(CELLS))}})
     target = tmp_path / "converted.csv"
     assert convert_nats_bench(source, target) == 4
-    assert target.read_text() == csv_file.read_text()
+    table = NB201Table(target)
+    for i, cell in enumerate(CELLS):
+        assert table.accuracies(cell) == {
+            dataset: {"valid": values[i] - 2, "test": values[i]} for dataset, values in ACCURACIES.items()
+        }
+    assert table.accuracy(CELLS[1], "cifar10", "valid") == 91
 
 
 def test_a_file_that_would_run_code_is_refused(tmp_path):
@@ -145,6 +166,6 @@ def test_the_real_table_where_one_is_given():
         pytest.skip("NB201_TABLE names no table")
     table = NB201Table(Path(path))
     skips = NB201Genotype(("skip_connect",) * 6)
-    assert [round(table.accuracy(skips, dataset), 2) for dataset in table.COLUMNS] == [54.30, 15.61, 16.32]
-    assert [round(table.best(dataset), 2) for dataset in table.COLUMNS] == [94.37, 73.51, 47.31]
+    assert [round(table.accuracy(skips, dataset), 2) for dataset in table.DATASETS] == [54.30, 15.61, 16.32]
+    assert [round(table.best(dataset), 2) for dataset in table.DATASETS] == [94.37, 73.51, 47.31]
     assert set(table) == {str(cell) for cell in NB201Genotype.all()}

@@ -93,7 +93,7 @@ def stratified_subset(labels: Tensor, limit: int | None, seed: int) -> Tensor:
 
 
 def halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of a weights half and an alpha half, drawn with a seed; the classes are split evenly to one image.
+    """Indices of a weights half and an alpha half, drawn with a seed; both, and each class in them, are equal to one image.
 
     Raises:
         ValueError: a class has fewer than two images.
@@ -104,4 +104,6 @@ def halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"classes {short} have fewer than 2 images: none is left for one of the halves; raise the limit"
         )
-    return (ranks % 2 == 0).nonzero().squeeze(1), (ranks % 2 == 1).nonzero().squeeze(1)
+    odd = torch.bincount(labels) % 2
+    first = (odd.cumsum(0) - odd)[labels] % 2  # classes of an odd size give their extra image to each half in turn
+    return ((ranks + first) % 2 == 0).nonzero().squeeze(1), ((ranks + first) % 2 == 1).nonzero().squeeze(1)

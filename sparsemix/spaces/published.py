@@ -79,6 +79,7 @@ PUBLISHED: dict[str, Published] = {
         "reduce_concat=[2, 3, 4, 5])",
         "Liu et al., DARTS: Differentiable Architecture Search (first order)",
         3.3,
+        "the paper's table has 3.3 for both orders; its code counts 3.169",
     ),
     "DARTS_V2": Published(
         "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1), "
