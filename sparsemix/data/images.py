@@ -93,7 +93,7 @@ def stratified_subset(labels: Tensor, limit: int | None, seed: int) -> Tensor:
 
 
 def halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of a weights half and an alpha half, drawn with a seed; both, and each class in them, are equal to one image.
+    """Indices of a weights half and an alpha half, drawn with a seed; they differ by one image, as in each class.
 
     Raises:
         ValueError: a class has fewer than two images.
