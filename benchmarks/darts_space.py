@@ -1,7 +1,8 @@
 """Search the DARTS space.
 
-    accelerate launch benchmarks/darts_space.py --preset proxy                     # embedded digits, on a laptop
-    accelerate launch benchmarks/darts_space.py --dataset cifar10 --download       # the paper's setting
+    accelerate launch benchmarks/darts_space.py --preset proxy                                 # embedded digits
+    accelerate launch benchmarks/darts_space.py --preset fast --dataset cifar10 --download     # what we recommend
+    accelerate launch benchmarks/darts_space.py --preset paper --dataset cifar10 --download    # to the letter
     accelerate launch benchmarks/darts_space.py --dataset cifar10 --method darts --space darts-none
 
 Every flag: --help. An interrupted run goes on with --resume. At the end the search prints the command that trains what

@@ -1,7 +1,8 @@
 """Search the NAS-Bench-201 space.
 
-    accelerate launch benchmarks/nb201_space.py --preset proxy                        # embedded digits, on a laptop
-    accelerate launch benchmarks/nb201_space.py --dataset cifar10 --download          # the paper's setting
+    accelerate launch benchmarks/nb201_space.py --preset proxy                                 # embedded digits
+    accelerate launch benchmarks/nb201_space.py --preset fast --dataset cifar10 --download     # what we recommend
+    accelerate launch benchmarks/nb201_space.py --preset paper --dataset cifar10 --download    # to the letter
     accelerate launch benchmarks/nb201_space.py --dataset cifar10 --method darts --order second
     accelerate launch benchmarks/nb201_space.py --preset proxy --dataset folder --data DIR \
         --table nb201.csv --table-dataset cifar10                                     # images from a folder, judged
