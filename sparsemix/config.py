@@ -191,6 +191,10 @@ class SearchConfig(RunConfig):
                 f"SearchConfig: auto_temperature chooses the t_sp of sp-darts; it excludes method={self.method!r} with "
                 f"hold_sparse={self.hold_sparse}"
             )
+        if self.warmup_smooth is not None and self.method == "sp-darts" and not self.warmup_smooth > self.sparse:
+            raise ValueError(
+                f"SearchConfig: warmup_smooth must be above sparse, got {self.warmup_smooth} and {self.sparse}"
+            )
         if self.hold_sparse is not None and self.hold_epoch is None:
             raise ValueError(f"SearchConfig: hold_sparse={self.hold_sparse} needs a hold_epoch from which it holds")
 

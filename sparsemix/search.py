@@ -215,14 +215,14 @@ class Search:
     def _evaluate(self, temperature: float) -> dict[str, Any]:
         """Accuracies and leakage. Nothing of it reaches the search: statistics and random state are put back."""
         arch, pairs, started = self.arch, self.pairs, time.perf_counter()
-        statistics = [*pairs.statistics(self.config.statistics_images)]
         relaxation, validation = Softmax(temperature), _Repeatable(pairs.validation)
+        statistics = _Repeatable(lambda: pairs.statistics(self.config.statistics_images))
         devices = [self.accelerator.device.index or 0] if self.accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             raw = discretization(arch, validation, relaxation)
             renewed = discretization(arch, validation, relaxation, statistics)
             phi, arch.phi = arch.phi, True  # leakage of the sparse batches
-            leaks = leakage(arch, statistics[0][0])
+            leaks = leakage(arch, next(iter(statistics))[0])
             arch.phi = phi
         return {
             "supernet_accuracy": renewed.supernet,
@@ -321,14 +321,10 @@ class Search:
 
     def _at(self, t_sp: float, epoch: int) -> SearchConfig:
         """The configuration with an epoch's temperatures: this t_sp, and those that keep their ratio to it."""
-        config = self.config
-        if epoch < config.warmup_epochs and config.warmup_smooth is not None:
-            return replace(config, smooth=config.warmup_smooth)
-        if t_sp == config.sparse:
-            return config
-        scale = t_sp / config.sparse
+        config, scale = self.config, t_sp / self.config.sparse
+        warm = config.warmup_smooth if epoch < config.warmup_epochs else None
         evaluated = config.eval_temperature * (scale if config.auto_temperature else 1)
-        return replace(config, sparse=t_sp, smooth=config.smooth * scale, eval_temperature=evaluated)
+        return replace(config, sparse=t_sp, smooth=warm or config.smooth * scale, eval_temperature=evaluated)
 
     def _around_weights(self) -> AbstractContextManager[None]:
         arch = self.arch
@@ -379,7 +375,10 @@ def _closing_lines(summary: Mapping[str, Any], path: Path) -> str:
             f"{summary['true_gap']:.2f} points below the best"
         )
         for dataset, accuracies in summary["true_accuracies"].items():
-            lines.append(f"  {dataset:15}" + "".join(f"  {name} {value:.2f} %" for name, value in accuracies.items()))
+            names = {"valid": "validation", "test": "test"}
+            lines.append(
+                f"  {dataset:15}" + "".join(f"  {names[of]} {value:.2f} %" for of, value in accuracies.items())
+            )
     if "compilations" in summary:
         lines.append(f"{summary['compilations']} graphs were compiled")
     if summary["averaged_genotype"] != summary["genotype"]:

@@ -469,6 +469,9 @@ def test_presets_and_flags(flags, expected):
         ({"eval_temperature": 0.0}, r"eval_temperature must be positive, got 0\.0"),
         ({"hold_epoch": 3, "hold_sparse": -1.0}, r"hold_sparse must be positive, got -1\.0"),
         ({"hold_sparse": 1e-4}, r"hold_sparse=0\.0001 needs a hold_epoch"),
+        ({"warmup_smooth": 1e-3}, r"warmup_smooth must be above sparse, got 0\.001 and 0\.0011"),
+        ({"evaluate_every": 0}, "evaluate_every must be at least 1, got 0"),
+        ({"p_low": 0.5, "p_up": 0.2}, r"need p_low in \[0, 1\] and p_up >= p_low, got 0\.5 and 0\.2"),
     ],
 )
 def test_settings_that_make_no_search(settings, message):
