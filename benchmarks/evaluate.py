@@ -20,13 +20,18 @@ import sparsemix.models  # noqa: F401  (registers the networks)
 from sparsemix.data import open_training
 from sparsemix.retrain import RetrainConfig, Retraining, retrain_config_from_flags
 from sparsemix.running import make_accelerator, run_script
-from sparsemix.spaces.published import read_genotype
+from sparsemix.spaces.published import PUBLISHED, read_genotype
 
 
 def resolved(config: RetrainConfig) -> RetrainConfig:
     """With the genotype itself in place of where it is to be found, which may change."""
     if config.model is not None:
         return config
+    if config.genotype is None:
+        raise ValueError(
+            f"what is to be trained? Give --genotype, one of {', '.join(PUBLISHED)}, a .json file or the notation; or "
+            f"--model, a model of timm's"
+        )
     return replace(config, output=config.named_output(), genotype=str(read_genotype(config.genotype)))
 
 

@@ -69,6 +69,9 @@ class Alphas:
         finally:
             self._alphas_fixed = previous
 
+    def check_bound(self) -> None:
+        """Insist that the model still runs under these alphas; a group can be released, see its own method."""
+
     def check_finite(self) -> None:
         """Stop at an alpha that is NaN or infinite.
 

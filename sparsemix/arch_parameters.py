@@ -306,6 +306,18 @@ class ArchParameterGroup(Alphas):
             if op.group is self:
                 op.group = None
 
+    def check_bound(self) -> None:
+        """Insist that the model still runs under this group.
+
+        Raises:
+            RuntimeError: it was released, by :meth:`release` or by a second group on the same model.
+        """
+        if not self._hooks:
+            raise RuntimeError(
+                f"this ArchParameterGroup has been released: {type(self.model).__name__} no longer runs under it. Use "
+                f"the group that was made for the model last, with a scheduler and a step of its own"
+            )
+
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles of the model: everything but the last forward's weights, which belong to its graph."""
         return {**self.__dict__, "_relaxed": None, "_differentiable": None}

@@ -162,6 +162,36 @@ def _shift(weights: Sequence[Tensor], by: Sequence[Tensor]) -> None:
         torch._foreach_add_(list(weights), list(by))
 
 
+def _check_optimizers(arch: Arch, weight_optimizer: Any, alpha_optimizer: Any) -> None:
+    """Insist that each optimizer holds its own of the two sets of parameters."""
+    alphas = {id(alpha) for alpha in arch.parameters()}
+
+    def held(optimizer: Any) -> set[int]:
+        return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+    among_weights, among_alphas = held(weight_optimizer), held(alpha_optimizer)
+    if alphas <= among_weights and not alphas & among_alphas:
+        raise ValueError(
+            "SearchStep: the two optimizers are swapped: the weights' optimizer comes first, over "
+            "arch.weight_parameters(), then alpha's, over arch.parameters()"
+        )
+    if shared := len(alphas & among_weights):
+        raise ValueError(
+            f"SearchStep: the weights' optimizer holds {shared} of {len(alphas)} alphas, which it would train on the "
+            f"training loss and decay: make it over arch.weight_parameters()"
+        )
+    if missing := len(alphas - among_alphas):
+        raise ValueError(
+            f"SearchStep: alpha's optimizer lacks {missing} of {len(alphas)} alphas, which would never move: make it "
+            f"over arch.parameters()"
+        )
+    if others := len(among_alphas - alphas):
+        raise ValueError(
+            f"SearchStep: alpha's optimizer holds {others} parameters that are no alphas of this group: make it over "
+            f"arch.parameters()"
+        )
+
+
 class SearchStep(Generic[Arch]):
     """One step of the search: an update of the weights and one of the alphas, under one phi (Algorithm 1).
 
@@ -186,7 +216,9 @@ class SearchStep(Generic[Arch]):
         backward: runs the backward pass of the weights' loss.
 
     Raises:
-        ValueError: an unknown order, or a norm that is not positive.
+        ValueError: an unknown order, a norm that is not positive, or optimizers that do not hold what they should:
+            swapped ones, alphas in the weights' optimizer, not every alpha or anything else in alpha's.
+        RuntimeError: at a step, another group has been made for the model since, and this one was released.
 
     Example:
         >>> from torch import nn
@@ -225,6 +257,7 @@ class SearchStep(Generic[Arch]):
             raise ValueError(f"SearchStep: order must be one of {', '.join(get_args(Order))}, got {order!r}")
         if max_norm is not None and not max_norm > 0:
             raise ValueError(f"SearchStep: max_norm must be positive or None, got {max_norm}")
+        _check_optimizers(arch, weight_optimizer, alpha_optimizer)
         self.arch = arch
         self.loss = loss
         self.weight_optimizer = weight_optimizer
@@ -240,6 +273,7 @@ class SearchStep(Generic[Arch]):
 
     def __call__(self, train_batch: Any, val_batch: Any) -> tuple[Tensor, Tensor]:
         """Update both; returns the detached losses (train, validation), the former twice for a single level."""
+        self.arch.check_bound()
         if self.order == "single":
             loss = self.update_both(train_batch)
             return loss, loss

@@ -47,10 +47,10 @@ FLAT_EPOCHS = 5
 class RetrainConfig(RunConfig):
     """A training, completely: what its run folder's ``config.json`` holds."""
 
-    genotype: str = "DARTS_V2"
-    """A published name, a .json file, or the notation itself."""
+    genotype: str | None = None
+    """What is trained: a published name such as DARTS_V2, a .json file, or the notation itself."""
     model: str | None = None
-    """Train this timm model instead."""
+    """What is trained instead of a genotype: a model of timm's."""
     preset: Literal["cifar", "robust", "imagenet", "proxy"] = "cifar"
     """The row of settings that the other flags start from."""
 
@@ -117,7 +117,8 @@ class RetrainConfig(RunConfig):
         return {**super().data_options(), **judged, "cutout": self.cutout}
 
     def named_output(self) -> Path:
-        what = self.model or (Path(self.genotype).parent.name if self.genotype.endswith(".json") else self.genotype)
+        genotype = self.genotype or ""
+        what = self.model or (Path(genotype).parent.name if genotype.endswith(".json") else genotype)
         what = what.replace("/", "-") if len(what) <= 40 and "(" not in what else "genotype"
         return self.output or Path("runs") / f"train-{what}-{self.dataset}-{self.preset}-seed{self.seed}"
 

@@ -52,6 +52,12 @@ class _HasPhi(Protocol):
     phi: bool
 
 
+def _check_bound(arch: _HasPhi) -> None:
+    """A group that another one has replaced no longer reaches its model."""
+    if callable(check := getattr(arch, "check_bound", None)):
+        check()
+
+
 class BatchMixedScheduler:
     """Batch-mixed sparse training (Algorithm 1): sets ``arch.phi`` for each batch, phi ~ Bernoulli(p), p of Eq. 20.
 
@@ -76,6 +82,7 @@ class BatchMixedScheduler:
 
     Raises:
         ValueError: an argument outside the ranges above, a negative epoch or update, or a state of another schedule.
+        RuntimeError: the group has been released, for instance by a second one on the same model.
 
     Example:
         >>> from types import SimpleNamespace
@@ -153,6 +160,7 @@ class BatchMixedScheduler:
         """Prepare the batch that follows ``num_updates`` finished ones, counted from the start of the search."""
         if num_updates < 0:
             raise ValueError(f"BatchMixedScheduler: updates count from 0, got {num_updates}")
+        _check_bound(self.arch)
         epoch, step = divmod(num_updates, self.settings["steps_per_epoch"])
         self.num_updates = num_updates
         self.p = self.probability(epoch)

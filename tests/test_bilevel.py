@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sparsemix.models  # noqa: F401
-from sparsemix import ArchParameterGroup, MixedOp
+from sparsemix import ArchParameterGroup, BatchMixedScheduler, MixedOp
 from sparsemix.bilevel import SearchStep, alpha_gradient, unrolled_alpha_gradient
 from sparsemix.relaxation import Softmax
 from sparsemix.spaces.nb201 import OPERATIONS
@@ -360,3 +360,39 @@ def test_bad_options(small, options, message):
     arch, loss, *_ = small
     with pytest.raises(ValueError, match=message):
         search_step(arch, loss, **options)
+
+
+# What can be mixed up
+
+
+def test_optimizers_that_hold_the_wrong_parameters(plain_supernet):
+    model = plain_supernet()
+    arch = ArchParameterGroup(model)
+    weights, alphas = arch.weight_parameters(), arch.parameters()
+    sgd, adam = torch.optim.SGD(weights, lr=0.1), torch.optim.Adam(alphas, lr=1e-3)
+    with pytest.raises(ValueError, match="the two optimizers are swapped: the weights' optimizer comes first"):
+        SearchStep(arch, lambda batch: None, adam, sgd)
+    everything = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="the weights' optimizer holds 2 of 2 alphas, which it would train"):
+        SearchStep(arch, lambda batch: None, everything, adam)
+    with pytest.raises(ValueError, match=f"alpha's optimizer holds {len(weights)} parameters that are no alphas"):
+        SearchStep(arch, lambda batch: None, sgd, torch.optim.Adam(model.parameters(), lr=1e-3))
+    with pytest.raises(ValueError, match="alpha's optimizer lacks 1 of 2 alphas, which would never move"):
+        SearchStep(arch, lambda batch: None, sgd, torch.optim.Adam(alphas[:1], lr=1e-3))
+    SearchStep(arch, lambda batch: None, torch.optim.SGD(weights[:2], lr=0.1), adam)  # some weights are frozen
+
+
+def test_a_group_that_another_one_has_replaced(plain_supernet):
+    model = plain_supernet()
+    first = ArchParameterGroup(model)
+    phi = BatchMixedScheduler(first, epochs=2, steps_per_epoch=3)
+    step = SearchStep(
+        first,
+        lambda batch: model(batch).sum(),
+        torch.optim.SGD(first.weight_parameters(), lr=0.1),
+        torch.optim.Adam(first.parameters(), lr=1e-3),
+    )
+    ArchParameterGroup(model)
+    for use in (lambda: phi.step_update(0), lambda: step(None, None)):
+        with pytest.raises(RuntimeError, match="this ArchParameterGroup has been released: Sequential no longer runs"):
+            use()

@@ -30,7 +30,20 @@ from sparsemix.spaces.published import read_genotype
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 TINY_SEARCH = ["--preset", "proxy", "--channels", "2", "--cells", "3", "--epochs", "2", "--limit", "120"]
-TINY_TRAINING = ["--preset", "proxy", "--channels", "2", "--cells", "3", "--epochs", "2", "--limit", "400"]
+TINY_TRAINING = [
+    "--genotype",
+    "DARTS_V2",
+    "--preset",
+    "proxy",
+    "--channels",
+    "2",
+    "--cells",
+    "3",
+    "--epochs",
+    "2",
+    "--limit",
+    "400",
+]
 
 
 def train(output, *flags):
@@ -176,6 +189,11 @@ def test_the_printed_command_is_a_training_that_can_begin(space, preset, expecte
     assert (config.preset, config.genotype, config.image_size) == (expected, "runs/x/genotype.json", search.image_size)
 
 
+def test_nothing_to_train():
+    with pytest.raises(ValueError, match=r"what is to be trained\? Give --genotype, one of NASNet, .*; or --model"):
+        evaluate.main(retrain_config_from_flags(["--preset", "proxy"]))
+
+
 def test_what_does_not_fit_shows_before_there_is_a_run(tmp_path):
     with pytest.raises(ValueError, match="auxiliary classifier needs 8x8 after the second reduction"):
         train(tmp_path / "t", "--auxiliary", "0.4")
@@ -236,7 +254,18 @@ def test_top_5_errors_where_there_are_more_classes(tmp_path, capsys):
 def test_a_network_over_the_line_of_the_mobile_setting(tmp_path, monkeypatch, capsys):
     """Said by the preset of the mobile setting; the line is lowered for a small network on small images."""
     root = write_folder(tmp_path / "a", {"cat": 4, "dog": 4}, size=96)
-    flags = ["--preset", "imagenet", "--data", str(root), "--test-data", str(root), "--image-size", "96"]
+    flags = [
+        "--genotype",
+        "DARTS_V2",
+        "--preset",
+        "imagenet",
+        "--data",
+        str(root),
+        "--test-data",
+        str(root),
+        "--image-size",
+        "96",
+    ]
     flags += ["--epochs", "6", "--batch-size", "4", "--workers", "0", "--auxiliary", "0", "--channels", "8"]
     monkeypatch.setattr("sparsemix.retrain.MOBILE_MACS", 3e6)
     monkeypatch.setattr(Retraining, "_train_epoch", stop_here)
