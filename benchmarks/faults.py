@@ -139,7 +139,10 @@ def compared(output: Path, truth: Path) -> str:
     """Whether two searches ended alike."""
     states = [Checkpoints(folder).load() for folder in (output, truth)]
     records = [
-        [{**json.loads(line), "seconds": 0} for line in (folder / "records.jsonl").read_text().splitlines()]
+        [
+            {**json.loads(line), "seconds": 0, "evaluation_seconds": 0}
+            for line in (folder / "records.jsonl").read_text().splitlines()
+        ]
         for folder in (output, truth)
     ]
     genotypes = [(folder / "genotype.json").read_text() for folder in (output, truth)]

@@ -171,7 +171,7 @@ def open_training(
     Example:
         >>> data = open_training("digits", holdout=0.2, batch_size=100)
         >>> len(data), sum(len(y) for _, y in data.test())
-        (11, 300)
+        (12, 300)
     """
     if dataset not in DATASETS and dataset != "folder":
         raise ValueError(f"unknown data set {dataset!r}; known are {', '.join(DATASETS)} and folder")
