@@ -144,9 +144,9 @@ def report(candidates: list[dict[str, Any]], picked: dict[str, Any], folder: Pat
 
 def config(args: list[str] | None = None) -> PickConfig:
     """The configuration of a command line: the space's preset, the selection's settings, then the flags."""
-    chosen = peek_flags(args, space=(None, "darts"), selection=([*SELECTIONS], "proxy"))
+    chosen = peek_flags(args, space=(None, None), selection=([*SELECTIONS], "proxy"))
     of_space = robust.PRESETS if chosen["space"] in robust.SPACES else darts.PRESETS
-    selection = {**SELECTIONS[chosen["selection"]], **chosen}
+    selection = {**SELECTIONS[chosen["selection"]], **{name: value for name, value in chosen.items() if value}}
     presets = {
         method: {name: {**preset, "*": {**preset["*"], **selection}} for name, preset in named.items()}
         for method, named in of_space.items()

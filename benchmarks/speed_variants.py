@@ -322,7 +322,7 @@ def weights_update(step: SearchStep[ArchParameterGroup], train: Batch) -> Varian
 
 def executed(arch: ArchParameterGroup) -> str:
     """How many operations a forward runs in full, and how many it scores, counted once a row."""
-    executions = [e for ops in arch.rows.values() for e in arch.operation_weights(ops[0]).executions]
+    executions = [e for op, *_ in arch.rows.values() for e in op.executions(arch.operation_weights(op))]
     scored = executions.count(Execution.SCORED)
     return f"{executions.count(Execution.FULL)}" + (f" and {scored} scored" if scored else "")
 

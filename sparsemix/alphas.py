@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from .mixed_op import Execution, MixedOp, Weights
 from .relaxation import Argmax, Softmax, SparseSmoothSoftmax, entropy
 
-__all__ = ["AlphaTables", "Alphas", "Relaxation"]
+__all__ = ["AlphaTables", "Alphas", "Relaxation", "decided"]
 
 Relaxation = Callable[[Tensor, bool], Tensor]
 
@@ -33,8 +34,35 @@ class Alphas:
             raise ValueError(f"{type(self).__name__}: the threshold must be in [0, 1), got {threshold}")
         self.threshold = threshold
         self.relaxation: Relaxation = SparseSmoothSoftmax() if relaxation is None else relaxation
-        self.phi = False
+        self._phi, self._phi_is_spent, self._phi_was_warned_of = False, False, False
         self._alphas_fixed = False
+
+    @property
+    def phi(self) -> bool:
+        return self._phi
+
+    @phi.setter
+    def phi(self, value: bool) -> None:
+        self._phi, self._phi_is_spent = value, False
+
+    def spend_phi(self) -> None:
+        """Note that a search step is made under the present phi; warn once if it is not the first one."""
+        if self._phi_is_spent and not self._phi_was_warned_of and self._depends_on_phi():
+            self._phi_was_warned_of = True
+            warnings.warn(
+                f"a second search step under phi={self._phi}: nobody draws phi. Call "
+                f"BatchMixedScheduler.step_update(update) before every step; for a single temperature use "
+                f"relaxation.Softmax(temperature)",
+                stacklevel=3,
+            )
+        self._phi_is_spent = True
+
+    def _depends_on_phi(self) -> bool:
+        with torch.no_grad():
+            for alpha in self.parameters():
+                if not torch.equal(self.relaxation(alpha, False), self.relaxation(alpha, True)):
+                    return True
+        return False
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """The alphas with their names, in order."""
@@ -69,6 +97,11 @@ class Alphas:
         finally:
             self._alphas_fixed = previous
 
+    @property
+    def has_model(self) -> bool:
+        """Whether the model is known, and with it its weights."""
+        return True
+
     def check_bound(self) -> None:
         """Insist that the model still runs under these alphas; a group can be released, see its own method."""
 
@@ -91,28 +124,42 @@ class Alphas:
     def _gradients_wanted(self) -> AbstractContextManager[None]:
         return torch.no_grad() if self._alphas_fixed else nullcontext()
 
-    def _decide(self, rows: Mapping[str, Tensor], always_run: frozenset[str] = frozenset()) -> dict[str, Weights]:
-        """Which operations run for these relaxed weights: decided for all rows by one transfer to the host."""
-        flat = torch.cat([row.detach() for row in rows.values()]).tolist()
-        if not all(map(math.isfinite, flat)):
-            self.check_finite()
-            raise FloatingPointError(f"the relaxation gave weights that are not finite: {flat}")
-        values, decided = iter(flat), {}
-        for label, row in rows.items():
-            sizes = [abs(next(values)) for _ in range(len(row))]
-            decided[label] = Weights(row.unbind(), self._executions(sizes, label in always_run))
-        return decided
-
-    def _executions(self, sizes: list[float], always_run: bool) -> list[Execution]:
-        if always_run:
-            return [Execution.FULL] * len(sizes)
-        strongest = max(sizes)
+    def _decide(self, rows: Mapping[str, Tensor]) -> dict[str, Weights]:
+        """These relaxed weights with what decides which operations run, by one transfer to the host."""
         weak = Execution.SKIPPED if self._alphas_fixed else Execution.SCORED
-        threshold = self.threshold if torch.is_grad_enabled() else 0.0
-        return [
-            Execution.SKIPPED if size == 0 else weak if size < threshold and size < strongest else Execution.FULL
-            for size in sizes
-        ]
+        try:
+            return dict(zip(rows, _on_host([*rows.values()], self.threshold, weak), strict=True))
+        except FloatingPointError:
+            self.check_finite()  # whose message says more
+            raise
+
+
+def decided(weights: Tensor, threshold: float = 0.0) -> list[Weights]:
+    """Weights that other code has relaxed, as rows for ``MixedOp(...)(x, row)`` of which only what matters runs.
+
+    A plain row of a tensor runs every candidate. Ask once a forward: all rows are decided by one transfer to the host.
+
+    Args:
+        weights: ``(edges, M)``.
+        threshold: candidates of smaller weight are scored where the weights require gradients, and do not run where
+            they do not, as in a weights update on ``weights.detach()``. 0: only weights of exactly zero do not run.
+
+    Example:
+        >>> op = MixedOp({"skip": nn.Identity(), "pool": nn.AvgPool2d(3, 1, 1)}, has_alpha=False)
+        >>> [row] = decided(torch.tensor([[1.0, 0.0]]))
+        >>> [execution.value for execution in op.executions(row)]
+        ['full', 'skipped']
+    """
+    return _on_host([*weights], threshold, Execution.SCORED if weights.requires_grad else Execution.SKIPPED)
+
+
+def _on_host(rows: list[Tensor], threshold: float, weak: Execution) -> list[Weights]:
+    flat = torch.cat([row.detach() for row in rows]).abs().tolist()
+    if not all(map(math.isfinite, flat)):
+        raise FloatingPointError(f"the relaxation gave weights that are not finite: {flat}")
+    values = iter(flat)
+    threshold = threshold if torch.is_grad_enabled() else 0.0
+    return [Weights(row.unbind(), [next(values) for _ in range(len(row))], threshold, weak) for row in rows]
 
 
 class AlphaTables(Alphas):
@@ -123,10 +170,13 @@ class AlphaTables(Alphas):
     Args:
         tables: name -> parameter ``(edges, M)``, or ``(M,)``.
         relaxation, threshold: as for :class:`~sparsemix.ArchParameterGroup`.
-        model: the module whose weights are searched with them, for :meth:`weight_parameters`.
+        model: the module whose weights are searched with them, for :meth:`weight_parameters`. A table that is an
+            attribute of it, or of a part of it, is followed: where other code replaces the attribute, the new parameter
+            is the table. Without a model a replaced parameter goes unnoticed.
 
     Raises:
-        ValueError: no tables, or one that is no leaf with gradients, of one or two dimensions.
+        ValueError: no tables, or one that is no leaf with gradients, of one or two dimensions; at a use, a table that
+            was replaced by one of another shape.
 
     Example:
         >>> normal = (1e-3 * torch.randn(14, 8)).requires_grad_()
@@ -152,8 +202,26 @@ class AlphaTables(Alphas):
                     f"AlphaTables: {name!r} must be a leaf tensor (edges, M) or (M,) that requires gradients; got "
                     f"shape {tuple(table.shape)}, is_leaf={table.is_leaf}, requires_grad={table.requires_grad}"
                 )
-        self.tables = dict(tables)
+        self._tables = dict(tables)
         self._model = model
+        self._places = {} if model is None else _places(model, self._tables)
+
+    @property
+    def tables(self) -> dict[str, Tensor]:
+        """Name -> parameter, as the model has it now."""
+        for name, (owner, attribute) in self._places.items():
+            table = getattr(owner, attribute)
+            if table.shape != self._tables[name].shape:
+                raise ValueError(
+                    f"AlphaTables: {name!r} had the shape {tuple(self._tables[name].shape)} and was replaced by "
+                    f"{tuple(table.shape)} ({type(owner).__name__}.{attribute}); make new AlphaTables"
+                )
+            self._tables[name] = table
+        return self._tables
+
+    @property
+    def has_model(self) -> bool:
+        return self._model is not None
 
     @property
     def model(self) -> nn.Module:
@@ -167,7 +235,10 @@ class AlphaTables(Alphas):
 
     def weight_parameters(self) -> list[nn.Parameter]:
         """Every parameter of the model that is no table, nor the own alpha of a mixed operation."""
-        alphas = {*self.parameters(), *(op.alpha for op in self.model.modules() if isinstance(op, MixedOp))}
+        alphas = {
+            *self.parameters(),
+            *(op.alpha for op in self.model.modules() if isinstance(op, MixedOp) and op.has_alpha),
+        }
         return [parameter for parameter in self.model.parameters() if parameter not in alphas]
 
     def weights(self) -> dict[str, Tensor]:
@@ -196,3 +267,14 @@ class AlphaTables(Alphas):
         return {
             name: table.detach().reshape(-1, table.shape[-1]).argmax(-1).tolist() for name, table in self.tables.items()
         }
+
+
+def _places(model: nn.Module, tables: Mapping[str, Tensor]) -> dict[str, tuple[nn.Module, str]]:
+    """The modules and attributes that hold the tables, as far as there are any."""
+    return {
+        name: (module, attribute)
+        for name, table in tables.items()
+        for module in model.modules()
+        for attribute, value in {**vars(module), **module._parameters}.items()
+        if value is table
+    }

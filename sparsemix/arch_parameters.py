@@ -23,12 +23,14 @@ __all__ = ["ArchParameterGroup", "evaluating", "labelled_rows", "restoring", "ti
 def labelled_rows(model: nn.Module) -> dict[str, list[MixedOp]]:
     """The mixed operations of a module tree by label, in module order; without a label, the module's path is its own.
 
+    Those without an alpha (``has_alpha=False``) belong to the code that hands them their weights.
+
     Raises:
         ValueError: two operations share a label but not their candidates, or a label is another operation's path.
     """
     rows: dict[str, list[MixedOp]] = {}
     for path, module in model.named_modules():
-        if isinstance(module, MixedOp):
+        if isinstance(module, MixedOp) and module.has_alpha:
             row = rows.setdefault(module.label or path, [])
             row.append(module)
             if module.label != row[0].label:
@@ -344,5 +346,4 @@ class ArchParameterGroup(Alphas):
         return pad_sequence([*self.parameters()], batch_first=True, padding_value=-torch.inf)
 
     def _decide_all(self) -> dict[str, Weights]:
-        always_run = frozenset(label for label, ops in self.rows.items() if any(op.always_run for op in ops))
-        return self._decide(self.weights(), always_run)
+        return self._decide(self.weights())

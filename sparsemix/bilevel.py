@@ -7,9 +7,10 @@ processes: gradients pass through ``reduce`` before they are used.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from .alphas import AlphaTables
 from .arch_parameters import ArchParameterGroup, restoring
 
-__all__ = ["Loss", "SearchStep", "alpha_gradient", "unrolled_alpha_gradient"]
+__all__ = ["Loss", "Losses", "SearchStep", "alpha_gradient", "unrolled_alpha_gradient"]
 
 Loss = Callable[[Any], Tensor]
 Order = Literal["first", "second", "single"]
@@ -26,6 +27,13 @@ Reduce = Callable[[Gradients], None]
 Split = Callable[[Any], Iterable[Any]]
 Context = Callable[[], AbstractContextManager[None]]
 Arch = TypeVar("Arch", bound=ArchParameterGroup | AlphaTables)
+
+
+class Losses(NamedTuple):
+    """The detached losses of one search step, each a scalar."""
+
+    train: Tensor
+    val: Tensor
 
 
 def _clip_gradient_norm(parameters: Sequence[Tensor], max_norm: float) -> None:
@@ -47,12 +55,21 @@ def _gradients(loss: Loss, batch: Any, split: Split, parameters: Sequence[Tensor
     """Gradients of these parameters alone, zero for one that the loss does not depend on; and the detached loss.
 
     The parts of the batch run one after the other, so that only one of them is in memory.
+
+    Raises:
+        ValueError: the loss depends on none of them.
     """
     total: list[Tensor] = []
     values = []
     for part in split(batch):
         value = loss(part)
-        gradients = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+        found = torch.autograd.grad(value, parameters, allow_unused=True)
+        if all(gradient is None for gradient in found):
+            raise ValueError(
+                "the loss depends on no parameter that is to be updated: does it run another model (a copy, a "
+                "discretised one), under a relaxation without a gradient (Argmax), or with weights of its own?"
+            )
+        gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
         total = [a + b for a, b in zip(total, gradients, strict=True)] if total else [*gradients]
         values.append(value.detach())
     return total, sum(values[1:], values[0])
@@ -65,6 +82,9 @@ def alpha_gradient(arch: Arch, loss: Loss, batch: Any, split: Split = _whole) ->
 
     Returns:
         One gradient for each of ``arch.parameters()``, and the detached loss.
+
+    Raises:
+        ValueError: the loss depends on no alpha, because it does not run the group's model, for instance.
     """
     return _gradients(loss, batch, split, arch.parameters())
 
@@ -162,14 +182,35 @@ def _shift(weights: Sequence[Tensor], by: Sequence[Tensor]) -> None:
         torch._foreach_add_(list(weights), list(by))
 
 
+def _held(optimizer: Any) -> set[int]:
+    """The identities of an optimizer's parameters."""
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def _check_weights(arch: Arch, weight_optimizer: Any) -> None:
+    """Insist that the weights' optimizer trains this model, and warn of weights that it leaves out."""
+    weights = [weight for weight in arch.weight_parameters() if weight.requires_grad]
+    held = _held(weight_optimizer)
+    missing = sum(id(weight) not in held for weight in weights)
+    if missing and missing == len(weights):
+        raise ValueError(
+            f"SearchStep: the weights' optimizer holds none of the {len(weights)} weights of "
+            f"{type(arch.model).__name__}; "
+            f"it is of another model. Make it over arch.weight_parameters()"
+        )
+    if missing:
+        warnings.warn(
+            f"SearchStep: the weights' optimizer lacks {missing} of {len(weights)} weights, which will never move (was "
+            f"it made before mix_?): make it over arch.weight_parameters(), or freeze them by requires_grad_(False)",
+            stacklevel=4,
+        )
+
+
 def _check_optimizers(arch: Arch, weight_optimizer: Any, alpha_optimizer: Any) -> None:
     """Insist that each optimizer holds its own of the two sets of parameters."""
     alphas = {id(alpha) for alpha in arch.parameters()}
 
-    def held(optimizer: Any) -> set[int]:
-        return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-
-    among_weights, among_alphas = held(weight_optimizer), held(alpha_optimizer)
+    among_weights, among_alphas = _held(weight_optimizer), _held(alpha_optimizer)
     if alphas <= among_weights and not alphas & among_alphas:
         raise ValueError(
             "SearchStep: the two optimizers are swapped: the weights' optimizer comes first, over "
@@ -190,6 +231,8 @@ def _check_optimizers(arch: Arch, weight_optimizer: Any, alpha_optimizer: Any) -
             f"SearchStep: alpha's optimizer holds {others} parameters that are no alphas of this group: make it over "
             f"arch.parameters()"
         )
+    if arch.has_model:
+        _check_weights(arch, weight_optimizer)
 
 
 class SearchStep(Generic[Arch]):
@@ -217,8 +260,13 @@ class SearchStep(Generic[Arch]):
 
     Raises:
         ValueError: an unknown order, a norm that is not positive, or optimizers that do not hold what they should:
-            swapped ones, alphas in the weights' optimizer, not every alpha or anything else in alpha's.
+            swapped ones, alphas in the weights' optimizer, not every alpha or anything else in alpha's. At a step, the
+            loss depends on no alpha, or the alphas have been replaced since.
         RuntimeError: at a step, another group has been made for the model since, and this one was released.
+
+    Warns:
+        UserWarning: the weights' optimizer lacks some of the model's weights; or a second step is made under the same
+            phi although the relaxation depends on it.
 
     Example:
         >>> from torch import nn
@@ -232,7 +280,9 @@ class SearchStep(Generic[Arch]):
         ...     torch.optim.Adam(arch.parameters(), lr=3e-4, betas=(0.5, 0.999)),
         ... )
         >>> batch = torch.randn(8, 4), torch.randint(2, (8,))
-        >>> train_loss, val_loss = step(batch, batch)
+        >>> losses = step(batch, batch)
+        >>> losses.train.ndim, losses.val.ndim
+        (0, 0)
 
     Source: Zhang and Ding, Algorithm 1; Liu et al., "DARTS", Algorithm 1.
     """
@@ -259,6 +309,7 @@ class SearchStep(Generic[Arch]):
             raise ValueError(f"SearchStep: max_norm must be positive or None, got {max_norm}")
         _check_optimizers(arch, weight_optimizer, alpha_optimizer)
         self.arch = arch
+        self._alphas = arch.parameters()
         self.loss = loss
         self.weight_optimizer = weight_optimizer
         self.alpha_optimizer = alpha_optimizer
@@ -271,17 +322,18 @@ class SearchStep(Generic[Arch]):
         self.around_weights = around_weights
         self.backward = backward
 
-    def __call__(self, train_batch: Any, val_batch: Any) -> tuple[Tensor, Tensor]:
-        """Update both; returns the detached losses (train, validation), the former twice for a single level."""
+    def __call__(self, train_batch: Any, val_batch: Any) -> Losses:
+        """Update both; returns the losses, that of the training batch twice for a single level."""
         self.arch.check_bound()
+        self.arch.spend_phi()
         if self.order == "single":
             loss = self.update_both(train_batch)
-            return loss, loss
+            return Losses(loss, loss)
         if self.weights_first:
             train_loss = self.update_weights(train_batch)
-            return train_loss, self.update_alphas(train_batch, val_batch)
+            return Losses(train_loss, self.update_alphas(train_batch, val_batch))
         val_loss = self.update_alphas(train_batch, val_batch)
-        return self.update_weights(train_batch), val_loss
+        return Losses(self.update_weights(train_batch), val_loss)
 
     def update_weights(self, batch: Any) -> Tensor:
         """One step of the weights' optimizer on the loss of ``batch``; alpha's gradient is not computed."""
@@ -335,6 +387,10 @@ class SearchStep(Generic[Arch]):
     def _step_alphas(self, gradients: Gradients) -> None:
         if self.reduce is not None:
             self.reduce(gradients)
-        for alpha, gradient in zip(self.arch.parameters(), gradients, strict=True):
+        alphas = self.arch.parameters()
+        if any(alpha is not known for alpha, known in zip(alphas, self._alphas, strict=True)):
+            _check_optimizers(self.arch, self.weight_optimizer, self.alpha_optimizer)  # which still hold the old ones
+            self._alphas = alphas
+        for alpha, gradient in zip(alphas, gradients, strict=True):
             alpha.grad = gradient
         self.alpha_optimizer.step()

@@ -22,15 +22,19 @@ class Execution(Enum):
 
 
 class Weights(NamedTuple):
-    """One mixed operation's weights in a forward: a scalar for each candidate, and how it is to run."""
+    """One mixed operation's weights in a forward, and what decides which candidates run.
+
+    Attributes:
+        scalars: a weight for each candidate.
+        sizes: their absolute values on the host; None: every candidate runs in full.
+        threshold: candidates of smaller weight are weak.
+        weak: how weak candidates run.
+    """
 
     scalars: Sequence[Tensor]
-    executions: Sequence[Execution]
-
-    @classmethod
-    def dense(cls, weights: Tensor) -> Weights:
-        """Every candidate runs in full."""
-        return cls(weights.unbind(), (Execution.FULL,) * len(weights))
+    sizes: Sequence[float] | None = None
+    threshold: float = 0.0
+    weak: Execution = Execution.SCORED
 
 
 class Binding(Protocol):
@@ -79,14 +83,17 @@ class MixedOp(nn.Module):
             same candidates. Without a label the row is the operation's own.
         always_run: run every candidate in every forward, whatever its weight. For candidates that have side effects, or
             keep state other than the running statistics of batch norm.
+        has_alpha: False: it has no ``alpha``, and every call must give weights, as in code that owns its alphas.
+
+    Candidates are found by name or position: ``op["skip"]``, ``op[0]``; iterating goes through the modules.
 
     Shapes:
         input and output as the candidates have them; ``weights`` is ``(M,)``, one for each candidate. Keyword arguments
         of a call (an attention's mask) are passed on to the candidates.
 
     Raises:
-        ValueError: no candidates; a name that no module can have; weights of another length; candidate outputs of
-            different shapes.
+        ValueError: no candidates; a name that no module can have; weights of another length, or none where there is no
+            alpha; candidate outputs of different shapes.
         TypeError: the candidates are no mapping, or one of them is no module.
 
     Example:
@@ -97,7 +104,15 @@ class MixedOp(nn.Module):
     Source: Liu et al., "DARTS", Eq. 2.
     """
 
-    def __init__(self, candidates: Mapping[str, nn.Module], label: str | None = None, always_run: bool = False) -> None:
+    alpha: nn.Parameter
+
+    def __init__(
+        self,
+        candidates: Mapping[str, nn.Module],
+        label: str | None = None,
+        always_run: bool = False,
+        has_alpha: bool = True,
+    ) -> None:
         super().__init__()
         if not isinstance(candidates, Mapping):
             raise TypeError(f"MixedOp: candidates must be a mapping name -> module, got a {type(candidates).__name__}")
@@ -112,7 +127,9 @@ class MixedOp(nn.Module):
                     f"MixedOp: {name!r} cannot name a module (it has a dot, or torch uses it); choose another"
                 )
         self.candidates = nn.ModuleDict(candidates)
-        self.alpha = nn.Parameter(1e-3 * torch.randn(len(candidates)))
+        if has_alpha:
+            self.alpha = nn.Parameter(1e-3 * torch.randn(len(candidates)))
+        self.has_alpha = has_alpha
         self.label = label
         self.always_run = always_run
         self.group: Binding | None = None
@@ -121,6 +138,15 @@ class MixedOp(nn.Module):
     def names(self) -> tuple[str, ...]:
         """The candidates' names, in the order of the alphas."""
         return tuple(self.candidates)
+
+    def __getitem__(self, which: int | str) -> nn.Module:
+        return self.candidates[which if isinstance(which, str) else self.names[which]]
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(self.candidates.values())
 
     def forward(self, x: Tensor, weights: Tensor | Weights | None = None, **keywords: Any) -> Tensor:
         if weights is None and len(self.candidates) == 1:
@@ -134,23 +160,53 @@ class MixedOp(nn.Module):
         if isinstance(weights, Weights):
             return weights
         if weights is not None:
-            if weights.shape != self.alpha.shape:
+            if weights.shape != (len(self.candidates),):
                 raise ValueError(
-                    f"MixedOp: expected weights of shape {tuple(self.alpha.shape)}, one for each of "
+                    f"MixedOp: expected weights of shape ({len(self.candidates)},), one for each of "
                     f"{', '.join(self.names)}; got shape {tuple(weights.shape)}"
                 )
-            return Weights.dense(weights)
+            return Weights(weights.unbind())
         if self.group is not None:
             return self.group.operation_weights(self)
-        return Weights.dense(F.softmax(self.alpha, dim=-1))
+        self._check_alpha()
+        return Weights(F.softmax(self.alpha, dim=-1).unbind())
+
+    def executions(self, weights: Weights) -> list[Execution]:
+        """How each candidate takes part in a forward under these weights.
+
+        The threshold is a share of the weight of all candidates that add something. Where ``none`` holds almost all of
+        it, what little the others add is all that passes, and a batch norm behind may scale it up again.
+        """
+        if self.always_run or weights.sizes is None:
+            return [Execution.FULL] * len(self.candidates)
+        nothing = [getattr(type(candidate), "adds_nothing", False) for candidate in self.candidates.values()]
+        passing = [size for size, adds_nothing in zip(weights.sizes, nothing, strict=True) if not adds_nothing]
+        bound = weights.threshold * (sum(passing) if any(nothing) else 1.0)
+        strongest = max(passing, default=0.0)
+        return [
+            Execution.SKIPPED
+            if size == 0
+            else weights.weak
+            if size < bound and size < strongest and not adds_nothing
+            else Execution.FULL
+            for size, adds_nothing in zip(weights.sizes, nothing, strict=True)
+        ]
 
     def choice(self) -> str:
         """The name of the strongest candidate, argmax of alpha (Eq. 4); an exact tie goes to the earlier one."""
+        self._check_alpha()
         return self.names[int(self.alpha.argmax())]
 
     def fuse(self) -> nn.Module:
         """The chosen candidate itself; timm's ``reparameterize_model`` (``--reparam``) calls this to discretise."""
         return self.candidates[self.choice()]
+
+    def _check_alpha(self) -> None:
+        if not self.has_alpha:
+            raise ValueError(
+                f"MixedOp of {', '.join(self.names)} has no alpha (has_alpha=False): call it with weights, "
+                f"mixed_op(x, weights)"
+            )
 
     def extra_repr(self) -> str:
         return f"label={self.label!r}" if self.label else ""
@@ -220,9 +276,8 @@ def _mix(source: Source, edges: Sequence[MixedOp], weights: Sequence[Weights]) -
     scored: dict[Hashable, list[_Part]] = {}
     totals = [_Total(edge, source) for edge in edges]
     for index, (edge, edge_weights) in enumerate(zip(edges, weights, strict=True)):
-        for (name, candidate), weight, execution in zip(edge.candidates.items(), *edge_weights, strict=True):
-            if edge.always_run:
-                execution = Execution.FULL
+        ways = zip(edge.candidates.items(), edge_weights.scalars, edge.executions(edge_weights), strict=True)
+        for (name, candidate), weight, execution in ways:
             if execution is not Execution.FULL:
                 totals[index].idle.append(candidate)
             if execution is not Execution.SKIPPED:

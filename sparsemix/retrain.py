@@ -125,9 +125,9 @@ class RetrainConfig(RunConfig):
 
 # preset -> data set -> settings; "*" is for all
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    # Liu et al., "DARTS", appendix A.2
+    # Liu et al., "DARTS", appendix A.2, with the batch and the drop path of Chen et al., "DrNAS"
     "cifar": {"*": {}},
-    # Zela et al.: S1 to S4; CIFAR-100 and SVHN on smaller networks
+    # Chen and Hsieh, "SmoothDARTS": S1 to S4; CIFAR-100 and SVHN on the smaller networks of Zela et al.
     "robust": {
         "*": {"batch_size": 96, "drop_path": 0.2},
         "cifar100": {"channels": 16, "cells": 8},

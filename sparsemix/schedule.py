@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from typing import Any, Protocol
 
 import torch
@@ -65,7 +66,7 @@ class BatchMixedScheduler:
     batch. One phi serves both updates of a step, and every edge. It is a pure function of (seed, epoch, step).
 
     Args:
-        arch: what has a ``phi``, an :class:`~sparsemix.ArchParameterGroup`.
+        arch: an :class:`~sparsemix.ArchParameterGroup`, or any object that has a ``phi``.
         epochs: I, the length of the search.
         steps_per_epoch: batches an epoch.
         p_low: p at the end of the warm-up, in [0, 1].
@@ -82,6 +83,7 @@ class BatchMixedScheduler:
 
     Raises:
         ValueError: an argument outside the ranges above, a negative epoch or update, or a state of another schedule.
+        TypeError: ``arch`` has no ``phi``; a model has none, its group has.
         RuntimeError: the group has been released, for instance by a second one on the same model.
 
     Example:
@@ -109,6 +111,10 @@ class BatchMixedScheduler:
         hold_epoch: int | None = None,
         seed: int = 0,
     ) -> None:
+        if not hasattr(arch, "phi"):
+            raise TypeError(
+                f"BatchMixedScheduler: {type(arch).__name__} has no phi to set; give the model's ArchParameterGroup"
+            )
         if epochs < 1 or steps_per_epoch < 1:
             raise ValueError(
                 f"BatchMixedScheduler: epochs and steps_per_epoch must be at least 1, "
@@ -135,7 +141,8 @@ class BatchMixedScheduler:
             "hold_epoch": hold_epoch,
             "seed": seed,
         }
-        self.step(0)
+        self._begun: int | None = None  # the epoch that a loop has announced
+        self.step_update(0)
 
     @property
     def phi(self) -> bool:
@@ -154,17 +161,36 @@ class BatchMixedScheduler:
 
     def step(self, epoch: int, metric: float | None = None) -> None:
         """Begin an epoch; ``metric`` is accepted as timm's loops pass it, and not used."""
-        self.step_update(epoch * self.settings["steps_per_epoch"])
+        self._begun = epoch
+        self.step_update(epoch * self._steps)
 
     def step_update(self, num_updates: int, metric: float | None = None) -> None:
         """Prepare the batch that follows ``num_updates`` finished ones, counted from the start of the search."""
         if num_updates < 0:
             raise ValueError(f"BatchMixedScheduler: updates count from 0, got {num_updates}")
         _check_bound(self.arch)
-        epoch, step = divmod(num_updates, self.settings["steps_per_epoch"])
+        epoch, step = divmod(num_updates, self._steps)
+        self._check_epoch(epoch, step)
         self.num_updates = num_updates
         self.p = self.probability(epoch)
         self.arch.phi = self.draw(epoch, step)
+
+    def _check_epoch(self, epoch: int, step: int) -> None:
+        """Warn once where a loop counts its epochs otherwise; p would then rise too fast or too slowly."""
+        begun = self._begun
+        if begun is None or epoch == begun or (epoch, step) == (begun + 1, 0):  # timm's loops end an epoch with that
+            return
+        self._begun = None
+        warnings.warn(
+            f"BatchMixedScheduler: step({begun}) began epoch {begun}, but update {epoch * self._steps + step} is in "
+            f"epoch {epoch} by steps_per_epoch={self._steps}; count updates from the start of the search, and give the "
+            f"number of updates of an epoch",
+            stacklevel=3,
+        )
+
+    @property
+    def _steps(self) -> int:
+        return self.settings["steps_per_epoch"]
 
     def state_dict(self) -> dict[str, Any]:
         return {"num_updates": self.num_updates, **self.settings}

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -44,8 +46,8 @@ def test_rows_with_decided_execution_give_what_plain_rows_give():
     arch = ArchParameterGroup.from_parameters(given, threshold=1e-3)
     arch.phi = True
     decided, plain = arch.operation_weights()["normal"], arch.weights()["normal"]
-    assert [*decided[0].executions] == [Execution.FULL, Execution.SKIPPED]  # an exact zero
-    assert [*decided[1].executions] == [Execution.FULL, Execution.FULL]
+    assert op.executions(decided[0]) == [Execution.FULL, Execution.SKIPPED]  # an exact zero
+    assert op.executions(decided[1]) == [Execution.FULL, Execution.FULL]
     for row, weights in zip(decided, plain, strict=True):
         torch.testing.assert_close(op(x, row), op(x, weights))
 
@@ -88,3 +90,41 @@ def test_bad_input():
         broken["a"][1, 0] = float("nan")
     with pytest.raises(FloatingPointError, match="alpha of 'a' is not finite"):
         AlphaTables(broken).operation_weights()
+
+
+class Owner(nn.Module):
+    """Code that owns its alphas and may replace them."""
+
+    def __init__(self):
+        super().__init__()
+        self.edge = MixedOp({"skip": nn.Identity(), "conv": nn.Conv2d(2, 2, 3, padding=1)}, has_alpha=False)
+        self.alphas = nn.Parameter(1e-3 * torch.randn(1, 2))
+        self.plain = (1e-3 * torch.randn(1, 2)).requires_grad_()
+        self.arch = ArchParameterGroup.from_parameters({"own": self.alphas, "plain": self.plain}, model=self)
+
+    def forward(self, x):
+        weights = self.arch.operation_weights()
+        return self.edge(self.edge(x, weights["own"][0]), weights["plain"][0])
+
+
+def test_a_table_that_the_model_replaces_is_followed():
+    """As AutoDL-Projects' set_algo does after the network is built."""
+    model = Owner()
+    model.alphas = nn.Parameter(torch.tensor([[0.5, 0.1]]))
+    model.plain = torch.tensor([[0.1, 0.5]], requires_grad=True)
+    assert model.arch.genotype() == {"own": [0], "plain": [1]}
+    assert model.arch.parameters()[0] is model.alphas
+    gradients = torch.autograd.grad(model(torch.randn(1, 2, 4, 4)).square().sum(), [model.alphas, model.plain])
+    assert all(gradient.any() for gradient in gradients)
+    twin = copy.deepcopy(model)
+    assert twin.arch.parameters()[0] is twin.alphas is not model.alphas
+    model.alphas = nn.Parameter(torch.zeros(1, 3))
+    with pytest.raises(ValueError, match=r"'own' had the shape \(1, 2\) and was replaced by \(1, 3\) \(Owner.alphas\)"):
+        model.arch.weights()
+
+
+def test_no_parameter_of_such_a_model_is_unused():
+    """torch.autograd.grad over network.parameters(), as the original Architect asks for it."""
+    model = Owner()
+    assert {*model.arch.weight_parameters()} == {*model.edge.parameters()}
+    torch.autograd.grad(model(torch.randn(1, 2, 4, 4)).sum(), [*model.parameters()])

@@ -1,5 +1,6 @@
 import copy
 import math
+import warnings
 
 import pytest
 import reference
@@ -379,7 +380,81 @@ def test_optimizers_that_hold_the_wrong_parameters(plain_supernet):
         SearchStep(arch, lambda batch: None, sgd, torch.optim.Adam(model.parameters(), lr=1e-3))
     with pytest.raises(ValueError, match="alpha's optimizer lacks 1 of 2 alphas, which would never move"):
         SearchStep(arch, lambda batch: None, sgd, torch.optim.Adam(alphas[:1], lr=1e-3))
-    SearchStep(arch, lambda batch: None, torch.optim.SGD(weights[:2], lr=0.1), adam)  # some weights are frozen
+    with pytest.warns(UserWarning, match=f"the weights' optimizer lacks {len(weights) - 2} of {len(weights)} weights"):
+        SearchStep(arch, lambda batch: None, torch.optim.SGD(weights[:2], lr=0.1), adam)
+    for weight in weights[2:]:
+        weight.requires_grad_(False)
+    SearchStep(arch, lambda batch: None, torch.optim.SGD(weights[:2], lr=0.1), adam)
+    other = ArchParameterGroup(plain_supernet())
+    with pytest.raises(ValueError, match="the weights' optimizer holds none of the 2 weights of Sequential"):
+        SearchStep(arch, lambda batch: None, torch.optim.SGD(other.weight_parameters(), lr=0.1), adam)
+
+
+def make_step(arch, model):
+    """A step whose loss runs this model."""
+    return search_step(arch, lambda batch: F.cross_entropy(model(batch[0]), batch[1]))
+
+
+@pytest.fixture
+def batch():
+    return torch.randn(4, 2, 6, 6), torch.randint(3, (4,))
+
+
+def test_a_loss_that_runs_another_model(plain_supernet, batch):
+    arch = ArchParameterGroup(plain_supernet())
+    for other in (copy.deepcopy(arch.model), arch.discretize(), plain_supernet()):
+        with pytest.raises(ValueError, match=r"the loss depends on no parameter .*: does it run another model"):
+            make_step(arch, other).update_alphas(batch, batch)
+    with arch.discretized(), pytest.raises(ValueError, match=r"under a relaxation without a gradient \(Argmax\)"):
+        make_step(arch, arch.model)(batch, batch)
+
+
+def test_a_phi_that_nobody_draws(plain_supernet, batch):
+    arch = ArchParameterGroup(plain_supernet())
+    BatchMixedScheduler(arch, epochs=4, steps_per_epoch=2)  # its step_update is never called
+    step = make_step(arch, arch.model)
+    step(batch, batch)
+    with pytest.warns(UserWarning, match="a second search step under phi=False: nobody draws phi. Call Batch"):
+        step(batch, batch)
+    step(batch, batch)  # said once
+
+
+@pytest.mark.parametrize("relaxation", [Softmax(), Softmax(1e-3)])
+def test_without_phi_in_the_relaxation_nobody_need_draw_it(plain_supernet, batch, relaxation):
+    arch = ArchParameterGroup(plain_supernet(), relaxation)
+    step = make_step(arch, arch.model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            step(batch, batch)
+
+
+def test_a_phi_that_is_drawn_alike_twice(plain_supernet, batch):
+    arch = ArchParameterGroup(plain_supernet())
+    phi = BatchMixedScheduler(arch, epochs=4, steps_per_epoch=2)
+    step = make_step(arch, arch.model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for update in range(2):  # p is 0 in the first epoch
+            phi.step_update(update)
+            step(batch, batch)
+
+
+def test_alphas_that_are_replaced_after_the_optimizers_were_made(plain_supernet, batch):
+    arch = ArchParameterGroup(plain_supernet())
+    step = make_step(arch, arch.model)
+    state = copy.deepcopy(arch.model.state_dict())
+    step(batch, batch)
+    arch.model.load_state_dict(state, assign=True)
+    arch.phi = True
+    with pytest.raises(ValueError, match="alpha's optimizer lacks 2 of 2 alphas"):
+        step.update_alphas(batch, batch)
+
+
+def test_losses_have_names(plain_supernet, batch):
+    arch = ArchParameterGroup(plain_supernet())
+    losses = make_step(arch, arch.model)(batch, batch)
+    assert (losses.train, losses.val) == tuple(losses)
 
 
 def test_a_group_that_another_one_has_replaced(plain_supernet):

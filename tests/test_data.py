@@ -256,7 +256,7 @@ def test_large_image_folders_are_streamed(tmp_path):
     [(again, again_val)] = pairs.epoch(3, start=1)  # the order is replayed, so that a resumed epoch goes on
     assert torch.equal(torch.cat([again[1], again_val[1]]), labels[1])
     assert sum(len(y) for _, y in pairs.validation()) == 7
-    with pytest.raises(ValueError, match="batches of 8 cannot be cut from halves of 7 and 7 images"):
+    with pytest.raises(ValueError, match="batches of 8 cannot be cut from 7 images for the weights and 7 for the alphas; .* 7 at most"):
         open_pairs("folder", root=root, batch_size=8)
 
 
@@ -366,3 +366,8 @@ def test_torchvision_s_layouts(monkeypatch, tmp_path, name, train):
     assert images.mirror  # SVHN too, as in the peers' code
     assert asked["download"] is True
     assert asked.get("train", asked.get("split") == "train") == train
+
+
+def test_a_batch_larger_than_a_half():
+    with pytest.raises(ValueError, match="batches of 100 cannot be cut from 50 images for the weights and 50 for the"):
+        open_pairs("digits", limit=100, batch_size=100)

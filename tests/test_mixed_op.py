@@ -161,7 +161,7 @@ def test_hooks_on_candidates_and_inside_them_see_them_run():
 def test_weights_asked_for_earlier():
     edges = [nb201_edge(), nn.Tanh()]
     x, weights = torch.randn(2, 4, 6, 6), torch.rand(5)
-    mixed, plain = fan_out(x, edges, [Weights.dense(weights), None])
+    mixed, plain = fan_out(x, edges, [Weights(weights.unbind()), None])
     torch.testing.assert_close(mixed, copy.deepcopy(edges[0])(x, weights))
     torch.testing.assert_close(plain, x.tanh())
 
@@ -275,3 +275,25 @@ def test_a_watched_edge_uses_the_weights_that_it_is_handed():
 class Negative(nn.Module):
     def forward(self, x):
         return -x
+
+
+def test_candidates_are_found_by_name_and_position():
+    op = nb201_edge()
+    assert op["skip_connect"] is op[1] is op[-4] is op.candidates["skip_connect"]
+    assert [*op] == [*op.candidates.values()]
+    assert len(op) == 5
+    for which in ("conv", 5):
+        with pytest.raises((KeyError, IndexError)):
+            op[which]
+
+
+def test_a_mixed_op_without_an_alpha_of_its_own():
+    op = MixedOp({"skip": nn.Identity(), "twice": nn.Linear(2, 2)}, has_alpha=False)
+    assert not any("alpha" in name for name, _ in op.named_parameters())
+    x, weights = torch.ones(1, 2), torch.tensor([0.5, 0.5], requires_grad=True)
+    torch.autograd.grad(op(x, weights).sum(), [weights, *op.parameters()])  # none is unused
+    for use in (lambda: op(x), op.choice, op.fuse):
+        with pytest.raises(ValueError, match=r"MixedOp of skip, twice has no alpha .*: call it with weights"):
+            use()
+    with pytest.raises(ValueError, match="no MixedOp among the"):
+        ArchParameterGroup(nn.Sequential(op))

@@ -1,4 +1,5 @@
 import math
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -132,3 +133,23 @@ def test_generators_differ_by_every_part_of_their_key():
         torch.rand(1, generator=seeded_generator(*key)).item() for key in [("a", 1), ("b", 1), ("a", 2), ("a", 1, 0)]
     }
     assert len(draws) == 4
+
+
+def test_what_has_no_phi():
+    with pytest.raises(TypeError, match="Linear has no phi to set; give the model's ArchParameterGroup"):
+        BatchMixedScheduler(torch.nn.Linear(2, 2), epochs=4, steps_per_epoch=2)
+
+
+def test_epochs_of_another_length_than_the_loop_s():
+    """Steps an epoch given as the number of images, say: p would never rise."""
+    phi = BatchMixedScheduler(SimpleNamespace(phi=False), epochs=4, steps_per_epoch=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for epoch in range(3):  # as timm's loops count: the last update of an epoch is the next one's first
+            phi.step(epoch)
+            for update in range(10 * epoch, 10 * epoch + 11):
+                phi.step_update(update)
+    phi.step(1)
+    with pytest.warns(UserWarning, match=r"step\(1\) began epoch 1, but update 5 is in epoch 0 by steps_per_epoch=10"):
+        phi.step_update(5)
+    phi.step_update(6)  # said once an epoch

@@ -13,6 +13,7 @@ from torch import nn
 
 import sparsemix.models  # noqa: F401
 from sparsemix import ArchParameterGroup, MixedOp
+from sparsemix.alphas import decided
 from sparsemix.bilevel import SearchStep, alpha_gradient
 from sparsemix.metrics import audit
 from sparsemix.mixed_op import Execution, Weights, fan_out
@@ -362,7 +363,7 @@ def test_what_follows_may_work_in_place_beside_idle_operations(candidates):
         op = MixedOp({"sigmoid": nn.Sequential(nn.Conv2d(2, 2, 1), nn.Sigmoid()), "idle": nn.Conv2d(2, 2, 1)})
     else:  # by one batch norm that has applied the weight
         op = MixedOp({"conv": ReLUConvBN(2, 2, 3), "idle": ReLUConvBN(2, 2, 1)})
-    weights = Weights(torch.tensor([0.7, 0.3]).unbind(), (Execution.FULL, Execution.SKIPPED))
+    weights = Weights(torch.tensor([0.7, 0.3]).unbind(), sizes=(1.0, 0.0))
     x = torch.randn(2, 2, 5, 5)
     gradients = {}
     for in_place in (False, True):
@@ -378,7 +379,7 @@ def test_what_follows_may_work_in_place_beside_idle_operations(candidates):
 
 def test_idle_operations_of_an_edge_get_zeros_though_its_siblings_lead_nowhere():
     edges = [MixedOp({"skip": nn.Identity(), "conv": ReLUConvBN(4, 4, 3)}) for _ in range(2)]
-    weights = [Weights.dense(torch.tensor([1.0, 0.0]))._replace(executions=(Execution.FULL, Execution.SKIPPED))] * 2
+    weights = [Weights(torch.tensor([1.0, 0.0]).unbind(), sizes=(1.0, 0.0))] * 2
     for used, unused in ([0, 1], [1, 0]):
         for edge in edges:
             edge.zero_grad()
@@ -446,7 +447,7 @@ class Same(nn.Module):
 @pytest.mark.parametrize("primitive", [Gate(), Same()])
 def test_what_a_primitive_returns_is_not_changed_in_place(primitive):
     op = MixedOp({"own": primitive, "idle": nn.Linear(3, 3)})
-    weights = Weights(torch.tensor([1.0, 0.0]).unbind(), (Execution.FULL, Execution.SKIPPED))
+    weights = Weights(torch.tensor([1.0, 0.0]).unbind(), sizes=(1.0, 0.0))
     x = torch.randn(3, requires_grad=True)
     out = op(x, weights)
     out.relu_()
@@ -510,3 +511,58 @@ def test_functional_gradients_are_those_of_autograd(fixed):
         actual = functional(parameters, dict(model.named_buffers()))
     for value, other in zip(actual.values(), expected, strict=True):
         torch.testing.assert_close(value, torch.zeros_like(value) if other is None else other)
+
+
+# Where "none" wins
+
+
+def alphas_of(arch, rows):
+    with torch.no_grad():
+        for alpha, row in zip(arch.parameters(), rows, strict=True):
+            alpha.copy_(torch.tensor(row).log())
+
+
+def test_what_little_passes_beside_none_is_not_cut():
+    """A batch norm behind scales it up again: all that is within the threshold of it stays."""
+    torch.manual_seed(0)
+    op = MixedOp({"none": Zero(), "skip": nn.Identity(), "conv": ReLUConvBN(4, 4, 3), "pool": nn.AvgPool2d(3, 1, 1)})
+    model = nn.Sequential(op, nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)).double()
+    arch = ArchParameterGroup(model, Softmax(), threshold=1e-3)
+    alphas_of(arch, [[0.9995, 3e-4, 2e-4, 1e-8]])
+    x = torch.randn(8, 4, 6, 6, dtype=torch.float64)
+    outputs, gradients = {}, {}
+    for arch.threshold in (1e-3, 0.0):
+        with arch.fixed_alphas():
+            outputs[arch.threshold] = model(x).detach()
+        [gradients[arch.threshold]] = torch.autograd.grad(model(x).square().mean(), arch.parameters())
+    arch.threshold = 1e-3
+    ways = op.executions(arch.operation_weights(op))
+    assert ways == [Execution.FULL, Execution.FULL, Execution.FULL, Execution.SCORED]
+    for measured in (outputs, gradients):
+        torch.testing.assert_close(
+            measured[1e-3], measured[0.0], rtol=1e-3, atol=1e-3 * float(measured[0.0].abs().max())
+        )
+
+
+def test_the_strongest_that_adds_something_runs_beside_none():
+    op = MixedOp({"none": Zero(), "skip": nn.Identity(), "conv": nn.Conv2d(2, 2, 1)})
+    arch = ArchParameterGroup(op, Softmax(), threshold=0.5)
+    alphas_of(arch, [[0.998, 1.2e-3, 0.8e-3]])
+    assert op.executions(arch.operation_weights(op)) == [Execution.FULL, Execution.FULL, Execution.SCORED]
+    hard = ArchParameterGroup(op, StraightThrough())
+    assert op.executions(hard.operation_weights(op)) == [Execution.FULL, Execution.SKIPPED, Execution.SKIPPED]
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_weights_of_other_code_are_decided_for_all_rows_at_once(requires_grad):
+    table = torch.tensor([[1.0, 0.0], [0.9995, 5e-4]], requires_grad=requires_grad)
+    op = MixedOp({"skip": nn.Identity(), "conv": nn.Conv2d(2, 2, 3, padding=1)}, has_alpha=False)
+    weak = Execution.SCORED if requires_grad else Execution.SKIPPED
+    x = torch.randn(1, 2, 4, 4)
+    rows = decided(table, threshold=1e-3)
+    assert [op.executions(row) for row in rows] == [[Execution.FULL, Execution.SKIPPED], [Execution.FULL, weak]]
+    torch.testing.assert_close(op(x, rows[0]), x)
+    if requires_grad:
+        torch.testing.assert_close(op(x, rows[1]), op(x, table[1]))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        decided(torch.tensor([[torch.nan, 1.0]]))

@@ -65,7 +65,7 @@ class ResidentPairs:
         validation_limit: evaluate on so many images of the alphas, every class keeping its share; None: on all.
 
     Raises:
-        ValueError: the batch size is not positive, the sampling is unknown, the images are not square, or those for the
+        ValueError: the batch size is not positive or exceeds the images, the sampling is unknown, the images are not square, or those for the
             two updates disagree in size or classes.
     """
 
@@ -79,8 +79,7 @@ class ResidentPairs:
         sampling: Sampling = "shuffled",
         validation_limit: int | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"the batch size must be at least 1, got {batch_size}")
+        _check_batch_size(batch_size, len(weights), len(alphas))
         if sampling not in get_args(Sampling):
             raise ValueError(f"alpha batches are sampled {', '.join(get_args(Sampling))}; got {sampling!r}")
         check_alike(weights, alphas, "the images for weights and alphas")
@@ -156,10 +155,7 @@ class StreamedPairs:
         workers: int = 2,
         validation_limit: int | None = None,
     ) -> None:
-        if min(len(weights), len(alphas)) < batch_size:
-            raise ValueError(
-                f"batches of {batch_size} cannot be cut from halves of {len(weights)} and {len(alphas)} images"
-            )
+        _check_batch_size(batch_size, len(weights), len(alphas))
         self.classes = folder.classes
         self.image_size = image_size
         self.batch_size = batch_size
@@ -191,6 +187,17 @@ class StreamedPairs:
         chosen = self._weights[torch.randperm(len(self._weights), generator=generator)[:images]]
         subset = FolderSubset(self._folder, chosen)
         return (moved(b, self.device) for b in image_loader(subset, self.image_size, self.batch_size, self.workers))
+
+
+def _check_batch_size(size: int, weights: int, alphas: int) -> None:
+    """Insist that an epoch has a whole batch of each, since a single smaller step an epoch is hardly what was meant."""
+    if size < 1:
+        raise ValueError(f"the batch size must be at least 1, got {size}")
+    if min(weights, alphas) < size:
+        raise ValueError(
+            f"batches of {size} cannot be cut from {weights} images for the weights and {alphas} for the alphas; the "
+            f"batch size can be {min(weights, alphas)} at most"
+        )
 
 
 def check_image_size(image_size: int | None) -> None:

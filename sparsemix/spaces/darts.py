@@ -29,6 +29,7 @@ from .ops import (
 )
 
 __all__ = [
+    "BASELINE",
     "DARTS",
     "DARTS_SETTINGS",
     "DIGITS",
@@ -274,6 +275,12 @@ _PAPER: dict[str, Any] = {
 _AUTHORS = {**_PAPER, "warmup_smooth": 10.0, "weights_first": False, "sampling": "anew", "read_out": "authors"}
 _DARTS = {**_PAPER, **DARTS_SETTINGS, "weights_first": False, "sampling": "anew"}
 
+BASELINE: dict[str, dict[str, dict[str, Any]]] = {
+    "original": {"*": _DARTS},
+    "proxy": {"*": {**_DARTS, **PROXY}, "digits": DIGITS},
+}
+"""The presets of DARTS, on any space of these cells."""
+
 PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     "sp-darts": {
         "paper": {"*": _PAPER},
@@ -281,8 +288,5 @@ PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
         "authors": {"*": _AUTHORS},
         "proxy": {"*": {**_PAPER, **FAST, **PROXY}, "digits": DIGITS},
     },
-    "darts": {
-        "original": {"*": _DARTS},
-        "proxy": {"*": {**_DARTS, **PROXY}, "digits": DIGITS},
-    },
+    "darts": {**BASELINE, "original": {"*": {**_DARTS, "space": "darts-none"}}},  # none is among its operations
 }

@@ -3,7 +3,8 @@
 A primitive that has something in common with others on edges of the same source node defines two things that
 :func:`sparsemix.mixed_op.fan_out` looks for: ``sharing_key``, equal for those that may run together (None: not now),
 and ``contributions``, which runs them and returns for each a pair (value, weight still to be applied). A weight of None
-says that it has been applied, a value of None that there is nothing to add.
+says that it has been applied, a value of None that there is nothing to add. One whose output is zero says so by
+``adds_nothing``.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Zero(nn.Module):
     """No connection (``none``): zeros of the input's shape, subsampled by the stride. It adds nothing, at no cost."""
 
     sharing_key = ("zero",)
+    adds_nothing = True
 
     def __init__(self, stride: int = 1) -> None:
         super().__init__()

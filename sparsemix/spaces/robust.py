@@ -86,5 +86,5 @@ PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
         "authors": {"*": _AUTHORS},
         "proxy": {"*": {**_PAPER, **darts.FAST, **darts.PROXY}, "digits": darts.DIGITS},
     },
-    "darts": darts.PRESETS["darts"],
+    "darts": darts.BASELINE,
 }
