@@ -40,7 +40,9 @@ MODELS = {
     "regnety_002": Mixing(_timm("regnety_002"), "skip", "s?.b?"),
     "vit_tiny_patch16_224": Mixing(_timm("vit_tiny_patch16_224"), "token_mixer", "blocks.*.attn"),
     "mixer_s32_224": Mixing(_timm("mixer_s32_224"), "token_mixer", "blocks.*.mlp_tokens"),
-    "repvgg_a0": Mixing(_timm("repvgg_a0"), "dilation", "stages.[01].*"),
+    "repvgg_a0": Mixing(_timm("repvgg_a0"), "activation", "stages.[01].*"),
+    "nfnet_l0": Mixing(_timm("nfnet_l0"), "dilation", "stages.[01].*conv2*"),
+    "poolformer_s12": Mixing(_timm("poolformer_s12"), "token_mixer", "stages.*.token_mixer"),
     "ghostnet_100": Mixing(_timm("ghostnet_100"), "norm", "blocks.*.bn_dw"),
     "torchvision resnet18": Mixing(torchvision.models.resnet18, "skip", "layer?.?"),
 }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,9 +34,22 @@ def macs(module: nn.Module, x: Tensor, **keywords: Any) -> float:
     """Multiply-accumulates of a forward on ``x``, counted while the module runs."""
     counter = FlopCounterMode(display=False)
     # Attention as matrix products: the counter knows some of the fused kernels only.
-    with evaluating(module), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+    with evaluating(module), _frozen(module), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         module(x, **keywords)
     return counter.get_total_flops() / 2
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """Within the context no parameter requires gradients: the counter fails at a view of one that does."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def seconds(module: nn.Module, x: Tensor, repeats: int = 10, **keywords: Any) -> float:

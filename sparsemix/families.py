@@ -11,6 +11,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import (
+    Conv2dSame,
+    LayerNorm,
+    LayerNorm2d,
+    RmsNorm2d,
+    ScaledStdConv2d,
+    ScaledStdConv2dSame,
+    StdConv2d,
+    StdConv2dSame,
+)
 from torch import Tensor, nn
 
 from .arch_parameters import evaluating
@@ -39,26 +49,34 @@ class Family:
     Args:
         build: site -> name -> module, the layer itself among them, in the order of the alphas.
         applies: the layers that it can replace; None: which they are cannot be told from a layer, ``where`` must say.
+        needs: those layers in words, for errors.
     """
 
     build: Callable[[Site], Mapping[str, nn.Module]]
     applies: Callable[[nn.Module], bool] | None
+    needs: str = ""
 
 
 # Convolutions
 
+_DYNAMIC = (Conv2dSame, StdConv2dSame, ScaledStdConv2dSame)  # timm's, that pad as TensorFlow does, for any kernel
+_SCALED = (ScaledStdConv2d, ScaledStdConv2dSame)  # timm's, that standardise their kernel and scale it by its size
+_CONVOLUTIONS = (nn.Conv2d, StdConv2d, *_DYNAMIC, *_SCALED)
+
 
 def _is_same_convolution(layer: nn.Module) -> bool:
-    """A square convolution whose padding keeps the size. (Subclasses may compute something else.)"""
-    if type(layer) is not nn.Conv2d or isinstance(layer.padding, str):
+    """A square convolution whose padding keeps the size. (Unknown subclasses may compute something else.)"""
+    if type(layer) not in _CONVOLUTIONS or isinstance(layer.padding, str):
         return False
     size, dilation = layer.kernel_size[0], layer.dilation[0]
     square = layer.kernel_size == (size, size) and layer.dilation == (dilation, dilation)
-    return square and size % 2 == 1 and size > 1 and layer.padding == (dilation * (size // 2),) * 2
+    padded = type(layer) in _DYNAMIC or layer.padding == (dilation * (size // 2),) * 2
+    return square and size % 2 == 1 and size > 1 and padded
 
 
 def _is_full_convolution(layer: Any) -> bool:
-    return _is_same_convolution(layer) and layer.groups == 1 and layer.in_channels > 1
+    plain = type(layer) is nn.Conv2d and _is_same_convolution(layer)
+    return plain and layer.groups == 1 and layer.in_channels > 1
 
 
 def _has_even_channels(layer: Any) -> bool:
@@ -67,17 +85,18 @@ def _has_even_channels(layer: Any) -> bool:
 
 def _convolution(layer: nn.Conv2d, size: int, dilation: int, groups: int) -> nn.Conv2d:
     """A convolution as this one, with another kernel."""
-    return nn.Conv2d(
-        layer.in_channels,
-        layer.out_channels,
-        size,
-        layer.stride,  # type: ignore[arg-type]
-        dilation * (size // 2),
-        dilation,
-        groups,
-        bias=layer.bias is not None,
-        padding_mode=layer.padding_mode,
-    )
+    options: dict[str, Any] = {"stride": layer.stride, "dilation": dilation, "groups": groups}
+    options["bias"] = layer.bias is not None
+    if type(layer) not in _DYNAMIC:
+        options["padding"] = dilation * (size // 2)
+    if type(layer) is nn.Conv2d:
+        options["padding_mode"] = layer.padding_mode
+    new: Any = type(layer)(layer.in_channels, layer.out_channels, size, **options)
+    if hasattr(layer, "eps"):
+        new.eps = layer.eps
+    if isinstance(layer, _SCALED):
+        new.scale = layer.scale * math.sqrt(layer.weight[0].numel() / new.weight[0].numel())
+    return new
 
 
 def _with_weights(new: nn.Conv2d, old: nn.Conv2d) -> nn.Conv2d:
@@ -85,8 +104,9 @@ def _with_weights(new: nn.Conv2d, old: nn.Conv2d) -> nn.Conv2d:
     margin = (new.kernel_size[0] - old.kernel_size[0]) // 2
     with torch.no_grad():
         new.weight.copy_(F.pad(old.weight, (margin,) * 4))  # a negative margin crops
-        if old.bias is not None and new.bias is not None:
-            new.bias.copy_(old.bias)
+        for name, parameter in new.named_parameters():
+            if name != "weight":  # bias, and the gain of a scaled standardised convolution
+                parameter.copy_(old.get_parameter(name))
     return new
 
 
@@ -160,14 +180,22 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": nn.GELU,
     "hardswish": nn.Hardswish,
 }
+_REPLACED = {"relu6": nn.ReLU6, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "mish": nn.Mish}
+"""Activations that are candidates only where they are the layer itself."""
 
 
 def _activations(site: Site) -> dict[str, nn.Module]:
-    return {name: site.layer if type(site.layer) is kind else kind() for name, kind in _ACTIVATIONS.items()}
+    own = {name: site.layer for name, kind in _REPLACED.items() if type(site.layer) is kind}
+    return own | {name: site.layer if type(site.layer) is kind else kind() for name, kind in _ACTIVATIONS.items()}
+
+
+_LAYER_NORMS = (nn.LayerNorm, LayerNorm, LayerNorm2d)
 
 
 def _norms(site: Site) -> dict[str, nn.Module]:
     layer: Any = site.layer
+    if type(layer) in _LAYER_NORMS:
+        return {"layer": layer, "rms": _rms_norm(layer)}
     channels = layer.num_features
     size = next((size for size in range(8, channels) if channels % size == 0), channels)
     group = nn.GroupNorm(channels // size, channels, layer.eps, layer.affine)
@@ -175,6 +203,17 @@ def _norms(site: Site) -> dict[str, nn.Module]:
         group.load_state_dict({"weight": layer.weight, "bias": layer.bias})
     after = [copy.deepcopy(child) for child in layer.children()]  # timm's BatchNormAct2d: drop and activation
     return {"batch": layer, "group": nn.Sequential(group, *after) if after else group}
+
+
+def _rms_norm(layer: Any) -> nn.Module:
+    """Without the mean and the shift, and with the scale of a layer norm."""
+    affine, shape = layer.elementwise_affine, layer.normalized_shape
+    rms: Any = RmsNorm2d(shape[0], layer.eps, affine) if isinstance(layer, LayerNorm2d) else None
+    rms = nn.RMSNorm(shape, layer.eps, affine) if rms is None else rms
+    if affine:
+        with torch.no_grad():
+            rms.weight.copy_(layer.weight)
+    return rms
 
 
 # Parts of blocks
@@ -194,13 +233,21 @@ class _TokenPool(nn.Module):
         return F.avg_pool1d(x.transpose(1, 2), 3, 1, 1, count_include_pad=False).transpose(1, 2)
 
 
+class _MapPool(nn.Module):
+    """The mean of a position and its eight neighbours, (B, C, H, W) -> the same."""
+
+    def forward(self, x: Tensor, **ignored: Any) -> Tensor:
+        return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+
+
 def _token_mixers(site: Site) -> dict[str, nn.Module]:
-    if len(site.input) != 3 or site.input != site.output:
+    pools = {3: _TokenPool, 4: _MapPool}
+    if len(site.input) not in pools or site.input != site.output:
         raise ValueError(
-            f"family 'token_mixer' is for layers (B, tokens, channels) -> the same; {site.path!r} maps "
+            f"family 'token_mixer' is for layers (B, tokens, channels) or (B, C, H, W) -> the same; {site.path!r} maps "
             f"{tuple(site.input)} to {tuple(site.output)}"
         )
-    return {"mixer": site.layer, "identity": _Identity(), "pool": _TokenPool()}
+    return {"mixer": site.layer, "identity": _Identity(), "pool": pools[len(site.input)]()}
 
 
 def _skip(site: Site) -> dict[str, nn.Module]:
@@ -212,6 +259,11 @@ def _shortcut(site: Site) -> nn.Module:
     before, after = site.input, site.output
     if before == after:
         return _Identity()
+    if not len(before) == len(after) == 4:
+        raise ValueError(
+            f"family 'skip' knows shortcuts of layers (B, C, H, W) -> (B, C', H', W'), or to the same shape; "
+            f"{site.path!r} maps {tuple(before)} to {tuple(after)}"
+        )
     parts: list[nn.Module] = []
     if before[2:] != after[2:]:
         parts.append(_pooling(site))
@@ -249,19 +301,38 @@ def _stride(sizes: list[tuple[int, int]], up: bool) -> int:
     return next((s for s in range(1, 65) if all(out == rounded(given / s) for given, out in sizes)), 0)
 
 
+_SAME = "square convolutions of odd size above 1, padded by half of it"
+_FULL = f"{_SAME}, without groups and of more than one channel"
+
 FAMILIES = {
-    "kernel": Family(_kernels, _is_same_convolution),
-    "dilation": Family(_dilations, _is_same_convolution),
-    "separable": Family(_separable, _is_full_convolution),
-    "groups": Family(_groups, lambda layer: _is_full_convolution(layer) and _has_even_channels(layer)),
-    "activation": Family(_activations, lambda layer: type(layer) in _ACTIVATIONS.values()),
-    "norm": Family(_norms, lambda layer: isinstance(layer, nn.BatchNorm2d)),
-    "token_mixer": Family(_token_mixers, None),
-    "skip": Family(_skip, None),
+    "kernel": Family(_kernels, _is_same_convolution, _SAME),
+    "dilation": Family(_dilations, _is_same_convolution, _SAME),
+    "separable": Family(_separable, _is_full_convolution, _FULL),
+    "groups": Family(
+        _groups, lambda layer: _is_full_convolution(layer) and _has_even_channels(layer), f"{_FULL}, their number even"
+    ),
+    "activation": Family(
+        _activations,
+        lambda layer: type(layer) in (*_ACTIVATIONS.values(), *_REPLACED.values()),
+        f"activations: {', '.join((*_ACTIVATIONS, *_REPLACED))}",
+    ),
+    "norm": Family(
+        _norms,
+        lambda layer: isinstance(layer, nn.BatchNorm2d) or type(layer) in _LAYER_NORMS,
+        "two-dimensional batch norms, and layer norms",
+    ),
+    "token_mixer": Family(_token_mixers, None, "layers (B, tokens, channels) or (B, C, H, W) -> the same"),
+    "skip": Family(_skip, None, "layers (B, C, H, W) -> (B, C', H', W'), or to the same shape"),
 }
-"""name -> family. ``kernel``: 3, 5 and 7, from the layer's own weights; ``dilation``: 1, 2 and 3, likewise;
-``separable``: full, or depthwise and pointwise; ``groups``: 1, 2, 4 and 8 where they divide the channels (both start
-with outputs of the layer's spread); ``activation``: ReLU, SiLU, GELU and Hardswish; ``norm``: batch norm, or group norm
-with its scale and shift and groups of 8 channels, or the next larger divisor;
-``token_mixer``: an attention or token MLP, the identity, or the mean of neighbours; ``skip``: a block, or a
-shortcut."""
+"""name -> family.
+
+- ``kernel``: 3, 5 and 7, and the layer's own, from its own weights; ``dilation``: 1, 2 and 3, likewise. Both take the
+  convolutions of PyTorch and timm's that pad dynamically or standardise their kernels.
+- ``separable``: full, or depthwise and pointwise; ``groups``: 1, 2, 4 and 8 where they divide the channels. Both start
+  with outputs of the layer's spread.
+- ``activation``: ReLU, SiLU, GELU and Hardswish, and the layer's own.
+- ``norm``: batch norm, or group norm with its scale and shift and groups of 8 channels or the next larger divisor;
+  layer norm, or RMS norm with its scale.
+- ``token_mixer``: an attention, token MLP or convolution, the identity, or the mean of neighbours.
+- ``skip``: a block, or a shortcut.
+"""

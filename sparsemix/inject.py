@@ -106,6 +106,7 @@ def choose_(
     model: nn.Module,
     candidates: Candidates | Sequence[Candidates],
     choice: Mapping[str, str],
+    where: Where | None = None,
     *,
     example: Tensor | None = None,
 ) -> None:
@@ -118,6 +119,7 @@ def choose_(
         candidates: what :func:`mix_` was given; where it was called several times, the list of what it was given: a
             layer's candidates are then those of the first that has what was chosen.
         choice: path -> name, as :func:`choices` returns it.
+        where: the layers of the choice that are meant, as for :func:`mix_`; by default all.
         example: as for :func:`mix_`.
 
     Raises:
@@ -136,6 +138,11 @@ def choose_(
     families = [_family(each) for each in ([candidates] if isinstance(candidates, _ONE) else candidates)]
     _check_whole(model)
     layers = dict(model.named_modules())
+    if where is not None:
+        chosen_by_hand = {path: name for path, name in choice.items() if path in layers}
+        choice = {path: name for path, name in chosen_by_hand.items() if _matches(where, path, layers[path])}
+        if not choice:
+            raise ValueError(f"choose_: where={where!r} matches none of {', '.join(chosen_by_hand) or 'no layer'}")
     missing = [path for path in choice if path not in layers]
     if missing:
         raise ValueError(f"choose_: {type(model).__name__} has no {', '.join(missing)}; {_layers(model)}")
@@ -213,9 +220,43 @@ def _select(model: nn.Module, family: Family, where: Where | None, candidates: C
         kinds = Counter(type(layer).__name__ for layer in matching.values())
         raise ValueError(
             f"mix_: {candidates!r} can replace none of the {len(matching)} layers chosen: "
-            f"{', '.join(f'{count} {kind}' for kind, count in kinds.items())}"
+            f"{', '.join(f'{count} {kind}' for kind, count in kinds.items())}. It needs "
+            f"{family.needs or 'other layers'}"
         )
-    return paths
+    return _without_fused(model, paths, where is not None)
+
+
+def _without_fused(model: nn.Module, paths: list[str], are_named: bool) -> list[str]:
+    """Without the layers whose weights an outer block folds into one convolution when it is re-parameterised.
+
+    timm's ``reparameterize_model`` does so; among other candidates it would fail there, or change the output.
+    """
+    inside = {path: block for path in paths if (block := _fused_by(model, path)) is not None}
+    if not inside or (len(inside) < len(paths) and not are_named):
+        return [path for path in paths if path not in inside]
+    path, block = next(iter(inside.items()))
+    raise ValueError(
+        f"mix_: {path!r} is part of {block!r}, a {type(model.get_submodule(block)).__name__} whose layers are folded "
+        f"into one when the model is re-parameterised ({len(inside)} of {len(paths)} chosen layers are of this kind). "
+        f"Choose the block itself (where={block!r}, with 'skip' or candidates of your own), re-parameterise the model "
+        f"first, or leave such layers out by where="
+    )
+
+
+def _fused_by(model: nn.Module, path: str) -> str | None:
+    """The outermost block above a layer that has a way to fold it."""
+    layer = model.get_submodule(path)
+    if not [*layer.parameters(), *layer.buffers()]:
+        return None  # an activation stays what it is
+    above = (path[:i] for i, letter in enumerate(path) if letter == ".")
+    blocks = ((outer, model.get_submodule(outer)) for outer in above)
+    return next((outer for outer, block in blocks if not isinstance(block, MixedOp) and _can_be_folded(block)), None)
+
+
+def _can_be_folded(block: nn.Module) -> bool:
+    """As timm's ``reparameterize_model`` finds it."""
+    ways = (getattr(block, name, None) for name in ("fuse", "reparameterize", "switch_to_deploy"))
+    return any(map(callable, ways))
 
 
 def _matches(where: Where, path: str, layer: nn.Module) -> bool:

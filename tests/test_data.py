@@ -256,7 +256,9 @@ def test_large_image_folders_are_streamed(tmp_path):
     [(again, again_val)] = pairs.epoch(3, start=1)  # the order is replayed, so that a resumed epoch goes on
     assert torch.equal(torch.cat([again[1], again_val[1]]), labels[1])
     assert sum(len(y) for _, y in pairs.validation()) == 7
-    with pytest.raises(ValueError, match="batches of 8 cannot be cut from 7 images for the weights and 7 for the alphas; .* 7 at most"):
+    with pytest.raises(
+        ValueError, match=r"batches of 8 cannot be cut from 7 images .* and 7 for the alphas; .* 7 at most"
+    ):
         open_pairs("folder", root=root, batch_size=8)
 
 

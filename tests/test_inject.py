@@ -5,6 +5,7 @@ import pytest
 import timm
 import torch
 from mixed_models import MODELS
+from timm.layers import Conv2dSame, LayerNorm2d, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from timm.utils.model import reparameterize_model
 from torch import nn
 from torch.nn.utils import prune
@@ -12,6 +13,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from sparsemix import ArchParameterGroup, MixedOp
 from sparsemix.bilevel import SearchStep
+from sparsemix.cost import macs, measure_costs
 from sparsemix.families import FAMILIES, Family, Site
 from sparsemix.inject import choices, choose_, mix_
 from sparsemix.relaxation import Softmax
@@ -28,7 +30,7 @@ def test_models_of_others(name, tmp_path):
     """Mix, search on both temperatures, discretise; the choice, saved and read again, builds the same network."""
     torch.manual_seed(0)
     build, family, where, share = MODELS[name]
-    options = {"num_classes": 5, **({"img_size": 64} if family == "token_mixer" else {})}
+    options = {"num_classes": 5, **({"img_size": 64} if name.startswith(("vit", "mixer")) else {})}
     model = build(**options)
     x, y = torch.randn(4, 3, 64, 64), torch.randint(5, (4,))
     before = model.eval()(x)
@@ -400,7 +402,12 @@ def unequal(site):
             {"where": "layer1.*"},
             r"'layer1.\*' matches nothing in Sequential; its layers: 2 Conv2d \('0'",
         ),
-        (small, "norm", {}, "'norm' can replace none of the 3 layers chosen: 2 Conv2d, 1 ReLU"),
+        (
+            small,
+            "norm",
+            {},
+            "'norm' can replace none of the 3 layers chosen: 2 Conv2d, 1 ReLU. It needs two-dimensional",
+        ),
         (small, "kernels", {}, "no family 'kernels'; there are kernel, dilation"),
         (small, "skip", {}, "'skip' needs where="),
         (small, {}, {"where": "2"}, "factories by name"),
@@ -408,7 +415,7 @@ def unequal(site):
         (small, {"other": lambda site: nn.Conv2d(4, 8, 1)}, {"where": "2"}, "'other' cannot stand at '2': .*channels"),
         (small, {"x": lambda site: nn.Identity()}, {"where": lambda path, _: True}, "'0' maps|cannot stand at '0'"),
         (small, "kernel", {"share": 0}, "share must be a number of path parts, at least 1"),
-        (small, "token_mixer", {"where": "2"}, r"'token_mixer' is for layers \(B, tokens, channels\)"),
+        (small, "token_mixer", {"where": "0"}, r"'token_mixer' is for layers \(B, tokens, channels\) or"),
         (lambda: nn.Sequential(small()), {"x": lambda site: nn.Identity()}, {"where": "0*"}, "'0.0' lies inside '0'"),
         (Shared, "kernel", {}, "one layer has several parents: a, b"),
         (
@@ -570,3 +577,132 @@ def test_a_block_without_a_shortcut():
     block = nn.Conv2d(4, 4, 3)
     with pytest.raises(ValueError, match=r"no shortcut for 'b', which maps \(1, 4, 9, 9\) to \(1, 4, 7, 7\)"):
         FAMILIES["skip"].build(Site("b", block, torch.Size([1, 4, 9, 9]), torch.Size([1, 4, 7, 7])))
+
+
+# Blocks that timm re-parameterises
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "part", "block"),
+    [
+        ("mobileone_s0", "kernel", "stem.conv_kxk.0.conv", "stem"),
+        ("mobileone_s0", "norm", "stem.conv_kxk.0.bn", "stem"),
+        ("fastvit_t8", "dilation", "stem.0.conv_kxk.0.conv", "stem.0"),
+        ("repghostnet_050", "kernel", "blocks.0.0.ghost1.cheap_operation.0", "blocks.0.0.ghost1"),
+        ("levit_128s", "norm", "stem.conv1.bn", "stem.conv1"),
+    ],
+)
+def test_layers_that_a_block_folds_into_one_are_refused(name, family, part, block):
+    model = timm.create_model(name, num_classes=5)
+    with pytest.raises(ValueError, match=rf"'{part}' is part of '{block}', a \w+ whose layers are folded into one"):
+        mix_(model, family, where=part)
+
+
+def test_by_default_they_are_left_out():
+    model = timm.create_model("repghostnet_050", num_classes=5)
+    x = torch.randn(1, 3, 64, 64)
+    mixed = mix_(model, "kernel", example=x)
+    assert "conv_stem" in mixed
+    assert not any("ghost" in path for path in mixed)
+    found = ArchParameterGroup(model).discretize().eval()
+    with torch.no_grad():
+        torch.testing.assert_close(reparameterize_model(found)(x), found(x), rtol=1e-3, atol=1e-5)
+
+
+def test_activations_inside_them_may_be_mixed():
+    model = timm.create_model("mobileone_s0", num_classes=5)
+    x = torch.randn(1, 3, 64, 64)
+    mix_(model, "activation", example=x)
+    found = ArchParameterGroup(model).discretize().eval()
+    with torch.no_grad():
+        torch.testing.assert_close(reparameterize_model(found)(x), found(x), rtol=1e-3, atol=1e-4)
+
+
+# Other layers of timm's
+
+
+@pytest.mark.parametrize("kind", [StdConv2d, ScaledStdConv2d, Conv2dSame, StdConv2dSame, ScaledStdConv2dSame])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_timm_s_own_convolutions(kind, stride):
+    """Of the layer's own kind; where the kernel is not standardised, zeros around it are the same function."""
+    layer = kind(4, 6, 3, stride, bias=True, **({} if "Same" in kind.__name__ else {"padding": 1}))
+    if hasattr(layer, "gain"):
+        nn.init.uniform_(layer.gain)
+    op = mix_(nn.Sequential(layer), "kernel", example=torch.zeros(1, 4, 9, 9))["0"]
+    assert op.names == ("conv3", "conv5", "conv7")
+    x = torch.randn(16, 4, 9, 9)
+    for candidate in op:
+        assert type(candidate) is kind
+        assert candidate(x).shape == layer(x).shape
+        assert torch.equal(candidate.bias, layer.bias)
+    if kind is Conv2dSame:
+        torch.testing.assert_close(op["conv7"](x), layer(x))
+    elif hasattr(layer, "gain"):  # standardised: as much weight in all
+        torch.testing.assert_close(op["conv5"].get_parameter("gain"), layer.gain)
+        twin = kind(4, 6, 5, stride, **({} if "Same" in kind.__name__ else {"padding": 2}))
+        assert op["conv5"].scale == pytest.approx(twin.scale)
+
+
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (nn.LayerNorm(6), torch.randn(2, 5, 6)),
+        (LayerNorm2d(6), torch.randn(2, 6, 4, 4)),
+        (nn.LayerNorm(6, elementwise_affine=False), torch.randn(2, 5, 6)),
+    ],
+)
+def test_rms_norm_in_place_of_layer_norm(layer, x):
+    if layer.elementwise_affine:
+        nn.init.uniform_(layer.weight)
+    op = mix_(nn.Sequential(layer), "norm", example=x)["0"]
+    last = x.movedim(1, -1) if x.dim() == 4 else x
+    expected = last / (last.square().mean(-1, keepdim=True) + layer.eps).sqrt()
+    if layer.weight is not None:
+        expected = expected * layer.weight
+    torch.testing.assert_close(op["rms"](x), expected.movedim(-1, 1) if x.dim() == 4 else expected)
+
+
+def test_an_activation_that_is_no_candidate_elsewhere():
+    op = mix_(nn.Sequential(nn.ReLU6(inplace=True)), "activation", example=X)["0"]
+    assert op.names == ("relu6", "relu", "silu", "gelu", "hardswish")
+
+
+def test_token_mixers_of_maps():
+    op = mix_(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1)), "token_mixer", "0", example=X)["0"]
+    x = torch.randn(1, 3, 4, 4)
+    assert torch.equal(op["identity"](x), x)
+    torch.testing.assert_close(op["pool"](x)[0, 0, 0, 0], x[0, 0, :2, :2].mean())
+    torch.testing.assert_close(op["pool"](x)[0, 1, 1, 2], x[0, 1, :3, 1:].mean())
+
+
+def test_a_shortcut_to_another_kind_of_shape():
+    site = Site("b", nn.Flatten(2), torch.Size([1, 4, 9, 9]), torch.Size([1, 4, 81]))
+    with pytest.raises(ValueError, match=r"'skip' knows shortcuts .*; 'b' maps \(1, 4, 9, 9\) to \(1, 4, 81\)"):
+        FAMILIES["skip"].build(site)
+
+
+@pytest.mark.parametrize("name", ["pit_ti_224", "efficientformer_l1"])
+def test_costs_of_models_that_view_their_parameters(name):
+    model = timm.create_model(name, num_classes=5)
+    x = torch.zeros(1, 3, 224, 224)
+    mix_(model, "activation", example=x)
+    arch = ArchParameterGroup(model)
+    plain = macs(timm.create_model(name, num_classes=5), x)
+    table = measure_costs(arch, x)
+    assert table.cheapest == table.dearest == plain > 1e8
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    arch.discretize()
+
+
+def test_part_of_a_choice():
+    model = timm.create_model("resnet18", num_classes=5)
+    x = torch.zeros(1, 3, 32, 32)
+    mix_(model, "activation", "layer[12].*", example=x)
+    choice = choices(model)
+    again = timm.create_model("resnet18", num_classes=5)
+    choose_(again, "activation", choice, "layer1.*", example=x)
+    kinds = {path: type(op.fuse()) for path, op in model.named_modules() if isinstance(op, MixedOp)}
+    for path, kind in kinds.items():
+        assert type(again.get_submodule(path)) is (kind if path.startswith("layer1") else nn.ReLU)
+    with pytest.raises(ValueError, match=r"where='stem' matches none of layer1\.0\.act1"):
+        choose_(again, "activation", choice, "stem", example=x)

@@ -65,8 +65,8 @@ class ResidentPairs:
         validation_limit: evaluate on so many images of the alphas, every class keeping its share; None: on all.
 
     Raises:
-        ValueError: the batch size is not positive or exceeds the images, the sampling is unknown, the images are not square, or those for the
-            two updates disagree in size or classes.
+        ValueError: the batch size is not positive or exceeds the images, the sampling is unknown, the images are not
+            square, or those for the two updates disagree in size or classes.
     """
 
     def __init__(

@@ -99,17 +99,20 @@ _DARTS_AUTHORS: dict[str, Any] = {
     "eval_temperature": 1e-4,
 }
 _PROXY: dict[str, Any] = {"cells": 1, "epochs": 25, "batch_size": 64, "image_size": 16, "limit": 12_800}
+# Adam carries an alpha about lr sqrt(steps) far. In 300 steps instead of 4,900 it gets as far, against the same
+# temperature and the same start, at four times the learning rate.
+_DIGITS: dict[str, Any] = {**DIGITS, "alpha_lr": 1.2e-3}
 
 PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     "sp-darts": {
         "paper": {"*": _PAPER, "cifar100": _PAPER_CIFAR100},
         "fast": {"*": {**_PAPER, **FAST}, "cifar100": _PAPER_CIFAR100},
         "authors": {"*": _AUTHORS, "cifar100": _AUTHORS_CIFAR100},
-        "proxy": {"*": {**_PAPER, **FAST, **_PROXY}, "digits": DIGITS},
+        "proxy": {"*": {**_PAPER, **FAST, **_PROXY}, "digits": _DIGITS},
     },
     "darts": {
         "nas-bench-201": {"*": _DARTS},
         "authors": {"*": _DARTS_AUTHORS},
-        "proxy": {"*": {**_DARTS, **_PROXY, "split": "halves"}, "digits": DIGITS},
+        "proxy": {"*": {**_DARTS, **_PROXY, "split": "halves"}, "digits": _DIGITS},
     },
 }
