@@ -9,9 +9,7 @@ CPUS := $(shell nproc 2>/dev/null || echo 1)
 .PHONY: search test setup clean
 
 search: $(READY)
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		--num_cpu_threads_per_process $(CPUS) benchmarks/nb201_space.py --preset proxy \
-		--output runs/search-$$(date +%Y%m%d-%H%M%S)
+	$(BIN)/sparsemix search nb201 --preset proxy --output runs/search-$$(date +%Y%m%d-%H%M%S)
 
 test: $(READY)
 	$(BIN)/ruff format --check .

@@ -165,9 +165,8 @@ def _tensors(state: Any) -> Iterator[torch.Tensor]:
 
 def search_with_a_fault(fault: str) -> None:
     """In the process of a run: the search of nb201_space.py, and what kills it."""
-    import nb201_space
-
     from sparsemix.bilevel import SearchStep
+    from sparsemix.cli import nb201 as nb201_cli
     from sparsemix.config import config_from_flags
     from sparsemix.spaces import nb201
 
@@ -191,7 +190,7 @@ def search_with_a_fault(fault: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     SearchStep.__call__, os.replace = step, replace  # type: ignore[method-assign, assignment]
-    nb201_space.main(config_from_flags(nb201.PRESETS))
+    nb201_cli.search(config_from_flags(nb201.PRESETS))
 
 
 if __name__ == "__main__":

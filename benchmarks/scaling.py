@@ -93,8 +93,7 @@ def launched(options: Options, processes: int) -> tuple[float, float]:
 
 def search(options: Options) -> None:
     """In a process of the run: the search, with clocks in it."""
-    import nb201_space
-
+    from sparsemix.cli import nb201 as nb201_cli
     from sparsemix.config import SearchConfig
     from sparsemix.parallel import Parallel
     from sparsemix.search import Search
@@ -126,7 +125,7 @@ def search(options: Options) -> None:
         threshold=1e-3,
         output=result.parent / "run",
     )
-    nb201_space.main(config)
+    nb201_cli.search(config)
     images, seconds, communication = map(sum, zip(*epochs[1:], strict=True))
     if os.environ["RANK"] == "0":
         result.write_text(json.dumps([images / seconds, communication / seconds]))

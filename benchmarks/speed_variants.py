@@ -23,7 +23,8 @@ from published import (
 )
 from torch import Tensor, nn
 
-from sparsemix import ArchParameterGroup, MixedOp, SparseSmoothSoftmax
+from sparsemix import ArchParameterGroup, MixedOp
+from sparsemix.arch_parameters import restoring
 from sparsemix.bilevel import SearchStep
 from sparsemix.data import Images, ResidentPairs
 from sparsemix.families import FAMILIES, Family
@@ -31,6 +32,7 @@ from sparsemix.genotype import DartsGenotype, NB201Genotype
 from sparsemix.inject import mix_
 from sparsemix.mixed_op import Execution
 from sparsemix.models import RESNET_LIKE
+from sparsemix.relaxation import Softmax
 from sparsemix.spaces import darts
 
 SPARSE, SMOOTH, THRESHOLD = 1.1e-3, 1.1e-2, 1e-3
@@ -292,8 +294,7 @@ def our_step(
 ) -> SearchStep[ArchParameterGroup]:
     """A step on a copy of the model, whose alphas stay where all but the active operations lag by ``gap``."""
     model = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    arch = ArchParameterGroup(model, SparseSmoothSoftmax(SPARSE, SMOOTH), threshold=THRESHOLD)
-    arch.phi = phi
+    arch = ArchParameterGroup(model, Softmax(SPARSE if phi else SMOOTH), threshold=THRESHOLD)
     with torch.no_grad():
         for label, names in (active or {}).items():
             op = arch.rows[label][0]
@@ -310,19 +311,21 @@ def our_step(
 def search_step(step: SearchStep[ArchParameterGroup], train: Batch, val: Batch) -> Variant:
     batches = channels_last(train), channels_last(val)
     with step.arch.fixed_alphas():
-        operations = executed(step.arch)
-    return Variant(lambda: step(*batches), f"{operations}, {executed(step.arch)}")
+        operations = executed(step, train)
+    return Variant(lambda: step(*batches), f"{operations}, {executed(step, val)}")
 
 
 def weights_update(step: SearchStep[ArchParameterGroup], train: Batch) -> Variant:
     with step.arch.fixed_alphas():
-        operations = executed(step.arch)
+        operations = executed(step, train)
     return Variant(lambda: step.update_weights(train), operations)
 
 
-def executed(arch: ArchParameterGroup) -> str:
+def executed(step: SearchStep[ArchParameterGroup], batch: Batch) -> str:
     """How many operations a forward runs in full, and how many it scores, counted once a row."""
-    executions = [e for op, *_ in arch.rows.values() for e in op.executions(arch.operation_weights(op))]
+    with restoring(step.arch.model):
+        step.loss(channels_last(batch))
+    executions = [execution for op, *_ in step.arch.rows.values() for execution in op.ran]
     scored = executions.count(Execution.SCORED)
     return f"{executions.count(Execution.FULL)}" + (f" and {scored} scored" if scored else "")
 

@@ -112,7 +112,8 @@ class ArchParameterGroup(Alphas):
             :class:`~sparsemix.SparseSmoothSoftmax` (the default) or :class:`~sparsemix.relaxation.Softmax`.
         threshold: eps in [0, 1): operations of smaller weight are left out of a weights update (a forward within
             :meth:`fixed_alphas`) and *scored* in an alpha update: they run, but no gradient flows back through them.
-            The strongest operation of a row always runs. 0: only weights of exactly zero are left out.
+            The strongest operation of a row always runs. Where ``none`` holds almost all weight, the threshold is a
+            share of what is left (:meth:`MixedOp.executions`). 0: only weights of exactly zero are left out.
 
     Which operations run is decided once a forward for the whole supernet, by one transfer of the weights to the host.
     An operation of weight exactly 0 never runs, which changes nothing but the running statistics of its batch norms:
@@ -256,23 +257,59 @@ class ArchParameterGroup(Alphas):
             for label, alpha in self.named_parameters():
                 alpha.copy_(torch.as_tensor(alphas[label]))
 
-    def discretize(self) -> nn.Module:
-        """A copy of the model in which each mixed operation is replaced by its strongest candidate.
+    def discretize(self, genotype: Mapping[str, str] | None = None) -> nn.Module:
+        """A copy of the model in which each mixed operation is replaced by one candidate.
 
-        An ordinary module without alphas, hooks or discarded candidates; the model itself stays as it is.
+        An ordinary module without alphas, hooks or discarded candidates; the model itself stays as it is. With a
+        genotype that was saved, a freshly built supernet gives the network that was found, which then loads its
+        weights.
+
+        Args:
+            genotype: label -> name, as :meth:`genotype` returns it; by default the strongest candidates.
+
+        Raises:
+            ValueError: the genotype is of other rows, or names a candidate that a row does not have.
+
+        Example:
+            >>> build = lambda: nn.Sequential(MixedOp({"skip": nn.Identity(), "linear": nn.Linear(4, 4)}))
+            >>> arch = ArchParameterGroup(build())
+            >>> found, genotype = arch.discretize(), arch.genotype()
+            >>> again = ArchParameterGroup(build()).discretize(genotype)
+            >>> again.load_state_dict(found.state_dict())
+            <All keys matched successfully>
         """
+        chosen = self.genotype() if genotype is None else self._checked(genotype)
         bound = bool(self._hooks)
         self.release()
         try:
             # A deep copy that meets a mixed operation takes its choice instead. modules() lists outer ones first, so
             # that in reverse the inner ones are chosen before they are copied.
             memo: dict[int, Any] = {}
-            for op in reversed([module for module in self.model.modules() if isinstance(module, MixedOp)]):
-                memo[id(op)] = copy.deepcopy(op.fuse(), memo)
+            operations = [module for module in self.model.modules() if isinstance(module, MixedOp)]
+            for op in reversed([op for op in operations if op in self._labels]):
+                memo[id(op)] = copy.deepcopy(op.candidates[chosen[self._labels[op]]], memo)
             return copy.deepcopy(self.model, memo)
         finally:
             if bound:
                 self._bind()
+
+    def _checked(self, genotype: Mapping[str, str]) -> Mapping[str, str]:
+        """Insist that a genotype is of these rows."""
+        if missing := [label for label in self.rows if label not in genotype]:
+            raise ValueError(f"the genotype lacks {', '.join(missing)}; it has {', '.join(genotype) or 'nothing'}")
+        if others := [label for label in genotype if label not in self.rows]:
+            raise ValueError(f"the genotype names rows that the model lacks: {', '.join(others)}")
+        for label, name in genotype.items():
+            if name not in (names := self.rows[label][0].names):
+                raise ValueError(f"row {label!r} has no candidate {name!r}; it has {', '.join(names)}")
+        return genotype
+
+    def __repr__(self) -> str:
+        operations, rows = len(self._labels), len(self.rows)
+        return (
+            f"ArchParameterGroup({type(self.model).__name__}, {operations} mixed operations in {rows} rows, "
+            f"{self.relaxation!r}, phi={self.phi}, threshold={self.threshold:g})"
+        )
 
     # Guards
 

@@ -222,13 +222,15 @@ def config_from_flags(
     presets: Presets,
     args: list[str] | None = None,
     kind: type[Config] = SearchConfig,  # type: ignore[assignment]
+    prog: str | None = None,
 ) -> Config:
     """The configuration of a command line: the settings of the method's preset, those for the data set, then the flags.
 
     Args:
         presets: see :data:`Presets`.
         args: the command line; by default the process's own.
-        kind: the class of the configuration; a script with more flags has its own.
+        kind: the class of the configuration; a command with more flags has its own.
+        prog: the command's name, for its help.
 
     Raises:
         SystemExit: a flag is unknown or malformed (shown with the usage), as command lines do.
@@ -241,7 +243,7 @@ def config_from_flags(
     chosen = peek_flags(args, preset=([*of_method], next(iter(of_method))), dataset=(None, defaults.dataset))
     preset = of_method[chosen["preset"]]
     settings = {**preset["*"], **preset.get(chosen["dataset"], {}), **chosen, "method": method}
-    return tyro.cli(kind, args=args, default=kind(**settings))
+    return tyro.cli(kind, prog=prog, args=args, default=kind(**settings))
 
 
 def peek_flags(args: list[str] | None, **flags: tuple[Sequence[str] | None, str | None]) -> dict[str, Any]:

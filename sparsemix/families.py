@@ -64,7 +64,7 @@ _SCALED = (ScaledStdConv2d, ScaledStdConv2dSame)  # timm's, that standardise the
 _CONVOLUTIONS = (nn.Conv2d, StdConv2d, *_DYNAMIC, *_SCALED)
 
 
-def _is_same_convolution(layer: nn.Module) -> bool:
+def _is_same_convolution(layer: Any) -> bool:
     """A square convolution whose padding keeps the size. (Unknown subclasses may compute something else.)"""
     if type(layer) not in _CONVOLUTIONS or isinstance(layer.padding, str):
         return False

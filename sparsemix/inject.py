@@ -12,13 +12,22 @@ from .families import FAMILIES, Family, Site
 from .mixed_op import MixedOp
 from .trial import STATES, Call, candidates_of, check_replaceable, observe, reference_tensor, replace
 
-__all__ = ["choices", "choose_", "mix_"]
+__all__ = ["MixedLayers", "choices", "choose_", "mix_"]
 
 Factory = Callable[[Site], nn.Module]
 Candidates = str | Family | Mapping[str, Factory]
 _ONE = (str, Family, Mapping)
 Selector = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 Where = Selector | Sequence[Selector]
+
+
+class MixedLayers(dict[str, MixedOp]):
+    """Path -> mixed operation, shown in a line."""
+
+    def __repr__(self) -> str:
+        shown = [f"{path} ({', '.join(op.names)})" for path, op in [*self.items()][:3]]
+        more = f", and {len(self) - 3} more" if len(self) > 3 else ""
+        return f"{len(self)} mixed layers: {', '.join(shown)}{more}"
 
 
 def mix_(
@@ -29,7 +38,7 @@ def mix_(
     share: int | Callable[[str], str] | None = None,
     keep_weights: bool = True,
     example: Tensor | None = None,
-) -> dict[str, MixedOp]:
+) -> MixedLayers:
     """Replace layers of a model by mixed operations, in place.
 
     Each chosen layer becomes a :class:`~sparsemix.MixedOp` of its candidates, the layer itself among them with its
@@ -56,7 +65,8 @@ def mix_(
             ``pretrained_cfg``.
 
     Returns:
-        path -> mixed operation, in module order. Hand the model to an :class:`~sparsemix.ArchParameterGroup` next.
+        path -> mixed operation, in module order; a dictionary with a short ``repr``. Hand the model to an
+        :class:`~sparsemix.ArchParameterGroup` next.
 
     Raises:
         ValueError: nothing is chosen (the layers that exist are listed); a layer that does not run, has several
@@ -86,7 +96,7 @@ def mix_(
     _check_trainable(model, paths)
     calls = observe(model, paths, example)
     label = _labeller(model, share)
-    ops = {}
+    ops = MixedLayers()
     for path, call in calls.items():
         found = candidates_of(model, family, path, call, keep_weights)
         ops[path] = MixedOp(found, label(path, found))

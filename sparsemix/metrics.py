@@ -253,7 +253,7 @@ def _audited(
     try:
         with restoring(arch.model), arch.fixed_alphas():
             value = loss(batch).detach()
-            executions = [e for op in arch.operations for e in op.executions(op.operation_weights())]
+            executions = [e for op in arch.operations for e in op.ran]
         with restoring(arch.model):
             gradients, _ = alpha_gradient(arch, loss, batch)
     finally:

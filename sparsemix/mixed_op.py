@@ -29,12 +29,15 @@ class Weights(NamedTuple):
         sizes: their absolute values on the host; None: every candidate runs in full.
         threshold: candidates of smaller weight are weak.
         weak: how weak candidates run.
+        passing: the weight of all candidates that add something to the node, on this edge and those that lead there
+            too; None: on this edge. See :meth:`MixedOp.executions`.
     """
 
     scalars: Sequence[Tensor]
     sizes: Sequence[float] | None = None
     threshold: float = 0.0
     weak: Execution = Execution.SCORED
+    passing: float | None = None
 
 
 class Binding(Protocol):
@@ -87,6 +90,9 @@ class MixedOp(nn.Module):
 
     Candidates are found by name or position: ``op["skip"]``, ``op[0]``; iterating goes through the modules.
 
+    Attributes:
+        ran: how each candidate took part in the last forward.
+
     Shapes:
         input and output as the candidates have them; ``weights`` is ``(M,)``, one for each candidate. Keyword arguments
         of a call (an attention's mask) are passed on to the candidates.
@@ -133,6 +139,7 @@ class MixedOp(nn.Module):
         self.label = label
         self.always_run = always_run
         self.group: Binding | None = None
+        self.ran = [Execution.FULL] * len(candidates)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -171,26 +178,33 @@ class MixedOp(nn.Module):
         self._check_alpha()
         return Weights(F.softmax(self.alpha, dim=-1).unbind())
 
+    def passing(self, weights: Weights) -> float:
+        """The weight of the candidates that add something: 1, or what ``none`` leaves of it."""
+        nothing = self._adding_nothing()
+        if weights.sizes is None or not any(nothing):
+            return 1.0
+        return sum(size for size, adds_nothing in zip(weights.sizes, nothing, strict=True) if not adds_nothing)
+
     def executions(self, weights: Weights) -> list[Execution]:
         """How each candidate takes part in a forward under these weights.
 
-        The threshold is a share of the weight of all candidates that add something. Where ``none`` holds almost all of
-        it, what little the others add is all that passes, and a batch norm behind may scale it up again.
+        Where ``none`` holds almost all weight on every edge that leads to a node, what little the others add is all
+        that the node has, and a batch norm behind it scales that up again. The threshold is a share of that.
         """
-        if self.always_run or weights.sizes is None:
+        sizes = weights.sizes
+        if self.always_run or sizes is None:
             return [Execution.FULL] * len(self.candidates)
-        nothing = [getattr(type(candidate), "adds_nothing", False) for candidate in self.candidates.values()]
-        passing = [size for size, adds_nothing in zip(weights.sizes, nothing, strict=True) if not adds_nothing]
-        bound = weights.threshold * (sum(passing) if any(nothing) else 1.0)
-        strongest = max(passing, default=0.0)
+        share = min(1.0, self.passing(weights) if weights.passing is None else weights.passing)
+        nothing = self._adding_nothing() if share < 1 else [False] * len(sizes)
+        strongest = max((size for size, adds in zip(sizes, nothing, strict=True) if not adds), default=0.0)
+        bound = min(weights.threshold * share, strongest)
         return [
-            Execution.SKIPPED
-            if size == 0
-            else weights.weak
-            if size < bound and size < strongest and not adds_nothing
-            else Execution.FULL
-            for size, adds_nothing in zip(weights.sizes, nothing, strict=True)
+            Execution.SKIPPED if size == 0 else weights.weak if size < bound and not adds_nothing else Execution.FULL
+            for size, adds_nothing in zip(sizes, nothing, strict=True)
         ]
+
+    def _adding_nothing(self) -> list[bool]:
+        return [getattr(type(candidate), "adds_nothing", False) for candidate in self.candidates.values()]
 
     def choice(self) -> str:
         """The name of the strongest candidate, argmax of alpha (Eq. 4); an exact tie goes to the earlier one."""
@@ -276,8 +290,10 @@ def _mix(source: Source, edges: Sequence[MixedOp], weights: Sequence[Weights]) -
     scored: dict[Hashable, list[_Part]] = {}
     totals = [_Total(edge, source) for edge in edges]
     for index, (edge, edge_weights) in enumerate(zip(edges, weights, strict=True)):
-        ways = zip(edge.candidates.items(), edge_weights.scalars, edge.executions(edge_weights), strict=True)
-        for (name, candidate), weight, execution in ways:
+        edge.ran = edge.executions(edge_weights)
+        for (name, candidate), weight, execution in zip(
+            edge.candidates.items(), edge_weights.scalars, edge.ran, strict=True
+        ):
             if execution is not Execution.FULL:
                 totals[index].idle.append(candidate)
             if execution is not Execution.SKIPPED:

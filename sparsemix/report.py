@@ -1,8 +1,8 @@
-"""What finished runs found, as their folders hold it.
+"""What finished searches and trainings found, as their folders hold it.
 
-python -m sparsemix.report runs/a runs/b runs/c                  # Markdown tables, means by method
-python -m sparsemix.report runs/a runs/b --figure search.png     # and the course of the searches
-python -m sparsemix.report runs/a --audit-figure audit.png       # what thresholds would have changed along it
+sparsemix report runs/a runs/b runs/c                  # tables, means by method; Markdown where it is piped
+sparsemix report runs/a runs/b --figure search.png     # and the course of the searches
+sparsemix report runs/a --audit-figure audit.png       # what thresholds would have changed along it
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from .figures import draw_audits, draw_runs
 from .run_records import FinishedRun, group_names, load_run, middle_and_high
 
-__all__ = ["audit_table", "steadiness_table", "table"]
+__all__ = ["Table", "audit_table", "steadiness_table", "table"]
 
 # column -> (heading, format)
 Columns = Mapping[str, tuple[str, str]]
@@ -32,6 +33,15 @@ _OUTCOME: Columns = {
     "true_rank": ("rank", "{:.0f}"),
     "seconds": ("seconds", "{:.0f}"),
 }
+_TRAINING: Columns = {
+    "error": ("error", "{:.2%}"),
+    "top5_error": ("top-5 error", "{:.2%}"),
+    "best_error": ("lowest error", "{:.2%}"),
+    "ema_error": ("error of the average", "{:.2%}"),
+    "parameters": ("parameters", "{:,.0f}"),
+    "macs": ("MACs", "{:,.0f}"),
+    "seconds": ("seconds", "{:.0f}"),
+}
 _STEADINESS: Columns = {
     "late_changes": ("changes in the last 5 epochs", "{:.2g}"),
     "lead": ("smallest lead / t", "{:.1f}"),
@@ -44,63 +54,90 @@ _WITH_WORST = frozenset({"true_accuracy", "averaged_true_accuracy"})
 _ERRORS = {"loss": "loss", "output": "output", "gradient": "alpha's gradient", "update": "alpha's step"}
 
 
-def table(runs: Sequence[FinishedRun]) -> str:
-    """A Markdown table of runs, and mean and standard deviation over those that differ only in their seed."""
-    cells = [run.summary["genotype"].replace("|", "\\|") for run in runs]
-    return _table(runs, _OUTCOME, "cell", cells)
+class Table(NamedTuple):
+    """A table to be printed.
+
+    Attributes:
+        headings: of the columns.
+        rows: as many cells each.
+    """
+
+    headings: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        """As Markdown."""
+        rule = "|" + "---|" * len(self.headings)
+        return "\n".join([_line(self.headings), rule, *map(_line, self.rows)])
+
+    def plain(self) -> str:
+        """In aligned columns; a last column of long cells, such as genotypes, follows as a list."""
+        is_long = any(len(row[-1]) > 40 for row in self.rows)
+        shown = [row[:-1] if is_long else row for row in [self.headings, *self.rows]]
+        first, *others = [max(map(len, column)) for column in zip(*shown, strict=True)]
+        lines = [
+            "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, others, strict=True))])
+            for name, *cells in shown
+        ]
+        if is_long:
+            lines += ["", *(f"{row[0].ljust(first)}  {row[-1]}" for row in self.rows if row[-1])]
+        return "\n".join(lines)
 
 
-def steadiness_table(runs: Sequence[FinishedRun]) -> str:
+def table(runs: Sequence[FinishedRun]) -> Table:
+    """Runs of one kind, and mean and standard deviation over those that differ only in their seed."""
+    if runs[0].kind == "training":
+        return _table(runs, _TRAINING, "network", [run.what for run in runs])
+    return _table(runs, _OUTCOME, "found", [run.summary["genotype"] for run in runs])
+
+
+def steadiness_table(runs: Sequence[FinishedRun]) -> Table | None:
     """How steady the end of each search was, and what the mean of its last alphas would have chosen.
 
-    Empty where a run was too short to tell.
+    None where a run was too short to tell.
     """
     if not all("late_changes" in run.summary for run in runs):
-        return ""
+        return None
     same = ["yes" if run.summary.get("averaged_genotype") == run.summary["genotype"] else "no" for run in runs]
-    return _table(runs, _STEADINESS, "same cell", same)
+    return _table(runs, _STEADINESS, "same architecture", same)
 
 
-def _table(runs: Sequence[FinishedRun], columns: Columns, last: str, last_values: Sequence[str]) -> str:
-    """A line a run, then one a group; columns that some run lacks are left out."""
+def _table(runs: Sequence[FinishedRun], columns: Columns, last: str, last_values: Sequence[str]) -> Table:
+    """A row a run, then one a group; columns that some run lacks are left out."""
     columns = {name: column for name, column in columns.items() if all(name in run.summary for run in runs)}
-    lines = [_line(["run", *(heading for heading, _ in columns.values()), last]), "|" + "---|" * (len(columns) + 2)]
+    named = ["run", "data"] if runs[0].kind == "training" else ["run", "method", "data"]
+    rows = []
     for run, value in zip(runs, last_values, strict=True):
-        lines.append(_line([run.name, *(form.format(run.summary[n]) for n, (_, form) in columns.items()), value]))
+        names = [run.name, run.data] if run.kind == "training" else [run.name, run.what, run.data]
+        rows.append([*names, *(form.format(run.summary[n]) for n, (_, form) in columns.items()), value])
     groups = group_names(runs)
     for group in dict.fromkeys(groups):
         members = [run for run, name in zip(runs, groups, strict=True) if name == group]
         if len(members) > 1:
             values = [_spread([m.summary[n] for m in members], form, n) for n, (_, form) in columns.items()]
-            lines.append(_line([f"**{group}**, {len(members)} runs", *values, ""]))
-    return "\n".join(lines)
+            rows.append([f"{group}, {len(members)} runs", *[""] * (len(named) - 1), *values, ""])
+    return Table([*named, *(heading for heading, _ in columns.values()), last], rows)
 
 
-def audit_table(runs: Sequence[FinishedRun]) -> str:
-    """A Markdown table of the audits that runs recorded: median and 95th percentile of each error.
-
-    Empty where no run recorded any.
-    """
+def audit_table(runs: Sequence[FinishedRun]) -> Table | None:
+    """The audits that runs recorded: median and 95th percentile of each error. None where no run recorded any."""
     audits = [audit for run in runs for record in run.records for audit in record.get("audits", [])]
     if not audits:
-        return ""
-    headings = ["batch", "threshold", "audits", "executed", *_ERRORS.values(), "1 - cosine"]
-    lines = [_line(headings), "|" + "---|" * len(headings)]
+        return None
+    rows = []
     for phi, threshold in sorted({(audit["phi"], audit["threshold"]) for audit in audits}):
         group = [audit for audit in audits if (audit["phi"], audit["threshold"]) == (phi, threshold)]
         executed = statistics.median(audit["executed"] for audit in group)
-        lines.append(
-            _line(
-                ["sparse" if phi else "smooth", f"{threshold:g}", str(len(group)), f"{executed:.0%}"]
-                + [_median_and_percentile([audit[error] for audit in group], "{:.2%}") for error in _ERRORS]
-                + [_median_and_percentile([max(0.0, 1 - audit["cosine"]) for audit in group], "{:.1e}")]
-            )
+        rows.append(
+            ["sparse" if phi else "smooth", f"{threshold:g}", str(len(group)), f"{executed:.0%}"]
+            + [_median_and_percentile([audit[error] for audit in group], "{:.2%}") for error in _ERRORS]
+            + [_median_and_percentile([max(0.0, 1 - audit["cosine"]) for audit in group], "{:.1e}")]
         )
-    return "\n".join(lines)
+    return Table(["batch", "threshold", "audits", "executed", *_ERRORS.values(), "1 - cosine"], rows)
 
 
-def _line(values: Sequence[str]) -> str:
-    return f"| {' | '.join(values)} |"
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def _median_and_percentile(values: Sequence[float], form: str) -> str:
@@ -112,27 +149,30 @@ def _spread(values: Sequence[float], form: str, column: str) -> str:
     return f"{spread}, worst {form.format(min(values))}" if column in _WITH_WORST else spread
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m sparsemix.report", description="What finished runs found.")
+def main(args: list[str] | None = None) -> None:
+    """The command with these flags."""
+    parser = argparse.ArgumentParser(prog="sparsemix report", description="What finished runs found.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="run folders")
     parser.add_argument("--figure", type=Path, help="also draw the course of the searches into this file")
     parser.add_argument("--audit-figure", type=Path, help="also draw the audits that they recorded into this file")
-    args = parser.parse_args()
+    chosen = parser.parse_args(args)
     runs = []
-    for folder in args.folders:
+    for folder in chosen.folders:
         try:
             runs.append(load_run(folder))
         except (FileNotFoundError, ValueError) as error:
             print(f"left out: {error}", file=sys.stderr)
     if not runs:
-        parser.error("none of these folders holds a finished search")
-    tables = table(runs), steadiness_table(runs), audit_table(runs)
-    print("\n\n".join(part for part in tables if part))
-    if args.figure is not None:
-        draw_runs(runs, args.figure)
-    if args.audit_figure is not None:
-        draw_audits(runs, args.audit_figure)
-
-
-if __name__ == "__main__":
-    main()
+        parser.error("none of these folders holds a finished run")
+    plain = sys.stdout.isatty()
+    for kind in dict.fromkeys(run.kind for run in runs):
+        of_kind = [run for run in runs if run.kind == kind]
+        tables = [table(of_kind)]
+        if kind != "training":
+            tables += [other for other in (steadiness_table(of_kind), audit_table(of_kind)) if other is not None]
+        print(f"{kind}\n" if plain else f"### {kind}\n")
+        print("\n\n".join(each.plain() if plain else each.markdown() for each in tables), end="\n\n")
+    searches = [run for run in runs if run.kind != "training"]
+    for file, draw in ((chosen.figure, draw_runs), (chosen.audit_figure, draw_audits)):
+        if file is not None:
+            draw(searches, file)

@@ -21,7 +21,7 @@ from .data import TrainingData
 from .metrics import topk_accuracy
 from .parallel import Parallel, cut, sums
 from .run_folder import RunFolder
-from .running import rng_state, set_rng_state, stop_requests, surroundings
+from .running import rng_state, say, set_rng_state, stop_requests, surroundings
 from .steps import Progress, Steps
 from .tracking import check_tracker, tracking
 
@@ -169,7 +169,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def retrain_config_from_flags(args: list[str] | None = None) -> RetrainConfig:
+def retrain_config_from_flags(args: list[str] | None = None, prog: str | None = None) -> RetrainConfig:
     """The configuration of a command line: a preset's settings, the data set's, and then the flags.
 
     Raises:
@@ -182,7 +182,7 @@ def retrain_config_from_flags(args: list[str] | None = None) -> RetrainConfig:
     preset = PRESETS[chosen["preset"]]
     dataset = chosen["dataset"] or preset["*"].get("dataset", defaults.dataset)
     settings = {**preset["*"], **preset.get(dataset, {}), "preset": chosen["preset"], "dataset": dataset}
-    return tyro.cli(RetrainConfig, args=args, default=RetrainConfig(**settings))
+    return tyro.cli(RetrainConfig, prog=prog, args=args, default=RetrainConfig(**settings))
 
 
 def linear_rate(epoch: int, epochs: int, warmup_epochs: int = 0) -> float:
@@ -222,7 +222,7 @@ def schedule(optimizer: Any, config: RetrainConfig) -> Any:
         return Linear(optimizer, "lr")
     return CosineLRScheduler(
         optimizer,
-        config.epochs,
+        max(config.epochs, 2),  # timm warns of a cosine over one epoch, whose rate is the first one
         warmup_t=config.warmup_epochs,
         warmup_lr_init=config.lr / max(config.warmup_epochs, 1),
     )
@@ -322,21 +322,22 @@ class Retraining:
         self.folder = RunFolder(config.named_output(), settings, config.resume, config.MOVABLE, writes=main)
         self.accelerator.wait_for_everyone()
         first, progress = self._restore()
-        self.accelerator.print(
+        say(
+            self.accelerator,
             f"{config.model or config.genotype}: {self.cost}; {config.epochs} epochs of {len(self.data)} steps on "
             f"{self.accelerator.device}; run folder {self.folder.path}",
-            flush=True,
         )
         if config.preset == "imagenet" and self.cost.macs > MOBILE_MACS:
-            self.accelerator.print(
+            say(
+                self.accelerator,
                 f"{self.cost.macs / 1e6:.1f} M MACs are over the {MOBILE_MACS / 1e6:.0f} M of the mobile setting: "
-                f"compare the result with larger networks only, or lower --channels"
+                f"compare the result with larger networks only, or lower --channels",
             )
         with (
             stop_requests() as stop,
             tracking(self.accelerator, config.log_with, self.folder.path, settings) as self._log,
+            Steps(self.parallel, self._save, stop, config) as steps,
         ):
-            steps = Steps(self.parallel, self._save, stop, config)
             for epoch in range(first, config.epochs):
                 self._train_epoch(steps, model, epoch, progress)
                 self._finish_epoch(epoch, progress)
@@ -396,10 +397,10 @@ class Retraining:
         self._log(record, {})
         top5 = f" (top-5 {record['top5_error']:.2%})" if "top5_error" in record else ""
         ema = f", of the average {record['ema_error']:.2%}" if "ema_error" in record else ""
-        self.accelerator.print(
+        say(
+            self.accelerator,
             f"epoch {epoch + 1:3}/{self.config.epochs}  lr {record['lr']:.4f}  loss {record['loss']:.3f}"
             f"  error {record['error']:.2%}{top5}{ema}  {record['seconds']:.1f} s",
-            flush=True,
         )
 
     def _errors(self, model: nn.Module, prefix: str) -> dict[str, float]:
@@ -426,10 +427,10 @@ class Retraining:
             self.folder.save("weights_ema.pt", self._ema.module.state_dict())
         self.folder.write("summary.json", summary)
         top5 = f", top-5 {summary['top5_error']:.2%}" if "top5_error" in summary else ""
-        self.accelerator.print(
+        say(
+            self.accelerator,
             f"error {summary['error']:.2%}{top5} at the end (best {summary['best_error']:.2%}) on "
             f"{summary['judged_on']}, {self.cost}, {summary['seconds']:.0f} s\nwritten to {self.folder.path}",
-            flush=True,
         )
         return summary
 

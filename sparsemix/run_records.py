@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,20 +21,26 @@ _PER_RUN = SearchConfig.MOVABLE | {"seed", "audit_every", "audit_thresholds"}
 
 
 class FinishedRun(NamedTuple):
-    """A finished run.
+    """A finished search or training.
 
     Attributes:
         name: of its folder.
+        kind: what it can be compared with: ``"search of SPACE"``, or ``"training"``.
+        what: the method of a search; the genotype or model of a training.
+        data: its images, such as ``"cifar10 16x16, 12800 images"``.
         settings: the configuration, without what may differ within a group of runs.
-        summary: ``summary.json``, the mean output leakage, and of the last five epochs: ``late_changes``, in how many
-            of them the genotype changed; ``lead``, the smallest lead of a row's strongest alpha over its second at the
-            end; ``drift``, how far an alpha moved against its row's mean in an epoch, on average, and ``early_drift``,
-            the same for the first half of the search. The three are in units of the training temperature t: t_sp for
-            sp-darts, 1 for darts.
+        summary: ``summary.json``; of a search also the mean output leakage, and of the last five epochs:
+            ``late_changes``, in how many of them the genotype changed; ``lead``, the smallest lead of a row's strongest
+            alpha over its second at the end; ``drift``, how far an alpha moved against its row's mean in an epoch, on
+            average; and ``early_drift``, the same for the first half of the search. The last three are in units of the
+            training temperature t: t_sp for sp-darts, 1 for darts.
         records: ``records.jsonl``, and in each that was evaluated the mean output leakage.
     """
 
     name: str
+    kind: str
+    what: str
+    data: str
     settings: dict[str, Any]
     summary: dict[str, Any]
     records: list[dict[str, Any]]
@@ -45,7 +51,7 @@ def load_run(folder: str | Path) -> FinishedRun:
 
     Raises:
         FileNotFoundError: the folder holds no finished run.
-        ValueError: it holds a training, not a search.
+        ValueError: it holds a run of an older version, whose records differ.
     """
     folder = Path(folder)
     if not (folder / "summary.json").is_file():
@@ -53,18 +59,27 @@ def load_run(folder: str | Path) -> FinishedRun:
     summary = json.loads((folder / "summary.json").read_text())
     config = json.loads((folder / "config.json").read_text())
     records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    settings = {field: value for field, value in config.items() if field not in _PER_RUN}
+    data = _data(config)
     if "method" not in summary:
-        raise ValueError(f"{folder} holds no search but a training of {summary.get('model') or summary['genotype']}")
+        what = summary.get("model") or summary["genotype"]
+        return FinishedRun(folder.name, "training", what, data, settings, summary, records)
     if "temperature" not in summary:
         raise ValueError(f"{folder} holds a search by version {config.get('version')}, whose records are others")
     for entry in (summary, *(record for record in records if "output_leakage" in record)):
         entry["leakage"] = statistics.mean(entry["output_leakage"].values())
-    settings = {field: value for field, value in config.items() if field not in _PER_RUN}
     if len(records) > LATE:
         temperature = records[-1]["temperature"]
         summary |= _late(records[-LATE - 1 :], temperature)
         summary["early_drift"] = _drift(records[: len(records) // 2]) / temperature
-    return FinishedRun(folder.name, settings, summary, records)
+    kind = f"search of {config.get('space', 'a supernet')}"
+    return FinishedRun(folder.name, kind, summary["method"], data, settings, summary, records)
+
+
+def _data(config: Mapping[str, Any]) -> str:
+    size, limit = config.get("image_size"), config.get("limit")
+    sized = f"{config.get('dataset', 'data')} {size}x{size}" if size else config.get("dataset", "data")
+    return sized if limit is None else f"{sized}, {limit} images"
 
 
 def _late(records: Sequence[dict[str, Any]], temperature: float) -> dict[str, float]:
@@ -96,13 +111,12 @@ def _centred(row: Sequence[float]) -> list[float]:
 
 
 def group_names(runs: Sequence[FinishedRun]) -> list[str]:
-    """For each run the name of its group: the method, and the settings that tell it from others of that method."""
+    """For each run the name of its group: what it is, and the settings that tell it from others of the same."""
     names = []
     for run in runs:
-        method = run.summary["method"]
-        others = [other.settings for other in runs if other.summary["method"] == method]
+        others = [other.settings for other in runs if other.what == run.what]
         telling = [name for name in run.settings if any(other.get(name) != run.settings[name] for other in others)]
-        names.append(", ".join([method, *(f"{name} {run.settings[name]}" for name in telling)]))
+        names.append(", ".join([run.what, *(f"{name} {run.settings[name]}" for name in telling)]))
     return names
 
 

@@ -10,10 +10,12 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from tqdm import tqdm
 
 from sparsemix import __version__
 
@@ -23,6 +25,7 @@ __all__ = [
     "make_accelerator",
     "rng_state",
     "run_script",
+    "say",
     "set_rng_state",
     "stop_requests",
     "surroundings",
@@ -92,21 +95,43 @@ def stop_requests() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+def say(accelerator: Accelerator, text: str) -> None:
+    """Print in the main process, above a progress bar if there is one."""
+    if accelerator.is_main_process:
+        tqdm.write(text)
+        sys.stdout.flush()
+
+
 def run_script(main: Callable[[], Any]) -> None:
-    """Run the main function of a script; a run that was stopped says once how to go on."""
+    """Run the main function of a script: a run that was stopped says how to go on, a mistake is one line.
+
+    With the environment variable ``SPARSEMIX_TRACEBACK`` a mistake is shown with where it was raised.
+    """
+    rank = os.environ.get("RANK", "0")
     try:
         main()
     except Interrupted as stopped:
-        if os.environ.get("RANK", "0") == "0":
+        if rank == "0":
             print(stopped)
         sys.exit(130)
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError) as error:
+        if os.environ.get("SPARSEMIX_TRACEBACK"):
+            raise
+        print(f"error: {error}" if rank == "0" else f"error in process {rank}: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def command_line(accelerator: Accelerator) -> str:
-    """The command that goes on with this run, in as many processes and the same precision."""
-    arguments = [argument for argument in sys.argv if argument != "--resume"]
+    """The command that goes on with this run, as it was started: by which launcher, processes and precision."""
+    program, *arguments = [argument for argument in sys.argv if argument != "--resume"]
+    is_command = Path(program).name in ("sparsemix", "__main__.py")
+    arguments = [*(["-m", "sparsemix"] if is_command else [program]), *arguments]
     processes, precision = str(accelerator.num_processes), accelerator.mixed_precision
-    if "TORCHELASTIC_RUN_ID" in os.environ and accelerator.device.type == "cpu":
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
+        launcher = ["python"]
+        if Path(program).name == "sparsemix":
+            launcher, arguments = ["sparsemix"], arguments[2:]
+    elif "TORCHELASTIC_RUN_ID" in os.environ and accelerator.device.type == "cpu":
         set_precision = [] if precision == "no" else [f"ACCELERATE_MIXED_PRECISION={precision}"]
         launcher = [*set_precision, "torchrun", "--standalone", "--nproc-per-node", processes]
     else:
@@ -114,6 +139,7 @@ def command_line(accelerator: Accelerator) -> str:
         launcher = [
             "accelerate",
             "launch",
+            "--quiet",
             *(["--num_processes", processes] if processes != "1" else []),
             *set_precision,
         ]

@@ -6,7 +6,7 @@ A script builds data, supernet and :class:`~sparsemix.ArchParameterGroup`, and h
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,11 +22,12 @@ from .bilevel import SearchStep
 from .compilation import compile_operations
 from .config import METHODS, SearchConfig
 from .data import Pairs
+from .epoch_table import Columns, EpochTable, closing_lines
 from .metrics import audit, discretization, leakage
 from .parallel import Parallel, cut, sums
 from .relaxation import OfSoftmax, Softmax
 from .run_folder import RunFolder
-from .running import rng_state, set_rng_state, stop_requests, surroundings
+from .running import rng_state, say, set_rng_state, stop_requests, surroundings
 from .schedule import BatchMixedScheduler
 from .steps import Progress, Steps
 from .temperature import EntropySchedule
@@ -57,9 +58,12 @@ class Search:
         pairs: the data.
         accelerator: where and how it runs.
         space: name of the search space, for the run folder.
-        read_out: arch -> the genotype, whose ``str`` is written, and the number of its skip connections, ``skips``.
+        read_out: arch -> the genotype, whose ``str`` is written, and whose ``skips`` is the number of its skip
+            connections, or None if the space has none.
         judge: the genotype -> further entries of the summary, such as its true accuracy, or nothing.
-        retrain: the run folder -> the command that trains what was found from scratch; None: the space has no such.
+        columns: further fields of the records for the printed table, such as those of ``judge``.
+        retrain: the run folder -> the command that trains what was found from scratch; None if retraining is
+            unsupported.
         cost_term: what is added to the loss of the alphas, such as a :class:`~sparsemix.cost.CostTerm`.
 
     Example:
@@ -73,6 +77,7 @@ class Search:
     space: str
     read_out: Callable[[ArchParameterGroup], Any]
     judge: Callable[[Any], dict[str, Any]] = field(default=lambda genotype: {})
+    columns: Columns = field(default_factory=dict)
     retrain: Callable[[Path], str] | None = None
     cost_term: Callable[[], Tensor] | None = None
 
@@ -102,7 +107,8 @@ class Search:
         self.alpha_optimizer = torch.optim.Adam(
             arch.parameters(), lr=config.alpha_lr, betas=config.alpha_betas, weight_decay=config.alpha_weight_decay
         )
-        self.lr_schedule = CosineLRScheduler(self.weight_optimizer, config.epochs, lr_min=config.weight_lr_min)
+        length = max(config.epochs, 2)  # timm warns of a cosine over one epoch, whose rate is the first one
+        self.lr_schedule = CosineLRScheduler(self.weight_optimizer, length, lr_min=config.weight_lr_min)
         self.phi = BatchMixedScheduler(
             arch,
             config.epochs,
@@ -150,11 +156,14 @@ class Search:
             f"{config.epochs} epochs of {len(self.pairs)} steps on {self.accelerator.device}; "
             f"run folder {self.folder.path}"
         )
+        self._table = EpochTable(config.epochs, self.columns, self.read_out(arch).skips is not None)
+        if first < config.epochs:
+            self._say(self._table.heading())
         with (
             stop_requests() as stop,
             tracking(self.accelerator, config.log_with, self.folder.path, settings) as self._log,
+            Steps(self.parallel, self._save, stop, config) as steps,
         ):
-            steps = Steps(self.parallel, self._save, stop, config)
             for epoch in range(first, config.epochs):
                 self._train_epoch(steps, epoch, progress)
                 self._finish_epoch(epoch, progress)
@@ -173,7 +182,7 @@ class Search:
             train, val = self.parallel.shard(train_batch), self.parallel.shard(val_batch)
             if config.audit_every and progress.step % config.audit_every == 0:
                 progress.audits += self._audit(progress.step, val)
-            losses = torch.stack(self.search_step(train, val))
+            losses = torch.stack([*self.search_step(train, val)])
             self.parallel.average([losses, *(b for b in arch.model.buffers() if b.is_floating_point())])
             train_loss, val_loss = losses.tolist()
             progress.sparse += self.phi.phi
@@ -200,7 +209,7 @@ class Search:
             "temperature": relaxation.temperature,
             "entropy": arch.entropy(),
             "entropy_at_1": arch.entropy(1.0),
-            "skips": genotype.skips,
+            **({} if genotype.skips is None else {"skips": genotype.skips}),
             **({"audits": progress.audits} if config.audit_every else {}),
             "genotype": str(genotype),
             "alphas": {label: alpha.tolist() for label, alpha in arch.named_parameters()},
@@ -210,7 +219,10 @@ class Search:
         self.folder.append_record(record)
         self._save(epoch + 1, _Epoch())
         self._log(record, {f"alpha/{label}": alpha for label, alpha in arch.named_parameters()})
-        self._say(_epoch_line(record, config.epochs))
+        *_, previous = [None, *self.folder.records[:-1]]
+        recent = [record["seconds"] for record in self.folder.records[-5:]]
+        left = (config.epochs - epoch - 1) * sum(recent) / len(recent)
+        self._say(self._table.line(record, previous, left))
 
     def _evaluate(self, temperature: float) -> dict[str, Any]:
         """Accuracies and leakage. Nothing of it reaches the search: statistics and random state are put back."""
@@ -246,6 +258,7 @@ class Search:
             **{key: value for key, value in records[-1].items() if key not in dropped},
             "averaged_genotype": str(averaged),
             **{f"averaged_{key}": value for key, value in self.judge(averaged).items()},
+            "undecided": _undecided(self.arch, records[-1]["temperature"]),
             "seconds": sum(record["seconds"] for record in records),
             **({} if self.compilations is None else {"compilations": self.compilations.count}),
         }
@@ -253,9 +266,10 @@ class Search:
             "genotype.json", {"space": self.space, "genotype": summary["genotype"], "edges": self.arch.genotype()}
         )
         self.folder.write("summary.json", summary)
-        self._say(_closing_lines(summary, self.folder.path))
+        following = f"its course: sparsemix report {self.folder.path} --figure search.png"
         if self.retrain is not None:
-            self._say(f"to train it from scratch: {self.retrain(self.folder.path)}")
+            following = f"to train it from scratch: {self.retrain(self.folder.path)}\n{following}"
+        self._say(closing_lines(summary, len(self.arch.rows), self.folder.path, following))
         return summary
 
     def _averaged_genotype(self) -> Any:
@@ -331,7 +345,7 @@ class Search:
         return arch.using(OfSoftmax(arch.relaxation)) if self.config.double_softmax else nullcontext()
 
     def _say(self, text: str) -> None:
-        self.accelerator.print(text, flush=True)
+        say(self.accelerator, text)
 
 
 class _Repeatable:
@@ -344,43 +358,12 @@ class _Repeatable:
         return self.begin()
 
 
-def _epoch_line(record: Mapping[str, Any], epochs: int) -> str:
-    parts = [
-        f"epoch {record['epoch'] + 1:3}/{epochs}",
-        f"loss {record['train_loss']:.3f} / {record['val_loss']:.3f}",
-        f"p {record['p']:.2f} (sparse {record['sparse_share']:.2f})",
-    ]
-    if "supernet_accuracy" in record:
-        leak = sum(record["output_leakage"].values()) / len(record["output_leakage"])
-        parts.append(f"supernet {record['supernet_accuracy']:.1%}")
-        parts.append(f"discretised {record['discretized_accuracy']:.1%}")
-        parts.append(f"leakage {leak:.2f}")
-    parts += [f"entropy {record['entropy']:.2f}", f"skips {record['skips']}", record["genotype"]]
-    if "cost" in record:
-        parts.append(f"cost {record['cost']:.4g}")
-    if "true_accuracy" in record:
-        parts.append(f"true {record['true_accuracy']:.2f} % (rank {record['true_rank']})")
-    return "  ".join([*parts, f"{record['seconds']:.1f} s"])
-
-
-def _closing_lines(summary: Mapping[str, Any], path: Path) -> str:
-    lines = [
-        f"discovered: {summary['genotype']}",
-        f"supernet {summary['supernet_accuracy']:.1%}, discretised {summary['discretized_accuracy']:.1%}, "
-        f"skip connections {summary['skips']}, {summary['seconds']:.0f} s",
-    ]
-    if "true_accuracy" in summary:
-        lines.append(
-            f"true accuracy {summary['true_accuracy']:.2f} %, rank {summary['true_rank']} of {summary['table_size']}, "
-            f"{summary['true_gap']:.2f} points below the best"
-        )
-        for dataset, accuracies in summary["true_accuracies"].items():
-            names = {"valid": "validation", "test": "test"}
-            lines.append(
-                f"  {dataset:15}" + "".join(f"  {names[of]} {value:.2f} %" for of, value in accuracies.items())
-            )
-    if "compilations" in summary:
-        lines.append(f"{summary['compilations']} graphs were compiled")
-    if summary["averaged_genotype"] != summary["genotype"]:
-        lines.append(f"by the mean of the last epochs' alphas it would be {summary['averaged_genotype']}")
-    return "\n".join([*lines, f"written to {path}"])
+def _undecided(arch: ArchParameterGroup, temperature: float) -> dict[str, list[str]]:
+    """The rows whose strongest alpha leads by less than two temperatures, with their two strongest operations."""
+    found = {}
+    for label, alpha in arch.named_parameters():
+        if len(alpha) > 1:
+            values, order = alpha.detach().sort(descending=True, stable=True)
+            if values[0] - values[1] < 2 * temperature:
+                found[label] = [arch.rows[label][0].names[i] for i in order[:2].tolist()]
+    return found

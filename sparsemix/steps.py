@@ -53,6 +53,8 @@ class Progress:
 class Steps:
     """Runs through epochs of batches; between two steps a run is saved when that is due, and stopped when asked to.
 
+    As a context it shows, on a terminal, how far the whole run is and how long it will still take.
+
     Args:
         parallel: the processes; they stop after the same step.
         save: writes a checkpoint of an epoch and its progress.
@@ -67,6 +69,14 @@ class Steps:
         self.save = save
         self.stop = stop
         self.config = config
+        self._bar: Any = None
+
+    def __enter__(self) -> Steps:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
     def epoch(self, data: Batches, epoch: int, progress: Progress, note: str = "") -> Iterator[Any]:
         """The batches that are left of an epoch. A step is done, and counted, when the next batch is asked for.
@@ -76,20 +86,23 @@ class Steps:
         """
         accelerator, steps = self.parallel.accelerator, len(data)
         started = time.perf_counter() - progress.seconds
-        bar = tqdm(
-            data.epoch(epoch, progress.step),
-            f"epoch {epoch + 1}/{self.config.epochs}{note}",
-            steps,
-            initial=progress.step,
-            leave=False,
-            disable=None if accelerator.is_main_process else True,  # None: only a terminal sees the bar
-        )
-        for batch in bar:
+        if self._bar is None:
+            self._bar = tqdm(
+                total=self.config.epochs * steps,
+                initial=epoch * steps + progress.step,
+                unit="step",
+                leave=False,
+                dynamic_ncols=True,
+                disable=None if accelerator.is_main_process else True,  # None: only a terminal sees the bar
+            )
+        self._bar.set_description_str(f"epoch {epoch + 1}/{self.config.epochs}{note}", refresh=False)
+        for batch in data.epoch(epoch, progress.step):
             self.parallel.seed(self.config.seed, epoch, progress.step)
             yield batch
             progress.step += 1
             progress.seconds = time.perf_counter() - started
-            bar.set_postfix_str(progress.shown(), refresh=False)
+            self._bar.set_postfix_str(progress.shown(), refresh=False)
+            self._bar.update()
             stopping = self.parallel.any(self.stop.is_set())
             due = self.config.save_every and progress.step % self.config.save_every == 0 and progress.step < steps
             if due or stopping:

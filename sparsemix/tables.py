@@ -1,7 +1,7 @@
 """Benchmark tables: the accuracy that an architecture reached when it was trained, looked up instead of trained again.
 
-python -m sparsemix.tables convert NATS-tss-v1_0-3ffb9-simple nb201.csv   # NAS-Bench-201, from the official file
-python -m sparsemix.tables show nb201.csv "|nor_conv_3x3~0|+|...|"        # look an architecture up
+sparsemix table convert NATS-tss-v1_0-3ffb9-simple nb201.csv   # NAS-Bench-201, from the official file
+sparsemix table show nb201.csv "|nor_conv_3x3~0|+|...|"        # look an architecture up
 """
 
 from __future__ import annotations
@@ -47,9 +47,7 @@ class NB201Table:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise FileNotFoundError(
-                f"NB201Table: no file {self.path}; make one with python -m sparsemix.tables convert"
-            )
+            raise FileNotFoundError(f"NB201Table: no file {self.path}; make one with sparsemix table convert")
 
     @cached_property
     def _rows(self) -> dict[str, dict[tuple[str, str], float]]:
@@ -179,8 +177,9 @@ def _mean_accuracy(result: dict[str, Any], dataset: str, images: str) -> float:
     return sum(float(trial["eval_acc1es"][f"{images}@{trial['epochs'] - 1}"]) for trial in trials) / len(trials)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m sparsemix.tables", description="Benchmark tables.")
+def main(args: list[str] | None = None) -> None:
+    """The command with these flags."""
+    parser = argparse.ArgumentParser(prog="sparsemix table", description="Benchmark tables.")
     commands = parser.add_subparsers(dest="command", required=True)
     convert = commands.add_parser("convert", help="make the compact table from the official NATS-Bench file")
     convert.add_argument("source", type=Path)
@@ -188,16 +187,12 @@ def main() -> None:
     show = commands.add_parser("show", help="look an architecture up")
     show.add_argument("table", type=Path)
     show.add_argument("architecture")
-    args = parser.parse_args()
-    if args.command == "convert":
-        print(f"{convert_nats_bench(args.source, args.target)} architectures written to {args.target}")
+    chosen = parser.parse_args(args)
+    if chosen.command == "convert":
+        print(f"{convert_nats_bench(chosen.source, chosen.target)} architectures written to {chosen.target}")
         return
-    table = NB201Table(args.table)
-    for dataset, accuracies in table.accuracies(args.architecture).items():
+    table = NB201Table(chosen.table)
+    for dataset, accuracies in table.accuracies(chosen.architecture).items():
         valid = f"validation {accuracies['valid']:6.2f} %  " if "valid" in accuracies else ""
-        rank, best = table.rank(args.architecture, dataset), table.best(dataset)
+        rank, best = table.rank(chosen.architecture, dataset), table.best(dataset)
         print(f"{dataset:15} {valid}test {accuracies['test']:6.2f} %  rank {rank} of {len(table)}, best {best:.2f} %")
-
-
-if __name__ == "__main__":
-    main()

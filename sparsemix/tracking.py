@@ -53,8 +53,7 @@ def tracking(accelerator: Accelerator, name: str | None, folder: Path, config: M
 
     def log(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         step = record["epoch"]
-        scalars = {key: value for key, value in record.items() if isinstance(value, int | float) and key != "epoch"}
-        accelerator.log(scalars, step)
+        accelerator.log({key: value for key, value in _numbers(record) if key != "epoch"}, step)
         if accelerator.is_main_process and name in _HISTOGRAMS:
             _HISTOGRAMS[name](accelerator.get_tracker(name, unwrap=True), tensors, step)
 
@@ -64,6 +63,18 @@ def tracking(accelerator: Accelerator, name: str | None, folder: Path, config: M
         for tracker in accelerator.trackers:
             tracker.finish()
         accelerator.trackers.clear()
+
+
+def _numbers(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The numbers of a record; those of a mapping, such as the leakage of each edge, as ``output_leakage/EDGE``.
+
+    Alphas are shown as histograms, and audits are tables.
+    """
+    for key, value in record.items():
+        if isinstance(value, int | float):
+            yield key, value
+        elif isinstance(value, Mapping) and key != "alphas":
+            yield from ((f"{key}/{name}", number) for name, number in _numbers(value))
 
 
 def _tensorboard(run: Any, tensors: Mapping[str, Tensor], step: int) -> None:

@@ -7,6 +7,7 @@ from torch import nn
 
 from sparsemix import ArchParameterGroup, BatchMixedScheduler, MixedOp, SparseSmoothSoftmax
 from sparsemix.alphas import AlphaTables
+from sparsemix.bilevel import unrolled_alpha_gradient
 from sparsemix.mixed_op import Execution
 from sparsemix.relaxation import Softmax
 
@@ -128,3 +129,67 @@ def test_no_parameter_of_such_a_model_is_unused():
     model = Owner()
     assert {*model.arch.weight_parameters()} == {*model.edge.parameters()}
     torch.autograd.grad(model(torch.randn(1, 2, 4, 4)).sum(), [*model.parameters()])
+
+
+class Unrolled(nn.Module):
+    """A network of DARTS's own design, in double precision and without batch norm."""
+
+    def __init__(self, alphas):
+        super().__init__()
+        candidates = {"skip": nn.Identity(), "conv": nn.Conv2d(2, 2, 3, padding=1), "tanh": nn.Tanh()}
+        self.edges = nn.ModuleList(MixedOp(candidates, has_alpha=False) for _ in range(2))
+        self.head = nn.Linear(2, 3)
+        self.alphas = alphas
+        self.arch = ArchParameterGroup.from_parameters({"edges": alphas}, Softmax(), model=self)
+        self.double()
+
+    def forward(self, x):
+        for edge, row in zip(self.edges, self.arch.operation_weights()["edges"], strict=True):
+            x = torch.tanh(edge(x, row))
+        return self.head(x.mean((2, 3)))
+
+
+def architect_gradient(network, train, val, eta, momentum, decay, optimizer):
+    """The original Architect's unrolled gradient, written after section 2.3 of the DARTS paper."""
+
+    def loss(model, batch):
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    def finite_difference(vector):
+        radius = 0.01 / torch.cat([v.flatten() for v in vector]).norm()
+        found = []
+        for step in (radius, -2 * radius, radius):
+            with torch.no_grad():
+                for p, v in zip(network.parameters(), vector, strict=True):
+                    p.add_(step * v)
+            found.append(torch.autograd.grad(loss(network, train), network.alphas)[0])
+        return (found[0] - found[1]) / (2 * radius)
+
+    theta = [p.detach().clone() for p in network.parameters()]
+    moments = [optimizer.state[p].get("momentum_buffer", torch.zeros_like(p)) for p in network.parameters()]
+    gradients = torch.autograd.grad(loss(network, train), [*network.parameters()])
+    unrolled = Unrolled(network.alphas.detach().clone().requires_grad_())
+    with torch.no_grad():
+        for new, w, g, m in zip(unrolled.parameters(), theta, gradients, moments, strict=True):
+            new.copy_(w - eta * (momentum * m + g + decay * w))
+    value = loss(unrolled, val)
+    outer, *vector = torch.autograd.grad(value, [unrolled.alphas, *unrolled.parameters()])
+    return outer - eta * finite_difference(vector)
+
+
+def test_second_order_on_a_table_is_the_original_architect_s():
+    torch.manual_seed(0)
+    network = Unrolled(torch.randn(2, 3, dtype=torch.float64, requires_grad=True))
+    batches = [(torch.randn(6, 2, 5, 5, dtype=torch.float64), torch.randint(3, (6,))) for _ in range(2)]
+    optimizer = torch.optim.SGD(network.arch.weight_parameters(), lr=0.1, momentum=0.9, weight_decay=3e-3)
+
+    def loss(batch):
+        return F.cross_entropy(network(batch[0]), batch[1])
+
+    for _ in range(2):  # fill the momentum
+        optimizer.zero_grad()
+        loss(batches[0]).backward()
+        optimizer.step()
+    expected = architect_gradient(network, *batches, 0.1, 0.9, 3e-3, optimizer)
+    [actual], _ = unrolled_alpha_gradient(network.arch, loss, optimizer, *batches)
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-9)

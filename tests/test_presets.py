@@ -3,10 +3,11 @@
 from dataclasses import asdict
 from pathlib import Path
 
-import darts_space
 import pytest
-import timm_model
 
+from sparsemix.cli.darts import DartsConfig
+from sparsemix.cli.timm_model import PRESETS as TIMM
+from sparsemix.cli.timm_model import TimmConfig
 from sparsemix.config import SearchConfig, config_from_flags
 from sparsemix.retrain import PRESETS as TRAININGS
 from sparsemix.retrain import RetrainConfig, retrain_config_from_flags
@@ -19,11 +20,11 @@ PAGE = (Path(__file__).parent.parent / "docs/presets.md").read_text()
 SEARCHES = {
     "NAS-Bench-201, sp-darts": (nb201.PRESETS, SearchConfig, "sp-darts"),
     "NAS-Bench-201, darts": (nb201.PRESETS, SearchConfig, "darts"),
-    "DARTS space, sp-darts": (darts.PRESETS, darts_space.DartsConfig, "sp-darts"),
-    "DARTS space and S1 to S4, darts": (darts.PRESETS, darts_space.DartsConfig, "darts"),
-    "S1 to S4, sp-darts": (robust.PRESETS, darts_space.DartsConfig, "sp-darts"),
-    "Models of timm, sp-darts": (timm_model.PRESETS, timm_model.TimmConfig, "sp-darts"),
-    "Models of timm, darts": (timm_model.PRESETS, timm_model.TimmConfig, "darts"),
+    "DARTS space, sp-darts": (darts.PRESETS, DartsConfig, "sp-darts"),
+    "DARTS space and S1 to S4, darts": (darts.PRESETS, DartsConfig, "darts"),
+    "S1 to S4, sp-darts": (robust.PRESETS, DartsConfig, "sp-darts"),
+    "Models of timm, sp-darts": (TIMM, TimmConfig, "sp-darts"),
+    "Models of timm, darts": (TIMM, TimmConfig, "darts"),
 }
 
 
@@ -86,7 +87,7 @@ def test_every_preset_has_a_row_of_what_it_is():
 def test_the_first_preset_of_a_method_is_its_default():
     assert config_from_flags(nb201.PRESETS, []).preset == "paper"
     assert config_from_flags(nb201.PRESETS, ["--method", "darts"]).preset == "nas-bench-201"
-    assert config_from_flags(darts.PRESETS, ["--method", "darts"], darts_space.DartsConfig).preset == "original"
+    assert config_from_flags(darts.PRESETS, ["--method", "darts"], DartsConfig).preset == "original"
 
 
 def test_a_preset_of_another_method(capsys):
@@ -105,6 +106,6 @@ def probabilities(config):
 def test_p_in_the_epochs_that_published_code_logs():
     nb = probabilities(config_from_flags(nb201.PRESETS, ["--preset", "authors"]))
     assert [round(nb[epoch], 4) for epoch in (0, 1, 25, 49)] == [0, 0.0204, 0.5102, 1]
-    s = probabilities(config_from_flags(robust.PRESETS, ["--preset", "authors"], darts_space.DartsConfig))
+    s = probabilities(config_from_flags(robust.PRESETS, ["--preset", "authors"], DartsConfig))
     assert s == pytest.approx([min(1, 0.8 + 0.006 * (epoch + 1)) for epoch in range(50)])
     assert s.index(1) == 33

@@ -1,5 +1,6 @@
 """The code in README.md and in pages that stand alone, run as it is written there."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -8,8 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from sparsemix import ArchParameterGroup
 from sparsemix.alphas import AlphaTables
 from sparsemix.bilevel import SearchStep
+from sparsemix.metrics import accuracy
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -35,14 +38,24 @@ def run(block):
 
 def test_the_first_example(capsys):
     names = run(BLOCKS[0])
-    choices = names["arch"].genotype()
-    assert [*choices] == [f"blocks.{i}" for i in range(6)]
-    assert str(choices) in capsys.readouterr().out
-    x = next(names["pairs"].validation())[0]
-    assert names["final"](x).shape == (len(x), 10)
+    arch, pairs, final = names["arch"], names["pairs"], names["final"]
+    choices = arch.genotype()
+    assert [*choices] == [f"blocks.{i}.0" for i in range(6)]
+    shown = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"before: accuracy \d+\.\d%, entropy 5\.\d\d", shown[0])
+    assert shown[10].startswith("epoch 10: p 1.00, loss 0.")
+    assert shown[10].endswith("entropy 0.00")
+    assert shown[11].endswith(str(choices))
+    assert accuracy(final, pairs.validation()) > 0.9
+    assert abs(accuracy(names["model"], pairs.validation()) - accuracy(final, pairs.validation())) < 0.01
     kinds = {"skip": torch.nn.Identity, "conv3": torch.nn.Conv2d, "conv5": torch.nn.Conv2d}
-    assert [type(block) for block in names["final"].blocks] == [kinds[name] for name in choices.values()]
-    assert names["arch"].entropy(1e-3) < 6 * 1.0986  # the rows have begun to decide
+    assert [type(block[0]) for block in final.blocks] == [kinds[name] for name in choices.values()]
+
+    saved = json.loads(json.dumps(choices))  # the way back
+    again = ArchParameterGroup(names["Supernet"]()).discretize(saved)
+    again.load_state_dict(final.state_dict())
+    x = next(pairs.validation())[0]
+    assert torch.equal(again.eval()(x), final.eval()(x))
 
 
 @pytest.mark.parametrize("block", OTHERS)
@@ -50,8 +63,20 @@ def test_the_others(block):
     assert run(block)
 
 
+@pytest.mark.parametrize("page", ["adoption", "sparse_execution"])
+def test_pages_whose_blocks_continue_one_another(page):
+    assert run("\n".join(blocks(ROOT / f"docs/{page}.md")))
+
+
+def test_no_other_page_has_code():
+    tested = {"darts", "timm", "accelerate", "drop_in", "adoption", "sparse_execution"}
+    assert {page.stem for page in (ROOT / "docs").glob("*.md") if blocks(page)} == tested
+
+
 class LightningModule(torch.nn.Module):
     """As much of Lightning's as the page needs."""
+
+    current_epoch = 0
 
     def optimizers(self):
         self.chosen = getattr(self, "chosen", None) or self.configure_optimizers()
@@ -116,6 +141,27 @@ def test_a_lightning_module_can_search():
     for i in range(2):
         model.training_step({"train": batch, "val": batch}, i)
     assert not torch.equal(alpha, model.arch.parameters()[0])
+
+
+@pytest.mark.usefixtures("lightning")
+def test_a_lightning_module_resumes_where_it_was():
+    """A fresh module that fit(ckpt_path=...) has brought to its last epoch, whose batches are all sparse."""
+    model = run(block_with("LightningModule"))["model"]
+    model.current_epoch = 9
+    batch = torch.randn(4, 3, 8, 8), torch.randint(10, (4,))
+    model.training_step({"train": batch, "val": batch}, 0)
+    assert model.phi.p == 1
+    assert model.arch.phi
+
+
+def test_the_unrolled_model_of_a_darts_repository_runs_under_the_same_phi():
+    model = run(block_with("class Network("))["model"]
+    for model.arch.phi in (False, True):
+        unrolled = model.new()
+        unrolled.load_state_dict(model.state_dict())
+        x = torch.randn(2, 3, 8, 8)
+        torch.testing.assert_close(unrolled(x), model(x))
+        torch.autograd.grad(unrolled(x).sum(), [unrolled.alphas_normal, *unrolled.parameters()])  # none is unused
 
 
 def test_the_pages_it_links_to_are_there():

@@ -4,8 +4,10 @@ import sys
 import pytest
 
 from sparsemix.figures import draw_audits, draw_runs
-from sparsemix.report import audit_table, main, steadiness_table, table
+from sparsemix.report import Table, audit_table, main, steadiness_table, table
 from sparsemix.run_records import load_run, middle_and_high
+
+CONFIG = {"space": "nb201", "dataset": "cifar10", "image_size": 16, "limit": 640, "weight_lr": 0.05, "sparse": 1e-3}
 
 
 @pytest.fixture
@@ -29,9 +31,7 @@ def runs(tmp_path):
         }
         method, seed = name.rsplit("-", 1)
         record |= {"method": method, "seed": int(seed)}
-        (folder / "config.json").write_text(
-            json.dumps({"method": method, "seed": int(seed), "weight_lr": 0.05, "sparse": 1e-3})
-        )
+        (folder / "config.json").write_text(json.dumps({**CONFIG, "method": method, "seed": int(seed)}))
         (folder / "records.jsonl").write_text(json.dumps(record) + "\n" + json.dumps({**record, "epoch": 1}) + "\n")
         (folder / "summary.json").write_text(json.dumps(record))
         folders.append(folder)
@@ -43,11 +43,43 @@ def loaded(folders):
 
 
 def test_a_row_for_each_run_and_a_mean_for_each_method(runs):
-    lines = table(loaded(runs)).splitlines()
-    assert lines[0] == "| run | supernet | discretised | gap | entropy | output leakage | skips | seconds | cell |"
-    assert lines[2] == r"| sp-darts-0 | 60.0% | 50.0% | +10.0% | 1.25 | 0.50 | 2 | 3 | \|none~0\| |"
-    assert lines[5].startswith("| **sp-darts**, 2 runs | 60.0% ± 0.0% | 60.0% ± 14.1% | +0.0% ± 14.1% |")
+    lines = table(loaded(runs)).markdown().splitlines()
+    headings = (
+        "| run | method | data | supernet | discretised | gap | entropy | output leakage | skips | seconds | found |"
+    )
+    assert lines[0] == headings
+    data = "cifar10 16x16, 640 images"
+    assert (
+        lines[2] == rf"| sp-darts-0 | sp-darts | {data} | 60.0% | 50.0% | +10.0% | 1.25 | 0.50 | 2 | 3 | \|none~0\| |"
+    )
+    assert lines[5].startswith("| sp-darts, 2 runs |  |  | 60.0% ± 0.0% | 60.0% ± 14.1% | +0.0% ± 14.1% |")
     assert len(lines) == 6
+
+
+def test_plain_text_for_a_terminal(runs):
+    shown = table(loaded(runs)).plain().splitlines()
+    assert len({len(line) for line in shown}) == 1
+    assert shown[1].split()[:6] == ["sp-darts-0", "sp-darts", "cifar10", "16x16,", "640", "images"]
+    assert shown[1].split()[6:] == ["60.0%", "50.0%", "+10.0%", "1.25", "0.50", "2", "3", "|none~0|"]
+    long = Table(["run", "error", "found"], [["a", "1", "x" * 50], ["all", "1", ""]]).plain()
+    assert long.splitlines() == ["run  error", "a        1", "all      1", "", f"a    {'x' * 50}"]
+
+
+def test_runs_of_different_kinds_have_tables_of_their_own(runs, tmp_path, monkeypatch, capsys):
+    config = json.loads((runs[1] / "config.json").read_text())
+    (runs[1] / "config.json").write_text(json.dumps({**config, "space": "s1"}))
+    training = tmp_path / "train"
+    training.mkdir()
+    outcome = {"genotype": "DARTS_V2", "model": None, "error": 0.03, "best_error": 0.02, "parameters": 3_349_342}
+    (training / "summary.json").write_text(json.dumps({**outcome, "macs": 5, "seconds": 2.0}))
+    (training / "config.json").write_text(json.dumps({"dataset": "svhn"}))
+    (training / "records.jsonl").write_text("")
+    monkeypatch.setattr(sys, "argv", ["report", *map(str, [*runs, training])])
+    main()
+    sections = capsys.readouterr().out.split("### ")[1:]
+    assert [section.splitlines()[0] for section in sections] == ["search of nb201", "search of s1", "training"]
+    assert [sum("darts-" in line for line in section.splitlines()) for section in sections] == [2, 1, 0]
+    assert "| train | svhn | 3.00% | 2.00% | 3,349,342 | 5 | 2 | DARTS_V2 |" in sections[2]
 
 
 def test_a_figure(runs, tmp_path):
@@ -84,23 +116,23 @@ def test_unfinished_runs_are_left_out(runs, tmp_path, monkeypatch, capsys):
 def test_runs_with_other_settings_are_not_averaged(runs):
     config = json.loads((runs[1] / "config.json").read_text())
     (runs[1] / "config.json").write_text(json.dumps({**config, "weight_lr": 0.1}))
-    assert "runs" not in table(loaded(runs))
+    assert "runs" not in table(loaded(runs)).markdown()
     other = json.loads((runs[0] / "config.json").read_text())
     (runs[2] / "config.json").write_text(json.dumps(other))
     summary = json.loads((runs[2] / "summary.json").read_text())
     (runs[2] / "summary.json").write_text(json.dumps({**summary, "method": "sp-darts"}))
-    assert "| **sp-darts, weight_lr 0.05**, 2 runs | 60.0% ± 0.0% | 30.0% ± 28.3% |" in table(loaded(runs))
+    assert "| sp-darts, weight_lr 0.05, 2 runs |  |  | 60.0% ± 0.0% | 30.0% ± 28.3% |" in table(loaded(runs)).markdown()
 
 
 def test_audits_as_a_table_and_a_figure(runs, tmp_path):
-    assert audit_table(loaded(runs)) == ""
+    assert audit_table(loaded(runs)) is None
     with pytest.raises(ValueError, match="no run recorded an audit of a sparse batch: search with --audit-every N"):
         draw_audits(loaded(runs), tmp_path / "figure.png")
     lines = (runs[0] / "records.jsonl").read_text().splitlines()
     audit = {"phi": True, "threshold": 1e-3, "output": 0.0, "update": 0.5, "executed": 0.4}
     audits = [{**audit, "loss": e, "gradient": 2 * e, "cosine": 1 - e} for e in (0.01, 0.02, 0.09)]
     (runs[0] / "records.jsonl").write_text(json.dumps({**json.loads(lines[0]), "audits": audits}) + "\n")
-    assert audit_table(loaded(runs)).splitlines()[2:] == [
+    assert audit_table(loaded(runs)).markdown().splitlines()[2:] == [
         "| sparse | 0.001 | 3 | 40% | 2.00%, 9.00% | 0.00%, 0.00% | 4.00%, 18.00% | 50.00%, 50.00% | 2.0e-02, 9.0e-02 |"
     ]
     draw_audits(loaded(runs), tmp_path / "figure.png")
@@ -115,7 +147,7 @@ def test_percentiles():
 
 def test_how_steady_the_end_was(runs):
     """By hand: six epochs, one late change, alphas of the last epoch one and three t_sp apart."""
-    assert steadiness_table(loaded(runs)) == ""
+    assert steadiness_table(loaded(runs)) is None
     record = json.loads((runs[0] / "records.jsonl").read_text().splitlines()[0])
     cells = ["a", "a", "a", "b", "b", "b"]
     alphas = [{"1<-0": [0.001, 0.0], "2<-0": [0.0, 0.003]}] * 5 + [{"1<-0": [0.001, 0.0], "2<-0": [0.0, 0.001]}]
@@ -129,4 +161,5 @@ def test_how_steady_the_end_was(runs):
     assert run.summary["lead"] == pytest.approx(1)
     assert run.summary["drift"] == pytest.approx(2 * 1 / (5 * 4))  # two alphas of one row moved by t_sp, once
     assert run.summary["early_drift"] == 0
-    assert steadiness_table([run]).splitlines()[2] == "| sp-darts-0 | 1 | 1.0 | 0.00 | 0.10 | no |"
+    row = steadiness_table([run]).rows[0]
+    assert row == ["sp-darts-0", "sp-darts", "cifar10 16x16, 640 images", "1", "1.0", "0.00", "0.10", "no"]

@@ -8,16 +8,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import darts_space
-import evaluate
-import pick
 import pytest
-import robust_spaces
 import torch
 from test_data import write_folder
 from torch import nn
 
 from sparsemix.checkpoints import Checkpoints
+from sparsemix.cli import darts as darts_search
+from sparsemix.cli import pick
+from sparsemix.cli import robust as robust_search
+from sparsemix.cli import train as train_command
 from sparsemix.config import config_from_flags
 from sparsemix.data import DATASETS, ResidentTraining, open_training, stratified_subset
 from sparsemix.genotype import DartsGenotype
@@ -30,6 +30,7 @@ from sparsemix.spaces.published import read_genotype
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 TINY_SEARCH = ["--preset", "proxy", "--channels", "2", "--cells", "3", "--epochs", "2", "--limit", "120"]
+TINY_SEARCH += ["--batch-size", "60"]
 TINY_TRAINING = [
     "--genotype",
     "DARTS_V2",
@@ -47,36 +48,33 @@ TINY_TRAINING = [
 
 
 def train(output, *flags):
-    return evaluate.main(retrain_config_from_flags([*TINY_TRAINING, "--output", str(output), *flags]))
+    return train_command.train(retrain_config_from_flags([*TINY_TRAINING, "--output", str(output), *flags]))
 
 
 @pytest.mark.parametrize("flags", [[], ["--method", "darts", "--space", "darts-none", "--read-out", "authors"]])
 def test_search_and_train_what_it_found(tmp_path, flags, capsys):
     config = config_from_flags(
-        darts.PRESETS, [*TINY_SEARCH, *flags, "--output", str(tmp_path / "s")], darts_space.DartsConfig
+        darts.PRESETS, [*TINY_SEARCH, *flags, "--output", str(tmp_path / "s")], darts_search.DartsConfig
     )
-    summary = darts_space.main(config)
+    summary = darts_search.search(config)
     genotype = read_genotype(tmp_path / "s" / "genotype.json")
     assert str(genotype) == summary["genotype"]
     assert summary["skips"] == genotype.skips
-    command = capsys.readouterr().out.split("to train it from scratch: ")[1].split()
-    assert command[:4] == ["accelerate", "launch", "benchmarks/evaluate.py", "--genotype"]
+    command = capsys.readouterr().out.split("to train it from scratch: ")[1].splitlines()[0].split()
+    assert command[:3] == ["sparsemix", "train", "--genotype"]
     smaller = ["--epochs", "2", "--limit", "400", "--output", str(tmp_path / "t")]
-    trained = evaluate.main(retrain_config_from_flags([*command[3:], *smaller]))
+    trained = train_command.train(retrain_config_from_flags([*command[2:], *smaller]))
     assert 0 <= trained["best_error"] <= trained["error"] <= 1
     assert trained["judged_on"] == "held-out images"
     assert trained["genotype"] == summary["genotype"]
-    with pytest.raises(ValueError, match="holds no search but a training of Genotype"):
-        load_run(tmp_path / "t")
-    assert json.loads((tmp_path / "t" / "summary.json").read_text()) == trained
-    weights = torch.load(tmp_path / "t" / "weights.pt", weights_only=True)
-    assert sum(v.numel() for n, v in weights.items() if n.endswith(("weight", "bias"))) == trained["parameters"]
+    training = load_run(tmp_path / "t")
+    assert (training.kind, training.what) == ("training", summary["genotype"])
 
 
 @pytest.mark.parametrize("space", robust.SPACES)
 def test_robust_spaces(tmp_path, space):
     flags = [*TINY_SEARCH, "--epochs", "2", "--space", space, "--output", str(tmp_path / "s"), "--threshold", "1e-3"]
-    summary = darts_space.main(config_from_flags(robust.PRESETS, flags, robust_spaces.RobustConfig))
+    summary = darts_search.search(config_from_flags(robust.PRESETS, flags, robust_search.RobustConfig))
     genotype = DartsGenotype.parse(summary["genotype"])
     for kind in genotype.CELLS:
         assert all(operation in robust.SPACES[space][kind][edge] for edge, operation in genotype.edges(kind).items())
@@ -99,7 +97,7 @@ def test_pick_searches_trains_and_picks_the_best(tmp_path, capsys):
     flags = [*TINY_SEARCH, "--epochs", "2", "--space", "s2", "--train-epochs", "1", "--output", str(tmp_path)]
     flags += ["--seeds", "0", "1", "--temperatures", "4e-4", "7e-4"]
     config = pick.config(flags)
-    result = pick.main(config)
+    result = pick.pick(config)
     accuracies = {c["name"]: c["accuracy"] for c in result["candidates"]}
     assert set(accuracies) == {"t0.0004-seed0", "t0.0004-seed1", "t0.0007-seed0", "t0.0007-seed1"}
     assert accuracies[result["picked"]] == max(accuracies.values())
@@ -108,12 +106,12 @@ def test_pick_searches_trains_and_picks_the_best(tmp_path, capsys):
         assert searched["sparse"] == float(name.split("-")[0][1:])
         assert searched["smooth"] == pytest.approx(10 * searched["sparse"])
         assert (tmp_path / f"train-{name}" / "summary.json").exists()
-    assert "to train it in full: accelerate launch benchmarks/evaluate.py" in capsys.readouterr().out
+    assert "to train it in full: sparsemix train --genotype" in capsys.readouterr().out
     records = (tmp_path / "search-t0.0004-seed0" / "records.jsonl").read_text()
-    assert pick.main(config) == result  # nothing is done twice
+    assert pick.pick(config) == result  # nothing is done twice
     assert (tmp_path / "search-t0.0004-seed0" / "records.jsonl").read_text() == records
     with pytest.raises(ValueError, match="holds a run with another configuration: epochs was 1 and is now 3"):
-        pick.main(replace(config, train_epochs=3))
+        pick.pick(replace(config, train_epochs=3))
 
 
 def test_a_timm_model_is_trained_by_the_same_script(tmp_path):
@@ -138,7 +136,7 @@ def test_interrupted_and_resumed_is_as_if_never_interrupted(tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.SGD, "step", interrupting)
-        with pytest.raises(Interrupted, match=r"to go on: accelerate launch .* --resume$"):
+        with pytest.raises(Interrupted, match=r"to go on: python .* --resume$"):
             train(tmp_path / "parts", *flags)
     torch.manual_seed(99)
     parts = train(tmp_path / "parts", *flags, "--resume")
@@ -168,7 +166,7 @@ def test_the_drop_path_rises_linearly_and_the_learning_rate_falls(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Retraining, "_train_epoch", watching)
-        evaluate.main(config)
+        train_command.train(config)
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
     lines = (tmp_path / "t" / "records.jsonl").read_text().splitlines()
     assert [json.loads(line)["lr"] for line in lines] == pytest.approx(
@@ -183,15 +181,15 @@ def test_the_drop_path_rises_linearly_and_the_learning_rate_falls(tmp_path):
 def test_the_printed_command_is_a_training_that_can_begin(space, preset, expected):
     flags = ["--space", space, "--preset", preset, "--dataset", "cifar10"]
     presets = robust.PRESETS if space in robust.SPACES else darts.PRESETS
-    search = config_from_flags(presets, flags, darts_space.DartsConfig)
-    command = darts_space.retrain_command(search, Path("runs/x")).split()
-    config = retrain_config_from_flags(command[3:])
+    search = config_from_flags(presets, flags, darts_search.DartsConfig)
+    command = darts_search.retrain_command(search, Path("runs/x")).split()
+    config = retrain_config_from_flags(command[2:])
     assert (config.preset, config.genotype, config.image_size) == (expected, "runs/x/genotype.json", search.image_size)
 
 
 def test_nothing_to_train():
     with pytest.raises(ValueError, match=r"what is to be trained\? Give --genotype, one of NASNet, .*; or --model"):
-        evaluate.main(retrain_config_from_flags(["--preset", "proxy"]))
+        train_command.train(retrain_config_from_flags(["--preset", "proxy"]))
 
 
 def test_what_does_not_fit_shows_before_there_is_a_run(tmp_path):
@@ -203,9 +201,9 @@ def test_what_does_not_fit_shows_before_there_is_a_run(tmp_path):
 
 
 def test_a_table_has_no_place_in_this_space(tmp_path):
-    config = darts_space.DartsConfig(table=tmp_path / "table.csv")
+    config = darts_search.DartsConfig(table=tmp_path / "table.csv")
     with pytest.raises(ValueError, match="there is no table of the space 'darts'"):
-        darts_space.main(config)
+        darts_search.search(config)
 
 
 def test_presets_are_the_papers():
@@ -273,7 +271,7 @@ def test_a_network_over_the_line_of_the_mobile_setting(tmp_path, monkeypatch, ca
         output = ["--output", str(tmp_path / str(cells)), "--cells", str(cells)]
         config = retrain_config_from_flags([*flags, *output])
         with pytest.raises(Interrupted):
-            evaluate.main(config)
+            train_command.train(config)
         assert ("over the 3 M of the mobile setting" in capsys.readouterr().out) == said
 
 

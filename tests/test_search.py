@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
-import nb201_space
 import pytest
 import timm
 import torch
@@ -19,6 +19,7 @@ from torch import nn
 from sparsemix import ArchParameterGroup, BatchMixedScheduler, MixedOp, SparseSmoothSoftmax
 from sparsemix.bilevel import SearchStep
 from sparsemix.checkpoints import Checkpoints
+from sparsemix.cli import nb201 as nb201_cli
 from sparsemix.config import SearchConfig, config_from_flags
 from sparsemix.data import open_pairs
 from sparsemix.genotype import NB201Genotype
@@ -28,10 +29,10 @@ from sparsemix.report import table as run_table
 from sparsemix.run_folder import RunFolder
 from sparsemix.run_records import load_run
 from sparsemix.running import Interrupted, command_line, make_accelerator, run_script, stop_requests
-from sparsemix.search import Search
+from sparsemix.search import Search, _undecided
 from sparsemix.spaces import nb201
 
-SCRIPT = Path(nb201_space.__file__)
+SCRIPT = Path(__file__).parent.parent / "benchmarks/nb201_space.py"
 TINY = {
     "preset": "proxy",
     "device": "cpu",
@@ -46,7 +47,7 @@ TINY_FLAGS = [word for flag, value in TINY.items() for word in (f"--{flag}", val
 
 
 def search(output, *flags):
-    return nb201_space.main(config_from_flags(nb201.PRESETS, [*TINY_FLAGS, "--output", str(output), *flags]))
+    return nb201_cli.search(config_from_flags(nb201.PRESETS, [*TINY_FLAGS, "--output", str(output), *flags]))
 
 
 def records(output):
@@ -111,8 +112,8 @@ def test_evaluations_can_be_thinned_and_change_nothing(finished, tmp_path, capsy
     first, second = (Checkpoints(f).load()["model"] for f in (tmp_path / "run", output))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     shown = capsys.readouterr().out.splitlines()
-    assert ["supernet" in line for line in shown if line.startswith("epoch")] == [False, True, True]
-    assert run_table([load_run(tmp_path / "run")])
+    assert ["%" in line for line in shown if line.strip().startswith(("1/3", "2/3", "3/3"))] == [False, True, True]
+    assert run_table([load_run(tmp_path / "run")]).rows
 
 
 def test_raw_accuracies_are_those_of_the_running_statistics(finished, tmp_path):
@@ -212,7 +213,7 @@ def search_with_a_break(monkeypatch, stop_at, output, *flags):
 
     with monkeypatch.context() as patch:
         patch.setattr(SearchStep, "__call__", interrupting)
-        with pytest.raises(Interrupted, match=r"to go on: accelerate launch .* --resume$"):
+        with pytest.raises(Interrupted, match=r"to go on: python .* --resume$"):
             search(output, *flags)
     torch.manual_seed(99)
     search(output, *flags, "--resume")
@@ -265,20 +266,77 @@ def test_a_damaged_configuration(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("processes", "precision", "torchrun", "expected"),
+    ("program", "launcher", "processes", "precision", "expected"),
     [
-        (1, "no", False, "accelerate launch s.py --a 1 --resume"),
-        (2, "bf16", False, "accelerate launch --num_processes 2 --mixed_precision bf16 s.py --a 1 --resume"),
-        (2, "no", True, "torchrun --standalone --nproc-per-node 2 s.py --a 1 --resume"),
+        ("s.py", "", 1, "no", "python s.py --a 1 --resume"),
+        ("/venv/bin/sparsemix", "", 1, "no", "sparsemix --a 1 --resume"),
+        ("/lib/sparsemix/__main__.py", "", 1, "no", "python -m sparsemix --a 1 --resume"),
+        ("s.py", "accelerate", 1, "no", "accelerate launch --quiet s.py --a 1 --resume"),
+        (
+            "/lib/sparsemix/__main__.py",
+            "accelerate",
+            2,
+            "bf16",
+            "accelerate launch --quiet --num_processes 2 --mixed_precision bf16 -m sparsemix --a 1 --resume",
+        ),
+        ("s.py", "torchrun", 2, "no", "torchrun --standalone --nproc-per-node 2 s.py --a 1 --resume"),
     ],
 )
-def test_how_to_go_on(monkeypatch, processes, precision, torchrun, expected):
-    monkeypatch.setattr(sys, "argv", ["s.py", "--resume", "--a", "1"])
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    if torchrun:
-        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+def test_how_to_go_on(monkeypatch, program, launcher, processes, precision, expected):
+    monkeypatch.setattr(sys, "argv", [program, "--resume", "--a", "1"])
+    for name, of in (("TORCHELASTIC_RUN_ID", "torchrun"), ("ACCELERATE_MIXED_PRECISION", "accelerate")):
+        monkeypatch.delenv(name, raising=False)
+        if launcher == of:
+            monkeypatch.setenv(name, "1")
     accelerator = SimpleNamespace(num_processes=processes, mixed_precision=precision, device=torch.device("cpu"))
     assert command_line(accelerator) == expected
+
+
+def test_what_is_printed_fits_a_screen(finished, tmp_path, capsys):
+    """A line an epoch under one heading, the rows that changed counted from the records, the cell once."""
+    output, _, table = finished
+    summary = search(tmp_path / "run", "--table", str(table), "--table-dataset", "cifar10")
+    shown = capsys.readouterr().out
+    assert all(len(line) <= 120 for line in shown.splitlines() if str(tmp_path) not in line)
+    assert shown.count(summary["genotype"]) == 1
+    [heading] = [line for line in shown.splitlines() if line.startswith("epoch")]
+    rows = [line for line in shown.splitlines() if line.strip().startswith(("1/3", "2/3", "3/3"))]
+    assert {len(line) for line in rows} == {len(heading)}
+    strongest = [{label: row.index(max(row)) for label, row in r["alphas"].items()} for r in records(output)]
+    changes = [sum(new[label] != old[label] for label in new) for old, new in pairwise(strongest)]
+    assert [row.split()[10] for row in rows] == ["-", *map(str, changes)]
+    assert f"true accuracy {summary['true_accuracy']:.2f} %" in shown
+    assert f"{len(summary['undecided'])} of 6 rows" in shown or "all 6 rows are decided" in shown
+
+
+def test_undecided_rows_are_named():
+    arch = ArchParameterGroup(nn.Sequential(MixedOp({"a": nn.Identity(), "b": nn.Tanh(), "c": nn.ReLU()}, label="row")))
+    with torch.no_grad():
+        arch.parameters()[0].copy_(torch.tensor([0.0, 0.003, 0.0015]))
+    assert _undecided(arch, 1e-3) == {"row": ["b", "c"]}
+    assert _undecided(arch, 0.7e-3) == {}
+
+
+def test_a_mistake_is_one_line(monkeypatch, capsys):
+    def mistaken():
+        raise ValueError("the batch is too large")
+
+    with pytest.raises(SystemExit, match="2"):
+        run_script(mistaken)
+    assert capsys.readouterr().err == "error: the batch is too large\n"
+    monkeypatch.setenv("SPARSEMIX_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="the batch is too large"):
+        run_script(mistaken)
+
+
+def test_a_mistake_is_one_line_under_accelerate_launch(tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_processes", "1"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [*launch, "--num_cpu_threads_per_process", "1", str(SCRIPT), "--batch-size", "9999"]
+    shown = subprocess.run([*command, "--output", str(tmp_path / "run")], capture_output=True, text=True, check=False)
+    assert shown.returncode
+    assert shown.stderr.startswith("error: batches of 9999 cannot be cut from")
+    assert len((shown.stdout + shown.stderr).splitlines()) == 1
 
 
 def test_a_script_that_is_stopped(capsys):
@@ -376,7 +434,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(finished):
 
 def test_resuming_with_another_configuration_names_the_fields(finished):
     output, *_ = finished
-    with pytest.raises(ValueError, match=r"alpha_lr was 0\.0003 and is now 0\.001, epochs was 3 and is now 7"):
+    with pytest.raises(ValueError, match=r"alpha_lr was 0\.0012 and is now 0\.001, epochs was 3 and is now 7"):
         search(output, "--resume", "--epochs", "7", "--alpha-lr", "1e-3")
 
 

@@ -18,6 +18,7 @@ from sparsemix.bilevel import SearchStep, alpha_gradient
 from sparsemix.metrics import audit
 from sparsemix.mixed_op import Execution, Weights, fan_out
 from sparsemix.relaxation import Softmax, StraightThrough
+from sparsemix.spaces.cells import DenseCell
 from sparsemix.spaces.ops import Noise, ReLUConvBN, Zero
 
 
@@ -542,6 +543,32 @@ def test_what_little_passes_beside_none_is_not_cut():
         torch.testing.assert_close(
             measured[1e-3], measured[0.0], rtol=1e-3, atol=1e-3 * float(measured[0.0].abs().max())
         )
+
+
+def test_beside_an_edge_that_passes_the_remainder_of_another_may_be_cut():
+    """Node 1 has one edge, which none holds almost wholly; node 2 has a second one, a skip."""
+    torch.manual_seed(0)
+
+    def edge(name):
+        candidates = {"none": Zero(), "skip": nn.Identity(), "conv": ReLUConvBN(4, 4, 3)}
+        return MixedOp(candidates, label=name)
+
+    cell = DenseCell(3, edge).double()
+    arch = ArchParameterGroup(cell, Softmax(), threshold=1e-3)
+    almost_none = [0.9995, 3e-4, 2e-4]
+    alphas_of(arch, [almost_none, [1e-5, 0.9999, 1e-5], almost_none])
+    x = torch.randn(8, 4, 6, 6, dtype=torch.float64)
+    with arch.fixed_alphas():
+        ways = {name: cell.edges[name].executions(weights) for name, weights in cell.operation_weights().items()}
+        sparse = cell(x)
+    full, skipped = Execution.FULL, Execution.SKIPPED
+    assert ways == {
+        "1<-0": [full, full, full],
+        "2<-0": [skipped, full, skipped],
+        "2<-1": [full, skipped, skipped],
+    }
+    arch.threshold = 0.0
+    torch.testing.assert_close(sparse, cell(x), rtol=0, atol=5e-3)
 
 
 def test_the_strongest_that_adds_something_runs_beside_none():

@@ -154,7 +154,7 @@ def test_a_file_that_lacks_results_or_is_none(tmp_path):
 
 
 def test_command_line(csv_file):
-    command = [sys.executable, "-m", "sparsemix.tables", "show", csv_file, CELLS[0]]
+    command = [sys.executable, "-m", "sparsemix", "table", "show", csv_file, CELLS[0]]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "90.00 %  rank 3 of 4, best 93.00 %" in shown.stdout
 

@@ -2,9 +2,9 @@ import json
 
 import pytest
 import timm
-import timm_model
 import torch
 
+from sparsemix.cli import timm_model
 from sparsemix.config import config_from_flags
 from sparsemix.inject import choose_
 
@@ -27,7 +27,7 @@ TINY = [
 
 
 def search(output, *flags):
-    return timm_model.main(
+    return timm_model.search(
         config_from_flags(timm_model.PRESETS, [*TINY, "--output", str(output), *flags], timm_model.TimmConfig)
     )
 

@@ -16,11 +16,14 @@ def read(folder):
 
 def test_an_epoch_s_numbers_and_alphas(tmp_path):
     record = {"epoch": 3, "entropy": 1.5, "skips": 2, "genotype": "text", "alphas": {"a": [0.0]}}
+    record |= {"output_leakage": {"1<-0": 0.5}, "true_accuracies": {"cifar10": {"test": 90.0}}, "audits": [{}]}
     config = {"epochs": 5, "output": None, "betas": (0.5, 0.999)}
     with tracking(Accelerator(cpu=True), "tensorboard", tmp_path, config) as log:
         log(record, {"alpha/a": torch.tensor([0.0, 1.0, 1.0])})
     events = read(tmp_path)
-    assert {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]} == {"entropy": 1.5, "skips": 2}
+    assert {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]} == {
+        "entropy": 1.5, "skips": 2, "output_leakage/1<-0": 0.5, "true_accuracies/cifar10/test": 90.0,
+    }  # fmt: skip
     [histogram] = events.Histograms("alpha/a")
     assert (histogram.step, histogram.histogram_value.num, histogram.histogram_value.sum) == (3, 3, 2)
 

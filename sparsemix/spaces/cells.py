@@ -35,7 +35,18 @@ class Cell(nn.Module):
 
     def operation_weights(self) -> dict[str, Weights]:
         """The weights of the mixed edges, for a forward that is run again when activations are checkpointed."""
-        return {name: edge.operation_weights() for name, edge in self.edges.items() if isinstance(edge, MixedOp)}
+        weights = {name: edge.operation_weights() for name, edge in self.edges.items() if isinstance(edge, MixedOp)}
+        passing: dict[int, float] = {}
+        for leaving in self._leaving.values():
+            for target, name in leaving:
+                edge = self.edges[name]
+                adds = edge.passing(weights[name]) if isinstance(edge, MixedOp) else 1.0
+                passing[target] = passing.get(target, 0.0) + adds
+        for leaving in self._leaving.values():
+            for target, name in leaving:
+                if name in weights:
+                    weights[name] = weights[name]._replace(passing=passing[target])
+        return weights
 
     def nodes(self, inputs: Sequence[Tensor], weights: Mapping[str, Weights] | None = None) -> dict[int, Tensor]:
         """The values of all nodes that something leads to, given those of the first ones."""

@@ -1,0 +1,5 @@
+"""``python -m sparsemix``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,74 @@
+"""The commands: ``sparsemix search nb201 --preset proxy``, ``sparsemix train``, ``sparsemix report``, ...
+
+``python -m sparsemix`` is the same, and ``accelerate launch -m sparsemix`` launches it on several devices.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import NamedTuple
+
+from ..running import run_script
+
+__all__ = ["COMMANDS", "Command", "main"]
+
+
+class Command(NamedTuple):
+    """A command: the function ``main(args)`` of a module that is imported when it is used, and what it does."""
+
+    module: str
+    summary: str
+
+
+COMMANDS: dict[str, Command] = {
+    "search nb201": Command("cli.nb201", "search the NAS-Bench-201 space"),
+    "search darts": Command("cli.darts", "search the DARTS space"),
+    "search s1": Command("cli.robust", "search S1, a space on which DARTS ends in skip connections; also s2, s3, s4"),
+    "search timm": Command("cli.timm_model", "search the layers of a model of timm's"),
+    "train": Command("cli.train", "train what was found, a published architecture, or a model of timm's"),
+    "pick": Command("cli.pick", "search several times, train each result briefly, keep the best"),
+    "report": Command("report", "what finished runs found, as tables and figures"),
+    "table": Command("tables", "make or read the table of NAS-Bench-201's accuracies"),
+}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run a command.
+
+    Args:
+        args: the command line; by default the process's own.
+
+    Raises:
+        SystemExit: there is no such command, or it failed or was stopped; the reason has been printed.
+    """
+    words = sys.argv[1:] if args is None else args
+    name = " ".join(words[:2]) if words[:1] == ["search"] else " ".join(words[:1])
+    space = name.removeprefix("search ")
+    if space in ("s2", "s3", "s4"):
+        name = "search s1"
+    if name not in COMMANDS:
+        wanted = "" if not {*words} - {"search", "-h", "--help"} else f"there is no command {name!r}\n\n"
+        width = max(map(len, COMMANDS))
+        listed = "\n".join(f"  sparsemix {name:{width}}  {command.summary}" for name, command in COMMANDS.items())
+        print(f"{wanted}commands, each with --help:\n{listed}", file=sys.stderr if wanted else sys.stdout)
+        sys.exit(2 if wanted else 0)
+    flags = words[len(name.split()) :]
+    run_script(lambda: _imported(COMMANDS[name].module)([*(["--space", space] if name == "search s1" else []), *flags]))
+
+
+def _imported(module: str) -> Callable[[list[str]], None]:
+    """The function of a command.
+
+    Raises:
+        ImportError: a package is missing that only the commands need; says how to get it.
+    """
+    try:
+        return import_module(f"sparsemix.{module}").main
+    except ImportError as error:
+        if error.name in ("tyro", "sklearn", "scipy", "matplotlib"):
+            raise ModuleNotFoundError(
+                f"{error.name} is not installed: pip install 'sparsemix[search,plots]'"
+            ) from error
+        raise

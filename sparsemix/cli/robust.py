@@ -1,0 +1,25 @@
+"""``sparsemix search s1`` to ``s4``: search a space on which DARTS ends in skip connections.
+
+The paper searches with t_sp of 4e-4 to 7e-4 and keeps the best: ``sparsemix pick`` does that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..config import config_from_flags
+from ..spaces import robust
+from .darts import DartsConfig, search
+
+
+@dataclass(frozen=True)
+class RobustConfig(DartsConfig):
+    space: Literal["s1", "s2", "s3", "s4"] = "s1"
+    """The operations of each edge."""
+
+
+def main(args: list[str]) -> None:
+    """The command with these flags."""
+    config = config_from_flags(robust.PRESETS, args, RobustConfig, prog="sparsemix search s1|s2|s3|s4")
+    search(config)

@@ -1,0 +1,164 @@
+"""``sparsemix search timm``: search inside a model of timm's: which kernels, activations, ... should its layers have?
+
+The run folder holds ``choice.json``, path -> candidate, and the weights of the network found;
+:func:`sparsemix.inject.choose_` builds that network again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import timm
+import tyro
+from accelerate.utils import set_seed
+from torch import Tensor
+from tyro.constructors import PrimitiveConstructorSpec
+
+from ..arch_parameters import ArchParameterGroup
+from ..config import METHODS, SearchConfig, config_from_flags
+from ..cost import CostTable, CostTerm, Unit, measure_costs
+from ..data import open_pairs
+from ..epoch_table import Columns, compact
+from ..inject import choices, mix_
+from ..metrics import skip_count
+from ..running import make_accelerator, say
+from ..search import Search
+from ..spaces.darts import DARTS_SETTINGS
+
+
+def amount(text: str) -> float:
+    """A number such as 2200000, 2.2e6 or 2.2M."""
+    factor = {"k": 1e3, "M": 1e6, "G": 1e9}.get(text[-1:], 1.0)
+    return float(text if factor == 1 else text[:-1]) * factor
+
+
+Amount = Annotated[
+    float,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="NUMBER[k|M|G]",
+        instance_from_str=lambda args: amount(args[0]),
+        is_instance=lambda value: isinstance(value, int | float),
+        str_from_instance=lambda value: [f"{value:g}"],
+    ),
+]
+
+
+@dataclass(frozen=True)
+class TimmConfig(SearchConfig):
+    preset: str = "default"
+    """The row of settings that the other flags start from."""
+    model: str = "mobilenetv3_small_100"
+    """A model of timm's."""
+    pretrained: bool = False
+    """Start from its trained weights."""
+    mix: str = "kernel"
+    """Family of candidates: kernel, dilation, separable, groups, activation, norm, token_mixer or skip."""
+    where: str | None = None
+    """Pattern of the layers' paths ("layer3.*"); by default all that the family can replace."""
+    share: int | None = None
+    """Layers whose paths agree in so many first parts share one choice; by default each has its own."""
+    cost: Literal["parameters", "macs"] = "macs"
+    """What is counted: parameters, or multiply-accumulates of an image."""
+    measure_latency: bool = False
+    """Count seconds an image instead, measured on this machine when a search begins or is resumed."""
+    cost_weight: float | None = None
+    """Weight of the expected cost in alpha's loss; by default 1 if there is a budget, and otherwise 0."""
+    cost_budget: Amount | None = None
+    """What the result may cost, such as 2.2M: only what exceeds it counts."""
+
+    # of supernets that are built of cells
+    channels: tyro.conf.Suppress[int] = 16
+    cells: tyro.conf.Suppress[int] = 5
+    table: tyro.conf.Suppress[None] = None
+    table_dataset: tyro.conf.Suppress[None] = None
+
+
+_DEFAULT: dict[str, Any] = {"epochs": 50, "batch_size": 64, "sparse": 1e-3, "smooth": 1e-2, "threshold": 1e-3}
+_PROXY: dict[str, Any] = {"epochs": 10, "image_size": 32, "limit": 6400}  # for CPUs
+
+PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
+    method: {
+        "default": {"*": {**_DEFAULT, **settings}},
+        "proxy": {"*": {**_DEFAULT, **settings, **_PROXY}, "digits": {"limit": None}},
+    }
+    for method, settings in {"sp-darts": {}, "darts": {**DARTS_SETTINGS, "threshold": 0.0}}.items()
+}
+
+
+class Choice(dict[str, str]):
+    """Row -> candidate, as records and tables show it."""
+
+    SKIPS: ClassVar[frozenset[str]] = frozenset({"skip", "identity"})
+
+    def __init__(self, arch: ArchParameterGroup) -> None:
+        super().__init__(arch.genotype())
+        self.has_skips = any(self.SKIPS & {*ops[0].names} for ops in arch.rows.values())
+
+    @property
+    def skips(self) -> int | None:
+        return skip_count(self, self.SKIPS) if self.has_skips else None
+
+    def __str__(self) -> str:
+        return ", ".join(f"{row}: {name}" for row, name in self.items())
+
+
+def search(config: TimmConfig) -> dict[str, Any]:
+    """Search, and return the summary."""
+    accelerator = make_accelerator(config.device)
+    set_seed(config.seed)
+    pairs = open_pairs(**config.data_options(), device=accelerator.device)
+    image = next(pairs.validation())[0][:1]
+    options: dict[str, Any] = {"num_classes": len(pairs.classes), "in_chans": pairs.in_chans}
+    pretrained_cfg = timm.models.get_pretrained_cfg(config.model)
+    if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:  # vision transformers, mixers
+        options["img_size"] = image.shape[-1]
+    model = timm.create_model(config.model, pretrained=config.pretrained, **options)
+    mixed = mix_(model, config.mix, config.where, share=config.share, example=image)
+    relaxation = METHODS[config.method](config)
+    arch = ArchParameterGroup(model.to(accelerator.device), relaxation, threshold=config.threshold)
+
+    unit: Unit = "seconds" if config.measure_latency else config.cost
+    table = measure_costs(arch, image, unit)
+    reach = f"from {compact(table.cheapest)} to {compact(table.dearest)} {unit}"
+    say(accelerator, f"{config.mix} in {len(mixed)} layers of {config.model}: {reach}")
+    weight = config.cost_weight if config.cost_weight is not None else float(config.cost_budget is not None)
+    term = CostTerm(arch, table, weight, config.cost_budget) if weight else None
+
+    def judge(choice: Choice) -> dict[str, Any]:
+        return {"cost": table.of(choice)}
+
+    budget = "" if config.cost_budget is None else f" of {compact(config.cost_budget)}"
+    columns: Columns = {"cost": (f"{unit}{budget}", compact)}
+    run = Search(config, arch, pairs, accelerator, config.model, Choice, judge, columns, cost_term=term)
+    summary = run.run()
+    keep(run, table, options, image)
+    return summary
+
+
+def keep(run: Search, table: CostTable, options: dict[str, Any], image: Tensor) -> None:
+    """The network that was found, beside the record of the search."""
+    config: Any = run.config
+    folder, arch = run.folder, run.arch
+    folder.write("choice.json", choices(arch.model))
+    folder.write("costs.json", {"unit": table.unit, "fixed": table.fixed, "rows": table.rows})
+    folder.save("weights.pt", arch.discretize().state_dict())
+    found, budget = table.of(arch.genotype()), config.cost_budget
+    if budget is not None and found > budget:
+        say(run.accelerator, f"over the budget of {compact(budget)}: raise --cost-weight, or search for more epochs")
+    say(
+        run.accelerator,
+        f"{compact(found)} {table.unit}; to build it:\n"
+        f"  import json, timm, torch\n"
+        f"  from ..inject import choose_\n"
+        f"  image = torch.zeros({tuple(image.shape)})\n"
+        f"  model = timm.create_model({config.model!r}, {', '.join(f'{k}={v}' for k, v in options.items())})\n"
+        f"  choose_(model, {config.mix!r}, json.load(open({str(folder.path / 'choice.json')!r})), example=image)\n"
+        f"  model.load_state_dict(torch.load({str(folder.path / 'weights.pt')!r}, weights_only=True))",
+    )
+
+
+def main(args: list[str]) -> None:
+    """The command with these flags."""
+    search(config_from_flags(PRESETS, args, TimmConfig, prog="sparsemix search timm"))

@@ -1,0 +1,130 @@
+"""What a search prints: a line an epoch under one heading, and at the end what happened and what to do next."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+__all__ = ["Columns", "EpochTable", "closing_lines", "compact"]
+
+Columns = Mapping[str, tuple[str, Callable[[Any], str]]]
+"""Field of a record -> (heading, how its value is written)."""
+
+_MEASURED: Columns = {
+    "train_loss": ("loss", "{:.3f}".format),
+    "val_loss": ("val loss", "{:.3f}".format),
+    "p": ("p", "{:.2f}".format),
+    "supernet_accuracy": ("supernet", "{:.1%}".format),
+    "discretized_accuracy": ("discretised", "{:.1%}".format),
+    "entropy": ("entropy", "{:.2f}".format),
+    "skips": ("skips", str),
+}
+
+
+def compact(value: float) -> str:
+    """A count as ``2.20M``; below a thousand as it is.
+
+    Example:
+        >>> compact(2.2e6), compact(0.0125)
+        ('2.20M', '0.0125')
+    """
+    return tqdm.format_sizeof(value) if value >= 1000 else f"{value:.4g}"
+
+
+class EpochTable:
+    """The epochs of a search as a table that is printed line by line.
+
+    Args:
+        epochs: length of the search.
+        columns: further columns, such as the true accuracy.
+        has_skips: whether the space has skip connections to count.
+    """
+
+    def __init__(self, epochs: int, columns: Columns, has_skips: bool) -> None:
+        self.epochs = epochs
+        self.columns = {**_MEASURED, **columns}
+        if not has_skips:
+            del self.columns["skips"]
+
+    def heading(self) -> str:
+        headings = [f"{heading:>{_width(heading)}}" for heading, _ in self.columns.values()]
+        return "  ".join([f"{'epoch':>{self._counter}}", *headings, "changed", f"{'time':>7}", f"{'left':>7}"])
+
+    def line(self, record: Mapping[str, Any], previous: Mapping[str, Any] | None, left: float) -> str:
+        """One epoch.
+
+        Args:
+            record: of the epoch.
+            previous: of the one before, to count the rows that chose another operation; None: there is none.
+            left: seconds that the rest of the search is expected to take.
+        """
+        values = [
+            f"{write(record[field]) if field in record else '-':>{_width(heading)}}"
+            for field, (heading, write) in self.columns.items()
+        ]
+        changed = "-" if previous is None else str(_changed(record["alphas"], previous["alphas"]))
+        counter = f"{record['epoch'] + 1}/{self.epochs}"
+        times = f"{_duration(record['seconds']):>7}", f"{_duration(left):>7}"
+        return "  ".join([f"{counter:>{self._counter}}", *values, f"{changed:>7}", *times])
+
+    @property
+    def _counter(self) -> int:
+        return max(len("epoch"), 2 * len(str(self.epochs)) + 1)
+
+
+def _width(heading: str) -> int:
+    return max(len(heading), 5)
+
+
+def _changed(alphas: Mapping[str, list[float]], before: Mapping[str, list[float]]) -> int:
+    """In how many rows another operation is the strongest."""
+    return sum(row.index(max(row)) != before[label].index(max(before[label])) for label, row in alphas.items())
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else tqdm.format_interval(seconds)
+
+
+def closing_lines(summary: Mapping[str, Any], rows: int, folder: Path, following: str) -> str:
+    """What a search found, how decided it is, and what to do next.
+
+    Args:
+        summary: of the search.
+        rows: how many rows of alphas were searched.
+        folder: where it is written.
+        following: what to do next.
+    """
+    supernet, discretised = summary["supernet_accuracy"], summary["discretized_accuracy"]
+    lost = f"{100 * summary['discretization_gap']:.1f} points"
+    cutting = "nothing" if supernet - discretised < 0.005 else lost
+    lines = [f"discretised accuracy {discretised:.1%}, of the supernet {supernet:.1%}: cutting it out costs {cutting}"]
+    if undecided := summary["undecided"]:
+        pairs = ", ".join(f"{label} ({' or '.join(two)})" for label, two in [*undecided.items()][:4])
+        others = f" and {len(undecided) - 4} more" if len(undecided) > 4 else ""
+        lines.append(
+            f"undecided: {len(undecided)} of {rows} rows, whose two best operations are within two temperatures: "
+            f"{pairs}{others}; search longer, or at a lower temperature"
+        )
+    else:
+        lines.append(f"all {rows} rows are decided: the best operation leads by two temperatures or more")
+    if "true_accuracy" in summary:
+        lines.append(
+            f"true accuracy {summary['true_accuracy']:.2f} %, rank {summary['true_rank']} of {summary['table_size']}, "
+            f"{summary['true_gap']:.2f} points below the best"
+        )
+        for dataset, accuracies in summary["true_accuracies"].items():
+            names = {"valid": "validation", "test": "test"}
+            lines.append(
+                f"  {dataset:15}" + "".join(f"  {names[of]} {value:.2f} %" for of, value in accuracies.items())
+            )
+    if summary["averaged_genotype"] != summary["genotype"]:
+        lines.append("the mean of the last epochs' alphas chooses otherwise: averaged_genotype in summary.json")
+    if "compilations" in summary:
+        lines.append(f"{summary['compilations']} graphs were compiled")
+    lines.append(f"{summary['seconds']:.0f} s; written to {folder}")
+    wrapped = [textwrap.fill(line, 120, break_long_words=False) for line in lines]
+    return "\n".join(["", f"found {summary['genotype']}", *wrapped, following])
