@@ -198,10 +198,7 @@ class MixedOp(nn.Module):
         nothing = self._adding_nothing() if share < 1 else [False] * len(sizes)
         strongest = max((size for size, adds in zip(sizes, nothing, strict=True) if not adds), default=0.0)
         bound = min(weights.threshold * share, strongest)
-        return [
-            Execution.SKIPPED if size == 0 else weights.weak if size < bound and not adds_nothing else Execution.FULL
-            for size, adds_nothing in zip(sizes, nothing, strict=True)
-        ]
+        return [Execution.SKIPPED if size == 0 else weights.weak if size < bound else Execution.FULL for size in sizes]
 
     def _adding_nothing(self) -> list[bool]:
         return [getattr(type(candidate), "adds_nothing", False) for candidate in self.candidates.values()]
