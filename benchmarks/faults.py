@@ -30,7 +30,7 @@ import torch
 import tyro
 from tqdm.auto import tqdm
 
-from sparsemix.checkpoints import Checkpoints
+from sparsemix.runs.checkpoints import Checkpoints
 
 SEARCH = shlex.split(
     "--preset proxy --device cpu --channels 4 --epochs 4 --batch-size 40 --limit 400 --threshold 1e-3 --save-every 3"
@@ -165,9 +165,9 @@ def _tensors(state: Any) -> Iterator[torch.Tensor]:
 
 def search_with_a_fault(fault: str) -> None:
     """In the process of a run: the search of nb201_space.py, and what kills it."""
-    from sparsemix.bilevel import SearchStep
     from sparsemix.cli import nb201 as nb201_cli
-    from sparsemix.config import config_from_flags
+    from sparsemix.methods import SearchStep
+    from sparsemix.runs.config import config_from_flags
     from sparsemix.spaces import nb201
 
     kind, when, rank = fault.split() if fault else ("", "0", "0")

@@ -14,8 +14,8 @@ import torchvision
 from torch import nn
 
 from sparsemix import ArchParameterGroup
-from sparsemix.cost import macs, measure_costs, parameters
 from sparsemix.inject import mix_
+from sparsemix.measure import macs, measure_costs, parameters
 
 
 class Mixing(NamedTuple):

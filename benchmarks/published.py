@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsemix.genotype import NB201Genotype
-from sparsemix.mixed_op import MixedOp
 from sparsemix.models import DartsNetwork, NB201Network
 from sparsemix.spaces.cells import DenseCell, TwoInputCell
-from sparsemix.spaces.ops import Zero
+from sparsemix.spaces.genotypes import NB201Genotype
+from sparsemix.spaces.primitives import Zero
+from sparsemix.supernet.mixed_op import MixedOp
 
 __all__ = [
     "DiscreteDarts",

@@ -94,9 +94,9 @@ def launched(options: Options, processes: int) -> tuple[float, float]:
 def search(options: Options) -> None:
     """In a process of the run: the search, with clocks in it."""
     from sparsemix.cli import nb201 as nb201_cli
-    from sparsemix.config import SearchConfig
-    from sparsemix.parallel import Parallel
-    from sparsemix.search import Search
+    from sparsemix.runs.config import SearchConfig
+    from sparsemix.runs.processes import Parallel
+    from sparsemix.runs.search import Search
 
     exchanges: list[float] = []
     epochs: list[tuple[int, float, float]] = []  # images, seconds, seconds in communication

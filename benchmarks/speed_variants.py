@@ -24,16 +24,15 @@ from published import (
 from torch import Tensor, nn
 
 from sparsemix import ArchParameterGroup, MixedOp
-from sparsemix.arch_parameters import restoring
-from sparsemix.bilevel import SearchStep
+from sparsemix._utils.modes import restoring
 from sparsemix.data import Images, ResidentPairs
-from sparsemix.families import FAMILIES, Family
-from sparsemix.genotype import DartsGenotype, NB201Genotype
-from sparsemix.inject import mix_
-from sparsemix.mixed_op import Execution
+from sparsemix.inject import FAMILIES, Family, mix_
+from sparsemix.methods import SearchStep
 from sparsemix.models import RESNET_LIKE
-from sparsemix.relaxation import Softmax
+from sparsemix.relaxations import Softmax
 from sparsemix.spaces import darts
+from sparsemix.spaces.genotypes import DartsGenotype, NB201Genotype
+from sparsemix.supernet.mixed_op import Execution
 
 SPARSE, SMOOTH, THRESHOLD = 1.1e-3, 1.1e-2, 1e-3
 CELLS = {

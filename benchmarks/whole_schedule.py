@@ -25,12 +25,12 @@ from tqdm.auto import tqdm
 
 import sparsemix.models  # noqa: F401  (registers the supernet)
 from sparsemix import ArchParameterGroup, BatchMixedScheduler
-from sparsemix.bilevel import SearchStep
-from sparsemix.config import METHODS, SearchConfig
 from sparsemix.data import Pairs, open_pairs
-from sparsemix.genotype import NB201Genotype
-from sparsemix.metrics import accuracy
+from sparsemix.measure import accuracy
+from sparsemix.methods import SearchStep
+from sparsemix.runs.config import METHODS, SearchConfig
 from sparsemix.spaces import nb201
+from sparsemix.spaces.genotypes import NB201Genotype
 
 __all__ = ["ScheduleRow", "whole_schedule"]
 

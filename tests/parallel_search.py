@@ -11,10 +11,10 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from sparsemix import ArchParameterGroup, BatchMixedScheduler, MixedOp, SparseSmoothSoftmax
-from sparsemix.config import SearchConfig
 from sparsemix.data import open_pairs
-from sparsemix.running import make_accelerator
-from sparsemix.search import Search
+from sparsemix.runs.config import SearchConfig
+from sparsemix.runs.launching import make_accelerator
+from sparsemix.runs.search import Search
 
 
 class Choice(dict):

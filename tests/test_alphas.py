@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparsemix import ArchParameterGroup, BatchMixedScheduler, MixedOp, SparseSmoothSoftmax
-from sparsemix.alphas import AlphaTables
-from sparsemix.bilevel import unrolled_alpha_gradient
-from sparsemix.mixed_op import Execution
-from sparsemix.relaxation import Softmax
+from sparsemix.relaxations import Softmax
+from sparsemix.supernet.alphas import AlphaTables
+from sparsemix.supernet.gradients import unrolled_alpha_gradient
+from sparsemix.supernet.mixed_op import Execution
 
 
 def tables(**shapes):

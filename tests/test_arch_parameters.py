@@ -8,8 +8,9 @@ from timm.utils.model import reparameterize_model
 from torch import nn
 
 from sparsemix import ArchParameterGroup, MixedOp, SparseSmoothSoftmax
-from sparsemix.arch_parameters import restoring, tie_alphas_
-from sparsemix.spaces.ops import Noise, Zero
+from sparsemix._utils.modes import restoring
+from sparsemix.spaces.primitives import Noise, Zero
+from sparsemix.supernet.group import tie_alphas_
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sparsemix.models  # noqa: F401
 from sparsemix import ArchParameterGroup, BatchMixedScheduler, MixedOp
-from sparsemix.bilevel import SearchStep, alpha_gradient, unrolled_alpha_gradient
-from sparsemix.relaxation import Softmax
+from sparsemix.methods import SearchStep
+from sparsemix.relaxations import Softmax
 from sparsemix.spaces.nb201 import OPERATIONS
+from sparsemix.supernet.gradients import alpha_gradient, unrolled_alpha_gradient
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from sparsemix.checkpoints import Checkpoints, replace_file
+from sparsemix.runs.checkpoints import Checkpoints, replace_file
 
 
 def saved(folder, epochs, **options):
@@ -96,7 +96,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     code = f"""
 import resource, signal, torch
 from pathlib import Path
-from sparsemix.checkpoints import Checkpoints
+from sparsemix.runs.checkpoints import Checkpoints
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 Checkpoints(Path({str(tmp_path)!r})).save({{"weight": torch.zeros(100_000)}}, 2, 0)

@@ -7,8 +7,8 @@ from torch import nn
 
 import sparsemix.models  # noqa: F401
 from sparsemix import ArchParameterGroup, MixedOp
-from sparsemix.bilevel import SearchStep
-from sparsemix.compilation import compile_operations
+from sparsemix.methods import SearchStep
+from sparsemix.supernet.compilation import compile_operations
 
 
 def supernet():

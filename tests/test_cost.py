@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from sparsemix import ArchParameterGroup, MixedOp, SparseSmoothSoftmax
-from sparsemix.cost import CostTable, CostTerm, macs, measure_costs, parameters, seconds
 from sparsemix.inject import mix_
-from sparsemix.relaxation import Softmax
+from sparsemix.measure import CostTable, CostTerm, macs, measure_costs, parameters, seconds
+from sparsemix.relaxations import Softmax
 
 
 def supernet(label=None):

@@ -16,13 +16,14 @@ from torch import nn
 
 import sparsemix.models  # noqa: F401
 from sparsemix import ArchParameterGroup, MixedOp
-from sparsemix.bilevel import SearchStep
-from sparsemix.genotype import DartsGenotype
-from sparsemix.mixed_op import Source
-from sparsemix.relaxation import Softmax
-from sparsemix.retrain import cost
-from sparsemix.spaces import darts, ops, robust
+from sparsemix.methods import SearchStep
+from sparsemix.relaxations import Softmax
+from sparsemix.runs.training import cost
+from sparsemix.spaces import darts, robust
+from sparsemix.spaces import primitives as ops
+from sparsemix.spaces.genotypes import DartsGenotype
 from sparsemix.spaces.published import PUBLISHED, read_genotype
+from sparsemix.supernet.mixed_op import Source
 
 SPACES = ["darts", "darts-none", "s1", "s2", "s3", "s4"]
 CHOICES = [name for name in DartsGenotype.OPERATIONS if name not in ("none", "noise")]

@@ -12,11 +12,10 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 from sparsemix import ArchParameterGroup, MixedOp
-from sparsemix.bilevel import SearchStep
-from sparsemix.cost import macs, measure_costs
-from sparsemix.families import FAMILIES, Family, Site
-from sparsemix.inject import choices, choose_, mix_
-from sparsemix.relaxation import Softmax
+from sparsemix.inject import FAMILIES, Family, Site, choices, choose_, mix_
+from sparsemix.measure import macs, measure_costs
+from sparsemix.methods import SearchStep
+from sparsemix.relaxations import Softmax
 
 X = torch.zeros(1, 3, 8, 8)
 

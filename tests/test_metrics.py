@@ -8,17 +8,10 @@ from torch import nn
 
 import sparsemix.models  # noqa: F401
 from sparsemix import ArchParameterGroup, MixedOp, SparseSmoothSoftmax
-from sparsemix.metrics import (
-    Leakage,
-    accuracy,
-    discretization,
-    leakage,
-    renewed_statistics,
-    skip_count,
-    topk_accuracy,
-)
-from sparsemix.relaxation import Softmax
-from sparsemix.spaces.ops import Zero
+from sparsemix.measure import Leakage, accuracy, discretization, leakage, renewed_statistics, topk_accuracy
+from sparsemix.relaxations import Softmax
+from sparsemix.spaces.genotypes import skip_count
+from sparsemix.spaces.primitives import Zero
 
 
 class Constant(nn.Module):

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from sparsemix import ArchParameterGroup, MixedOp
-from sparsemix.mixed_op import Weights, fan_out
 from sparsemix.spaces.nb201 import OPERATIONS
-from sparsemix.spaces.ops import ReLUConvBN, SepConv, Zero
+from sparsemix.spaces.primitives import ReLUConvBN, SepConv, Zero
+from sparsemix.supernet.mixed_op import Weights, fan_out
 
 
 class Counting(nn.Module):

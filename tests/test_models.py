@@ -9,8 +9,8 @@ from torch import nn
 
 import sparsemix.models  # noqa: F401
 from sparsemix import ArchParameterGroup, MixedOp
-from sparsemix.genotype import NB201Genotype
 from sparsemix.spaces import nb201
+from sparsemix.spaces.genotypes import NB201Genotype
 
 CONV3 = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 # name -> smallest sizes, image size, reductions of the features

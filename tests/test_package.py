@@ -34,24 +34,40 @@ def test_public_names_are_documented(name):
             assert not value.__doc__.startswith(f"{public}("), f"{name}.{public} has only its dataclass signature"
 
 
-def test_imports_run_one_way():
-    """relaxation -> mixed_op -> arch_parameters -> schedule, bilevel, metrics -> spaces -> models -> search."""
-    order = [
-        "relaxation", "mixed_op", "alphas", "arch_parameters", "compilation", "schedule", "temperature", "families",
-        "epoch_table", "trial", "inject", "cost", "unpickle", "data", "checkpoints", "run_folder", "running",
-        "parallel", "bilevel", "config", "run_records", "figures", "metrics", "genotype", "tables", "report", "spaces",
-        "models", "tracking", "steps", "search", "retrain", "cli",
-    ]  # fmt: skip
+FLOORS = [
+    {"_utils", "relaxations"},
+    {"supernet", "data"},
+    {"spaces", "inject", "measure"},
+    {"models", "methods"},
+    {"runs"},
+    {"report"},
+    {"cli"},
+]
+"""Folders from the ground up: each imports from lower floors, and from itself."""
+
+
+def test_imports_run_downwards():
+    floor = {folder: height for height, folders in enumerate(FLOORS) for folder in folders}
     for path in (ROOT / "sparsemix").rglob("*.py"):
         parts = path.relative_to(ROOT / "sparsemix").with_suffix("").parts
-        own = parts[0]
-        if own in ("__init__", "__main__"):
+        if parts[0] in ("__init__", "__main__"):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
-            inner = len(parts) - 1
-            if isinstance(node, ast.ImportFrom) and node.level > inner:
-                imported = (node.module or node.names[0].name).split(".")[0]
-                assert order.index(imported) < order.index(own), f"{path} imports {imported}"
+            if not isinstance(node, ast.ImportFrom) or node.level == 0:
+                continue
+            if node.level == len(parts):  # from the package itself
+                imported = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
+                for folder in imported:
+                    allowed = folder in ("__version__", parts[0]) or floor[folder] < floor[parts[0]]
+                    assert allowed, f"{'/'.join(parts)} imports {folder}"
+
+
+@pytest.mark.parametrize(("package", "folders"), [("accelerate", {"runs", "cli"}), ("tyro", {"runs", "cli"})])
+def test_who_knows_which_package(package, folders):
+    for path in (ROOT / "sparsemix").rglob("*.py"):
+        text = path.read_text()
+        if f"import {package}" in text or f"from {package}" in text:
+            assert path.relative_to(ROOT / "sparsemix").parts[0] in folders, path
 
 
 def test_wheel_and_sdist(tmp_path):

@@ -14,8 +14,8 @@ import torch
 from accelerate import Accelerator
 
 from sparsemix.cli.train import train
-from sparsemix.parallel import Parallel
-from sparsemix.retrain import retrain_config_from_flags
+from sparsemix.runs.processes import Parallel
+from sparsemix.runs.training import retrain_config_from_flags
 
 HERE = Path(__file__).parent
 BENCHMARKS = HERE.parent / "benchmarks"

@@ -8,10 +8,10 @@ import pytest
 from sparsemix.cli.darts import DartsConfig
 from sparsemix.cli.timm_model import PRESETS as TIMM
 from sparsemix.cli.timm_model import TimmConfig
-from sparsemix.config import SearchConfig, config_from_flags
-from sparsemix.retrain import PRESETS as TRAININGS
-from sparsemix.retrain import RetrainConfig, retrain_config_from_flags
-from sparsemix.schedule import sparse_probability
+from sparsemix.methods.schedule import sparse_probability
+from sparsemix.runs.config import SearchConfig, config_from_flags
+from sparsemix.runs.training import PRESETS as TRAININGS
+from sparsemix.runs.training import RetrainConfig, retrain_config_from_flags
 from sparsemix.spaces import darts, nb201, robust
 
 PAGE = (Path(__file__).parent.parent / "docs/presets.md").read_text()

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from sparsemix import ArchParameterGroup
-from sparsemix.alphas import AlphaTables
-from sparsemix.bilevel import SearchStep
-from sparsemix.metrics import accuracy
+from sparsemix.measure import accuracy
+from sparsemix.methods import SearchStep
+from sparsemix.supernet.alphas import AlphaTables
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

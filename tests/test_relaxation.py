@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsemix import SparseSmoothSoftmax
-from sparsemix.relaxation import Argmax, OfSoftmax, Softmax, entropy, softmax, sparse_smooth_softmax
+from sparsemix.relaxations import Argmax, OfSoftmax, Softmax, entropy, softmax, sparse_smooth_softmax
 
 rows = st.lists(st.floats(-0.02, 0.02), min_size=1, max_size=9)
 

@@ -3,9 +3,10 @@ import sys
 
 import pytest
 
-from sparsemix.figures import draw_audits, draw_runs
-from sparsemix.report import Table, audit_table, main, steadiness_table, table
-from sparsemix.run_records import load_run, middle_and_high
+from sparsemix.cli.report import main
+from sparsemix.report.figures import draw_audits, draw_runs
+from sparsemix.report.records import load_run, middle_and_high
+from sparsemix.report.tables import Table, audit_table, steadiness_table, table
 
 CONFIG = {"space": "nb201", "dataset": "cifar10", "image_size": 16, "limit": 640, "weight_lr": 0.05, "sparse": 1e-3}
 

@@ -13,19 +13,19 @@ import torch
 from test_data import write_folder
 from torch import nn
 
-from sparsemix.checkpoints import Checkpoints
 from sparsemix.cli import darts as darts_search
 from sparsemix.cli import pick
 from sparsemix.cli import robust as robust_search
 from sparsemix.cli import train as train_command
-from sparsemix.config import config_from_flags
 from sparsemix.data import DATASETS, ResidentTraining, open_training, stratified_subset
-from sparsemix.genotype import DartsGenotype
-from sparsemix.retrain import PRESETS, RetrainConfig, Retraining, cost, retrain_config_from_flags
-from sparsemix.retrain import schedule as learning_rates
-from sparsemix.run_records import load_run
-from sparsemix.running import Interrupted
+from sparsemix.report.records import load_run
+from sparsemix.runs.checkpoints import Checkpoints
+from sparsemix.runs.config import config_from_flags
+from sparsemix.runs.launching import Interrupted
+from sparsemix.runs.training import PRESETS, RetrainConfig, Retraining, cost, retrain_config_from_flags
+from sparsemix.runs.training import schedule as learning_rates
 from sparsemix.spaces import darts, robust
+from sparsemix.spaces.genotypes import DartsGenotype
 from sparsemix.spaces.published import read_genotype
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -265,7 +265,7 @@ def test_a_network_over_the_line_of_the_mobile_setting(tmp_path, monkeypatch, ca
         "96",
     ]
     flags += ["--epochs", "6", "--batch-size", "4", "--workers", "0", "--auxiliary", "0", "--channels", "8"]
-    monkeypatch.setattr("sparsemix.retrain.MOBILE_MACS", 3e6)
+    monkeypatch.setattr("sparsemix.runs.training.MOBILE_MACS", 3e6)
     monkeypatch.setattr(Retraining, "_train_epoch", stop_here)
     for cells, said in ((3, False), (14, True)):
         output = ["--output", str(tmp_path / str(cells)), "--cells", str(cells)]

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsemix import BatchMixedScheduler
-from sparsemix.schedule import seeded_generator, sparse_probability
+from sparsemix._utils.streams import seeded_generator
+from sparsemix.methods.schedule import sparse_probability
 
 
 def schedule(**changes):

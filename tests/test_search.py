@@ -17,20 +17,20 @@ from accelerate import Accelerator
 from torch import nn
 
 from sparsemix import ArchParameterGroup, BatchMixedScheduler, MixedOp, SparseSmoothSoftmax
-from sparsemix.bilevel import SearchStep
-from sparsemix.checkpoints import Checkpoints
 from sparsemix.cli import nb201 as nb201_cli
-from sparsemix.config import SearchConfig, config_from_flags
 from sparsemix.data import open_pairs
-from sparsemix.genotype import NB201Genotype
-from sparsemix.metrics import discretization
-from sparsemix.relaxation import OfSoftmax, Softmax
-from sparsemix.report import table as run_table
-from sparsemix.run_folder import RunFolder
-from sparsemix.run_records import load_run
-from sparsemix.running import Interrupted, command_line, make_accelerator, run_script, stop_requests
-from sparsemix.search import Search, _undecided
+from sparsemix.measure import discretization
+from sparsemix.methods import SearchStep
+from sparsemix.relaxations import OfSoftmax, Softmax
+from sparsemix.report.records import load_run
+from sparsemix.report.tables import table as run_table
+from sparsemix.runs.checkpoints import Checkpoints
+from sparsemix.runs.config import SearchConfig, config_from_flags
+from sparsemix.runs.folder import RunFolder
+from sparsemix.runs.launching import Interrupted, command_line, make_accelerator, run_script, stop_requests
+from sparsemix.runs.search import Search, _undecided
 from sparsemix.spaces import nb201
+from sparsemix.spaces.genotypes import NB201Genotype
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks/nb201_space.py"
 TINY = {
@@ -391,7 +391,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def test_resuming_with_another_version(finished, monkeypatch):
     output, *_ = finished
-    monkeypatch.setattr("sparsemix.running.__version__", "9.9")
+    monkeypatch.setattr("sparsemix.runs.launching.__version__", "9.9")
     with pytest.raises(ValueError, match=r"version was '0\..*' and is now '9.9'"):
         search(output, "--resume")
 

@@ -13,13 +13,14 @@ from torch import nn
 
 import sparsemix.models  # noqa: F401
 from sparsemix import ArchParameterGroup, MixedOp
-from sparsemix.alphas import decided
-from sparsemix.bilevel import SearchStep, alpha_gradient
-from sparsemix.metrics import audit
-from sparsemix.mixed_op import Execution, Weights, fan_out
-from sparsemix.relaxation import Softmax, StraightThrough
+from sparsemix.measure import audit
+from sparsemix.methods import SearchStep
+from sparsemix.relaxations import Softmax, StraightThrough
 from sparsemix.spaces.cells import DenseCell
-from sparsemix.spaces.ops import Noise, ReLUConvBN, Zero
+from sparsemix.spaces.primitives import Noise, ReLUConvBN, Zero
+from sparsemix.supernet.alphas import decided
+from sparsemix.supernet.gradients import alpha_gradient
+from sparsemix.supernet.mixed_op import Execution, Weights, fan_out
 
 
 class Scaled(nn.Module):

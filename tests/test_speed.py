@@ -4,7 +4,7 @@ import json
 
 import speed
 
-from sparsemix.genotype import NB201Genotype
+from sparsemix.spaces.genotypes import NB201Genotype
 
 
 def test_every_comparison_is_measured(tmp_path, capsys):

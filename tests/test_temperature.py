@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sparsemix import ArchParameterGroup, MixedOp, SparseSmoothSoftmax
-from sparsemix.relaxation import entropy, softmax
-from sparsemix.temperature import EntropySchedule, suggest, temperature_of_entropy
+from sparsemix.methods import EntropySchedule, suggest, temperature_of_entropy
+from sparsemix.relaxations import entropy, softmax
 
 
 def arch(*widths, scale=1e-3):

@@ -5,8 +5,8 @@ import timm
 import torch
 
 from sparsemix.cli import timm_model
-from sparsemix.config import config_from_flags
 from sparsemix.inject import choose_
+from sparsemix.runs.config import config_from_flags
 
 TINY = [
     "--preset",

@@ -2,7 +2,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from sparsemix.tracking import check_tracker, tracking
+from sparsemix.runs.trackers import check_tracker, tracking
 
 pytest.importorskip("tensorboard")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import NamedTuple
 
-from ..running import run_script
+from ..runs.launching import run_script
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -23,14 +23,14 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
-    "search nb201": Command("cli.nb201", "search the NAS-Bench-201 space"),
-    "search darts": Command("cli.darts", "search the DARTS space"),
-    "search s1": Command("cli.robust", "search S1, a space on which DARTS ends in skip connections; also s2, s3, s4"),
-    "search timm": Command("cli.timm_model", "search the layers of a model of timm's"),
-    "train": Command("cli.train", "train what was found, a published architecture, or a model of timm's"),
-    "pick": Command("cli.pick", "search several times, train each result briefly, keep the best"),
+    "search nb201": Command("nb201", "search the NAS-Bench-201 space"),
+    "search darts": Command("darts", "search the DARTS space"),
+    "search s1": Command("robust", "search S1, a space on which DARTS ends in skip connections; also s2, s3, s4"),
+    "search timm": Command("timm_model", "search the layers of a model of timm's"),
+    "train": Command("train", "train what was found, a published architecture, or a model of timm's"),
+    "pick": Command("pick", "search several times, train each result briefly, keep the best"),
     "report": Command("report", "what finished runs found, as tables and figures"),
-    "table": Command("tables", "make or read the table of NAS-Bench-201's accuracies"),
+    "table": Command("table", "make or read the table of NAS-Bench-201's accuracies"),
 }
 
 
@@ -65,7 +65,7 @@ def _imported(module: str) -> Callable[[list[str]], None]:
         ImportError: a package is missing that only the commands need; says how to get it.
     """
     try:
-        return import_module(f"sparsemix.{module}").main
+        return import_module(f"{__name__}.{module}").main
     except ImportError as error:
         if error.name in ("tyro", "sklearn", "scipy", "matplotlib"):
             raise ModuleNotFoundError(

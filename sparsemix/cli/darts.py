@@ -12,13 +12,13 @@ import timm
 from accelerate.utils import set_seed
 
 from .. import models  # noqa: F401  (registers the supernet)
-from ..arch_parameters import ArchParameterGroup
-from ..config import METHODS, SearchConfig, config_from_flags
 from ..data import open_pairs
-from ..genotype import DartsGenotype
-from ..running import make_accelerator
-from ..search import Search
+from ..runs.config import METHODS, SearchConfig, config_from_flags
+from ..runs.launching import make_accelerator
+from ..runs.search import Search
 from ..spaces import darts, robust
+from ..spaces.genotypes import DartsGenotype
+from ..supernet.group import ArchParameterGroup
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ import timm
 from accelerate.utils import set_seed
 
 from .. import models  # noqa: F401  (registers the supernet)
-from ..arch_parameters import ArchParameterGroup
-from ..config import METHODS, SearchConfig, config_from_flags
 from ..data import open_pairs
-from ..epoch_table import Columns
-from ..genotype import NB201Genotype
-from ..running import make_accelerator
-from ..search import Search
+from ..runs.config import METHODS, SearchConfig, config_from_flags
+from ..runs.epoch_table import Columns
+from ..runs.launching import make_accelerator
+from ..runs.search import Search
 from ..spaces import nb201
-from ..tables import NB201Table
+from ..spaces.genotypes import NB201Genotype
+from ..spaces.nb201_table import NB201Table
+from ..supernet.group import ArchParameterGroup
 
 TRUE: Columns = {"true_accuracy": ("true", "{:.1f}%".format), "true_rank": ("rank", str)}
 

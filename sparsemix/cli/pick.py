@@ -17,12 +17,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config import config_from_flags, peek_flags
-from ..retrain import PRESETS, RetrainConfig
-from ..run_folder import RunFolder
+from ..cli import darts as darts_search
+from ..cli import train
+from ..runs.config import config_from_flags, peek_flags
+from ..runs.folder import RunFolder
+from ..runs.training import PRESETS, RetrainConfig
 from ..spaces import darts, robust
-from . import darts as darts_search
-from . import train
 from .darts import DartsConfig
 
 

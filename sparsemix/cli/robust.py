@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..config import config_from_flags
+from ..runs.config import config_from_flags
 from ..spaces import robust
 from .darts import DartsConfig, search
 

@@ -15,16 +15,16 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from tyro.constructors import PrimitiveConstructorSpec
 
-from ..arch_parameters import ArchParameterGroup
-from ..config import METHODS, SearchConfig, config_from_flags
-from ..cost import CostTable, CostTerm, Unit, measure_costs
 from ..data import open_pairs
-from ..epoch_table import Columns, compact
-from ..inject import choices, mix_
-from ..metrics import skip_count
-from ..running import make_accelerator, say
-from ..search import Search
+from ..inject.mixing import choices, mix_
+from ..measure.cost import CostTable, CostTerm, Unit, measure_costs
+from ..runs.config import METHODS, SearchConfig, config_from_flags
+from ..runs.epoch_table import Columns, compact
+from ..runs.launching import make_accelerator, say
+from ..runs.search import Search
 from ..spaces.darts import DARTS_SETTINGS
+from ..spaces.genotypes import skip_count
+from ..supernet.group import ArchParameterGroup
 
 
 def amount(text: str) -> float:

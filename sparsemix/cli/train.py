@@ -13,8 +13,8 @@ from accelerate.utils import set_seed
 
 from .. import models  # noqa: F401  (registers the networks)
 from ..data import open_training
-from ..retrain import RetrainConfig, Retraining, retrain_config_from_flags
-from ..running import make_accelerator
+from ..runs.launching import make_accelerator
+from ..runs.training import RetrainConfig, Retraining, retrain_config_from_flags
 from ..spaces.published import PUBLISHED, read_genotype
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, resize
 from tqdm.auto import tqdm
 
-from ..unpickle import load_plain_pickle
+from .._utils.unpickle import load_plain_pickle
 from .images import Images
 
 __all__ = ["DATASETS", "Folder", "read_rgb"]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..schedule import seeded_generator
+from .._utils.streams import seeded_generator
 
 __all__ = ["Images", "check_alike", "halves", "stratified_subset"]
 

@@ -13,7 +13,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from ..schedule import seeded_generator
+from .._utils.streams import seeded_generator
 from .benchmark import benchmark_split
 from .datasets import DATASETS, Folder
 from .images import Images, check_alike, halves, stratified_subset

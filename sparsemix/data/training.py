@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..schedule import seeded_generator
+from .._utils.streams import seeded_generator
 from .datasets import DATASETS, Folder
 from .images import Images, check_alike, stratified_subset
 from .pairs import LARGE_SIZE, RESIDENT_SIZE, check_image_size

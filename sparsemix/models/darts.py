@@ -14,11 +14,11 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..arch_parameters import tie_alphas_
-from ..genotype import DartsGenotype
 from ..spaces import darts, robust
 from ..spaces.cells import TwoInputCell
+from ..spaces.genotypes import DartsGenotype
 from ..spaces.published import read_genotype
+from ..supernet.group import tie_alphas_
 from .network import CIFAR_CFG, Network
 
 __all__ = ["DartsNetwork", "sparsemix_darts_cifar", "sparsemix_darts_imagenet", "sparsemix_darts_supernet"]

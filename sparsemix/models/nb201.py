@@ -11,10 +11,10 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..arch_parameters import tie_alphas_
-from ..genotype import NB201Genotype
 from ..spaces import nb201
 from ..spaces.cells import DenseCell, ResidualReduction
+from ..spaces.genotypes import NB201Genotype
+from ..supernet.group import tie_alphas_
 from .network import CIFAR_CFG, Network
 
 __all__ = ["RESNET_LIKE", "NB201Network", "sparsemix_nb201", "sparsemix_nb201_supernet"]

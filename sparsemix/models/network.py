@@ -7,7 +7,7 @@ from typing import Any
 from timm.layers import create_classifier
 from torch import Tensor, nn
 
-from ..arch_parameters import labelled_rows
+from ..supernet.group import labelled_rows
 
 __all__ = ["CIFAR_CFG", "Network"]
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..mixed_op import MixedOp, Weights, fan_out
-from .ops import FactorizedReduce, ReLUConvBN
+from ..supernet.mixed_op import MixedOp, Weights, fan_out
+from .primitives import FactorizedReduce, ReLUConvBN
 
 __all__ = ["Cell", "DenseCell", "ResidualReduction", "TwoInputCell"]
 

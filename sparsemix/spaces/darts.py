@@ -12,21 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..arch_parameters import ArchParameterGroup
-from ..genotype import DartsGenotype
-from ..mixed_op import MixedOp
+from ..supernet.group import ArchParameterGroup
+from ..supernet.mixed_op import MixedOp
 from .cells import TwoInputCell
-from .ops import (
-    AvgPool,
-    Conv7x1And1x7,
-    DilConv,
-    FactorizedReduce,
-    MaxPool,
-    Noise,
-    NormalizedPool,
-    SepConv,
-    Zero,
-)
+from .genotypes import DartsGenotype
+from .primitives import AvgPool, Conv7x1And1x7, DilConv, FactorizedReduce, MaxPool, Noise, NormalizedPool, SepConv, Zero
 
 __all__ = [
     "BASELINE",

@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from ..arch_parameters import ArchParameterGroup
-from ..genotype import NB201Genotype
-from ..mixed_op import MixedOp
+from ..supernet.group import ArchParameterGroup
+from ..supernet.mixed_op import MixedOp
 from .cells import DenseCell
 from .darts import DARTS_SETTINGS, DIGITS, FAST
-from .ops import AvgPool, ReLUConvBN, Zero
+from .genotypes import NB201Genotype
+from .primitives import AvgPool, ReLUConvBN, Zero
 
 __all__ = ["NODES", "OPERATIONS", "PRESETS", "cell", "genotype", "mixed_cell"]
 

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from ..genotype import DartsGenotype
+from .genotypes import DartsGenotype
 
 __all__ = ["PUBLISHED", "Published", "read_genotype"]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import darts
+from ..spaces import darts
 from .darts import Space, everywhere
 
 __all__ = ["PRESETS", "S1", "S2", "S3", "S4", "SPACES"]

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from sparsemix import __version__
+from .. import __version__
 
 __all__ = [
     "Interrupted",

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.hooks import RemovableHandle
 
+from .._utils.modes import evaluating, restoring
+from ..relaxations import Softmax, entropy
 from .alphas import Alphas, AlphaTables, Relaxation
 from .mixed_op import MixedOp, Weights, call_arguments, check_same_shape
-from .relaxation import Softmax, entropy
 
-__all__ = ["ArchParameterGroup", "evaluating", "labelled_rows", "restoring", "tie_alphas_"]
+__all__ = ["ArchParameterGroup", "labelled_rows", "tie_alphas_"]
 
 
 def labelled_rows(model: nn.Module) -> dict[str, list[MixedOp]]:
@@ -62,41 +62,6 @@ def tie_alphas_(model: nn.Module) -> dict[str, list[MixedOp]]:
     return rows
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within the context the model is in evaluation mode; afterwards each module is in the mode it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@contextmanager
-def restoring(model: nn.Module) -> Iterator[None]:
-    """After the context, parameters, buffers and the random state are what they were before, to the last bit.
-
-    What a forward makes for the first time (lazy modules) stays.
-    """
-    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if not is_lazy(tensor)]
-    saved = [tensor.detach().clone() for tensor in tensors]
-    registered = [(module._buffers, dict(module._buffers)) for module in model.modules()]
-    devices = {tensor.device.index for tensor in tensors if tensor.device.type == "cuda"}
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        with torch.no_grad():
-            for tensor, value in zip(tensors, saved, strict=True):
-                tensor.copy_(value)
-        for buffers, before in registered:
-            for name, buffer in before.items():
-                if buffers[name] is not buffer:  # a forward put a new tensor in its place
-                    buffers[name] = buffer
-
-
 class ArchParameterGroup(Alphas):
     """The architecture parameters of any model that holds :class:`~sparsemix.MixedOp` modules.
 
@@ -109,7 +74,7 @@ class ArchParameterGroup(Alphas):
     Args:
         model: the supernet. Its ``forward`` may be called directly or through wrappers.
         relaxation: a callable ``(alpha, phi) -> weights`` on rows padded with ``-inf``, such as
-            :class:`~sparsemix.SparseSmoothSoftmax` (the default) or :class:`~sparsemix.relaxation.Softmax`.
+            :class:`~sparsemix.SparseSmoothSoftmax` (the default) or :class:`~sparsemix.relaxations.Softmax`.
         threshold: eps in [0, 1): operations of smaller weight are left out of a weights update (a forward within
             :meth:`fixed_alphas`) and *scored* in an alpha update: they run, but no gradient flows back through them.
             The strongest operation of a row always runs. Where ``none`` holds almost all weight, the threshold is a
@@ -174,7 +139,7 @@ class ArchParameterGroup(Alphas):
     ) -> AlphaTables:
         """Alphas that other code owns, ``{"normal": alphas_normal, "reduce": alphas_reduce}``, under a relaxation.
 
-        See :class:`~sparsemix.alphas.AlphaTables`.
+        See :class:`~sparsemix.supernet.alphas.AlphaTables`.
         """
         return AlphaTables(tables, relaxation, threshold=threshold, model=model)
 

@@ -7,15 +7,11 @@ sparsemix report runs/a --audit-figure audit.png       # what thresholds would h
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from .figures import draw_audits, draw_runs
-from .run_records import FinishedRun, group_names, load_run, middle_and_high
+from .records import FinishedRun, group_names, middle_and_high
 
 __all__ = ["Table", "audit_table", "steadiness_table", "table"]
 
@@ -147,32 +143,3 @@ def _median_and_percentile(values: Sequence[float], form: str) -> str:
 def _spread(values: Sequence[float], form: str, column: str) -> str:
     spread = f"{form.format(statistics.mean(values))} ± {form.format(statistics.stdev(values)).lstrip('+')}"
     return f"{spread}, worst {form.format(min(values))}" if column in _WITH_WORST else spread
-
-
-def main(args: list[str] | None = None) -> None:
-    """The command with these flags."""
-    parser = argparse.ArgumentParser(prog="sparsemix report", description="What finished runs found.")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="run folders")
-    parser.add_argument("--figure", type=Path, help="also draw the course of the searches into this file")
-    parser.add_argument("--audit-figure", type=Path, help="also draw the audits that they recorded into this file")
-    chosen = parser.parse_args(args)
-    runs = []
-    for folder in chosen.folders:
-        try:
-            runs.append(load_run(folder))
-        except (FileNotFoundError, ValueError) as error:
-            print(f"left out: {error}", file=sys.stderr)
-    if not runs:
-        parser.error("none of these folders holds a finished run")
-    plain = sys.stdout.isatty()
-    for kind in dict.fromkeys(run.kind for run in runs):
-        of_kind = [run for run in runs if run.kind == kind]
-        tables = [table(of_kind)]
-        if kind != "training":
-            tables += [other for other in (steadiness_table(of_kind), audit_table(of_kind)) if other is not None]
-        print(f"{kind}\n" if plain else f"### {kind}\n")
-        print("\n\n".join(each.plain() if plain else each.markdown() for each in tables), end="\n\n")
-    searches = [run for run in runs if run.kind != "training"]
-    for file, draw in ((chosen.figure, draw_runs), (chosen.audit_figure, draw_audits)):
-        if file is not None:
-            draw(searches, file)

@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from ..relaxations import Argmax, Softmax, SparseSmoothSoftmax, entropy
 from .mixed_op import Execution, MixedOp, Weights
-from .relaxation import Argmax, Softmax, SparseSmoothSoftmax, entropy
 
 __all__ = ["AlphaTables", "Alphas", "Relaxation", "decided"]
 
@@ -52,7 +52,7 @@ class Alphas:
             warnings.warn(
                 f"a second search step under phi={self._phi}: nobody draws phi. Call "
                 f"BatchMixedScheduler.step_update(update) before every step; for a single temperature use "
-                f"relaxation.Softmax(temperature)",
+                f"sparsemix.relaxations.Softmax(temperature)",
                 stacklevel=3,
             )
         self._phi_is_spent = True

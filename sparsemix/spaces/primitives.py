@@ -1,9 +1,9 @@
 """Every primitive operation of the search spaces, once.
 
 A primitive that has something in common with others on edges of the same source node defines two things that
-:func:`sparsemix.mixed_op.fan_out` looks for: ``sharing_key``, equal for those that may run together (None: not now),
-and ``contributions``, which runs them and returns for each a pair (value, weight still to be applied). A weight of None
-says that it has been applied, a value of None that there is nothing to add. One whose output is zero says so by
+:func:`sparsemix.supernet.mixed_op.fan_out` looks for: ``sharing_key``, equal for those that may run together (None: not
+now), and ``contributions``, which runs them and returns for each a pair (value, weight still to be applied). A weight
+of None says that it has been applied, a value of None that there is nothing to add. One whose output is zero says so by
 ``adds_nothing``.
 """
 
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..mixed_op import Source
+from ..supernet.mixed_op import Source
 
 __all__ = [
     "AvgPool",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .run_records import FinishedRun, group_names, middle_and_high
+from .records import FinishedRun, group_names, middle_and_high
 
 __all__ = ["draw_audits", "draw_runs"]
 

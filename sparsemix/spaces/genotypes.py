@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, ClassVar
 
-from .metrics import skip_count
-
-__all__ = ["DartsGenotype", "NB201Genotype"]
+__all__ = ["DartsGenotype", "NB201Genotype", "skip_count"]
 
 
 @dataclass(frozen=True)
@@ -261,3 +259,13 @@ def _literal(node: ast.expr) -> Any:
         if arguments and all(type(n) is int and 0 <= n <= 100 for n in arguments):
             return list(range(*arguments))
     return ast.literal_eval(node)
+
+
+def skip_count(genotype: Mapping[str, str], names: frozenset[str] = frozenset({"skip", "skip_connect"})) -> int:
+    """How many rows chose a skip connection.
+
+    Example:
+        >>> skip_count({"1<-0": "skip_connect", "2<-0": "nor_conv_3x3"})
+        1
+    """
+    return sum(operation in names for operation in genotype.values())

@@ -14,16 +14,16 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from .arch_parameters import restoring
+from .._utils.modes import restoring
 from .config import RunConfig, peek_flags
-from .cost import macs
-from .data import TrainingData
-from .metrics import topk_accuracy
-from .parallel import Parallel, cut, sums
-from .run_folder import RunFolder
-from .running import rng_state, say, set_rng_state, stop_requests, surroundings
-from .steps import Progress, Steps
-from .tracking import check_tracker, tracking
+from ..measure.cost import macs
+from ..data import TrainingData
+from ..measure.accuracy import topk_accuracy
+from .processes import Parallel, cut, sums
+from .folder import RunFolder
+from .launching import rng_state, say, set_rng_state, stop_requests, surroundings
+from .epochs import Progress, Steps
+from .trackers import check_tracker, tracking
 
 __all__ = [
     "MOBILE_MACS",

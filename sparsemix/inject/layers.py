@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from .arch_parameters import evaluating
+from .._utils.modes import evaluating
+from .._utils.tensors import fitting, reference_tensor
+from ..supernet.mixed_op import MixedOp, check_same_shape
 from .families import Family, Site
-from .mixed_op import MixedOp, check_same_shape
 
-__all__ = ["STATES", "candidates_of", "check_replaceable", "fitting", "observe", "reference_tensor", "replace"]
+__all__ = ["STATES", "candidates_of", "check_replaceable", "observe", "replace"]
 
 STATES: dict[str, Callable[[nn.Module], bool]] = {
     "parametrised": is_parametrized,
@@ -52,14 +53,6 @@ class Call:
         self.is_changed_by_a_function |= self.output._version > self.version
 
 
-def fitting(example: Tensor, model: nn.Module) -> Tensor:
-    """The example where the model is and, if it is of floating point, in its precision."""
-    if not isinstance(example, Tensor):
-        raise TypeError(f"an example must be a tensor, an input of the model; got a {type(example).__name__}")
-    reference = reference_tensor(model)
-    return example.to(reference.device, reference.dtype if example.is_floating_point() else None)
-
-
 def replace(
     model: nn.Module, layers: Mapping[str, nn.Module], calls: Mapping[str, Call], example: Tensor | None
 ) -> None:
@@ -88,15 +81,6 @@ def replace(
 def _put(model: nn.Module, path: str, layer: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, layer)
-
-
-def reference_tensor(model: nn.Module, path: str = "") -> Tensor:
-    """A tensor of the layer's device and dtype; of the model's where the layer has none."""
-    for module in (model.get_submodule(path), model):
-        for tensor in [*module.parameters(), *module.buffers()]:
-            if tensor.is_floating_point():
-                return tensor
-    return torch.empty(0)
 
 
 def check_replaceable(model: nn.Module, paths: Sequence[str]) -> None:

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
 from typing import Any, Protocol
 
 import torch
 
-__all__ = ["BatchMixedScheduler", "seeded_generator", "sparse_probability"]
+from .._utils.streams import seeded_generator
 
-
-def seeded_generator(*key: int | str) -> torch.Generator:
-    """A CPU generator whose stream is a pure function of ``key``, such as ``("phi", seed, epoch, step)``.
-
-    Every draw of a search comes from one: the same on all processes, nothing to save for resuming, and the global
-    generator is never touched.
-
-    Example:
-        >>> a = torch.rand(1, generator=seeded_generator("phi", 0, 3, 7))
-        >>> bool(a == torch.rand(1, generator=seeded_generator("phi", 0, 3, 7)))
-        True
-    """
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+__all__ = ["BatchMixedScheduler", "sparse_probability"]
 
 
 def sparse_probability(epoch: int, epochs: int, p_low: float = 0.0, p_up: float = 1.0, warmup_epochs: int = 1) -> float:

@@ -8,9 +8,10 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
+from .._utils.tensors import reference_tensor
+from ..supernet.mixed_op import MixedOp
 from .families import FAMILIES, Family, Site
-from .mixed_op import MixedOp
-from .trial import STATES, Call, candidates_of, check_replaceable, observe, reference_tensor, replace
+from .layers import STATES, Call, candidates_of, check_replaceable, observe, replace
 
 __all__ = ["MixedLayers", "choices", "choose_", "mix_"]
 
@@ -51,9 +52,9 @@ def mix_(
         model: any module tree, such as the backbone of a larger one. Not compiled; the chosen layers neither frozen,
             quantised, parametrised nor scripted.
         candidates: the name of a family (``"kernel"``, ``"dilation"``, ``"separable"``, ``"groups"``,
-            ``"activation"``, ``"norm"``, ``"token_mixer"``, ``"skip"``; see :data:`~sparsemix.families.FAMILIES`), a
-            :class:`~sparsemix.families.Family` of your own, or a mapping name -> factory. A factory gets a
-            :class:`~sparsemix.families.Site` and returns a module; the layer itself is then the candidate ``original``.
+            ``"activation"``, ``"norm"``, ``"token_mixer"``, ``"skip"``; see :data:`~sparsemix.inject.FAMILIES`), a
+            :class:`~sparsemix.inject.Family` of your own, or a mapping name -> factory. A factory gets a
+            :class:`~sparsemix.inject.Site` and returns a module; the layer itself is then the candidate ``original``.
         where: which layers: those whose path matches a pattern (``"layer3.*.conv2"``, ``*`` matches dots too), of a
             type, or for which ``where(path, layer)`` is true; or a list of such. A family leaves out what it cannot
             replace, and by default takes all that it can outside of mixed operations.

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from .arch_parameters import ArchParameterGroup, evaluating
-from .mixed_op import MixedOp, call_arguments
-from .relaxation import Softmax
-from .trial import fitting
+from .._utils.modes import evaluating
+from .._utils.tensors import fitting
+from ..relaxations import Softmax
+from ..supernet.group import ArchParameterGroup
+from ..supernet.mixed_op import MixedOp, call_arguments
 
 __all__ = ["CostTable", "CostTerm", "Unit", "macs", "measure_costs", "parameters", "seconds"]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .arch_parameters import ArchParameterGroup
-from .relaxation import SparseSmoothSoftmax, entropy, softmax
+from ..relaxations import SparseSmoothSoftmax, entropy, softmax
+from ..supernet.group import ArchParameterGroup
 
 __all__ = ["EntropySchedule", "suggest", "temperature_of_entropy"]
 

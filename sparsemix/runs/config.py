@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from .bilevel import Order
-from .data import Sampling, Split
-from .relaxation import Softmax, SparseSmoothSoftmax
+from ..methods.bilevel import Order
+from ..data import Sampling, Split
+from ..relaxations import Softmax, SparseSmoothSoftmax
 
 __all__ = ["METHODS", "Presets", "RunConfig", "SearchConfig", "config_from_flags", "peek_flags"]
 

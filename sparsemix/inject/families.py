@@ -23,7 +23,7 @@ from timm.layers import (
 )
 from torch import Tensor, nn
 
-from .arch_parameters import evaluating
+from .._utils.modes import evaluating
 
 __all__ = ["FAMILIES", "Family", "Site"]
 

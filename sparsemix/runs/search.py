@@ -17,21 +17,23 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
-from .arch_parameters import ArchParameterGroup
-from .bilevel import SearchStep
-from .compilation import compile_operations
+from ..supernet.group import ArchParameterGroup
+from ..methods.bilevel import SearchStep
+from ..supernet.compilation import compile_operations
 from .config import METHODS, SearchConfig
-from .data import Pairs
+from ..data import Pairs
 from .epoch_table import Columns, EpochTable, closing_lines
-from .metrics import audit, discretization, leakage
-from .parallel import Parallel, cut, sums
-from .relaxation import OfSoftmax, Softmax
-from .run_folder import RunFolder
-from .running import rng_state, say, set_rng_state, stop_requests, surroundings
-from .schedule import BatchMixedScheduler
-from .steps import Progress, Steps
-from .temperature import EntropySchedule
-from .tracking import check_tracker, tracking
+from ..measure.audit import audit
+from ..measure.accuracy import discretization
+from ..measure.leakage import leakage
+from .processes import Parallel, cut, sums
+from ..relaxations import OfSoftmax, Softmax
+from .folder import RunFolder
+from .launching import rng_state, say, set_rng_state, stop_requests, surroundings
+from ..methods.schedule import BatchMixedScheduler
+from .epochs import Progress, Steps
+from ..methods.temperature import EntropySchedule
+from .trackers import check_tracker, tracking
 
 __all__ = ["Search"]
 
@@ -64,7 +66,7 @@ class Search:
         columns: further fields of the records for the printed table, such as those of ``judge``.
         retrain: the run folder -> the command that trains what was found from scratch; None if retraining is
             unsupported.
-        cost_term: what is added to the loss of the alphas, such as a :class:`~sparsemix.cost.CostTerm`.
+        cost_term: what is added to the loss of the alphas, such as a :class:`~sparsemix.measure.cost.CostTerm`.
 
     Example:
         See ``benchmarks/nb201_space.py``.

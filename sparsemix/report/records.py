@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .config import SearchConfig
+from ..runs.config import SearchConfig
 
 __all__ = ["FinishedRun", "group_names", "load_run", "middle_and_high"]
 

@@ -6,7 +6,6 @@ sparsemix table show nb201.csv "|nor_conv_3x3~0|+|...|"        # look an archite
 
 from __future__ import annotations
 
-import argparse
 import bz2
 import csv
 from collections.abc import Iterator, Mapping
@@ -14,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .genotype import NB201Genotype
-from .unpickle import load_plain_pickle
+from .._utils.unpickle import load_plain_pickle
+from .genotypes import NB201Genotype
 
 __all__ = ["NB201Table", "convert_nats_bench"]
 
@@ -175,24 +174,3 @@ def _architecture_file(folder: Path, index: int) -> Path:
 def _mean_accuracy(result: dict[str, Any], dataset: str, images: str) -> float:
     trials = [result["all_results"][dataset, seed] for seed in result["dataset_seed"][dataset]]
     return sum(float(trial["eval_acc1es"][f"{images}@{trial['epochs'] - 1}"]) for trial in trials) / len(trials)
-
-
-def main(args: list[str] | None = None) -> None:
-    """The command with these flags."""
-    parser = argparse.ArgumentParser(prog="sparsemix table", description="Benchmark tables.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    convert = commands.add_parser("convert", help="make the compact table from the official NATS-Bench file")
-    convert.add_argument("source", type=Path)
-    convert.add_argument("target", type=Path)
-    show = commands.add_parser("show", help="look an architecture up")
-    show.add_argument("table", type=Path)
-    show.add_argument("architecture")
-    chosen = parser.parse_args(args)
-    if chosen.command == "convert":
-        print(f"{convert_nats_bench(chosen.source, chosen.target)} architectures written to {chosen.target}")
-        return
-    table = NB201Table(chosen.table)
-    for dataset, accuracies in table.accuracies(chosen.architecture).items():
-        valid = f"validation {accuracies['valid']:6.2f} %  " if "valid" in accuracies else ""
-        rank, best = table.rank(chosen.architecture, dataset), table.best(dataset)
-        print(f"{dataset:15} {valid}test {accuracies['test']:6.2f} %  rank {rank} of {len(table)}, best {best:.2f} %")

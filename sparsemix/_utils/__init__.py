@@ -1,0 +1,1 @@
+"""What everything may use: random streams, modes of modules, and plain pickles."""

@@ -1,0 +1,47 @@
+"""A model for a while in another mode, and as it was before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+__all__ = ["evaluating", "restoring"]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the context the model is in evaluation mode; afterwards each module is in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def restoring(model: nn.Module) -> Iterator[None]:
+    """After the context, parameters, buffers and the random state are what they were before, to the last bit.
+
+    What a forward makes for the first time (lazy modules) stays.
+    """
+    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if not is_lazy(tensor)]
+    saved = [tensor.detach().clone() for tensor in tensors]
+    registered = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    devices = {tensor.device.index for tensor in tensors if tensor.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, saved, strict=True):
+                tensor.copy_(value)
+        for buffers, before in registered:
+            for name, buffer in before.items():
+                if buffers[name] is not buffer:  # a forward put a new tensor in its place
+                    buffers[name] = buffer

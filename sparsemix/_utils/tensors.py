@@ -1,0 +1,25 @@
+"""Where a model's tensors are, and of which type."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["fitting", "reference_tensor"]
+
+
+def fitting(example: Tensor, model: nn.Module) -> Tensor:
+    """The example where the model is and, if it is of floating point, in its precision."""
+    if not isinstance(example, Tensor):
+        raise TypeError(f"an example must be a tensor, an input of the model; got a {type(example).__name__}")
+    reference = reference_tensor(model)
+    return example.to(reference.device, reference.dtype if example.is_floating_point() else None)
+
+
+def reference_tensor(model: nn.Module, path: str = "") -> Tensor:
+    """A tensor of the layer's device and dtype; of the model's where the layer has none."""
+    for module in (model.get_submodule(path), model):
+        for tensor in [*module.parameters(), *module.buffers()]:
+            if tensor.is_floating_point():
+                return tensor
+    return torch.empty(0)

@@ -1,0 +1,24 @@
+"""What a search is judged by: accuracy and discretisation gap, leakage, the deviation of a threshold, cost."""
+
+from .accuracy import Discretization, accuracy, discretization, renewed_statistics, topk_accuracy
+from .audit import Audit, audit
+from .cost import CostTable, CostTerm, macs, measure_costs, parameters, seconds
+from .leakage import Leakage, leakage
+
+__all__ = [
+    "Audit",
+    "CostTable",
+    "CostTerm",
+    "Discretization",
+    "Leakage",
+    "accuracy",
+    "audit",
+    "discretization",
+    "leakage",
+    "macs",
+    "measure_costs",
+    "parameters",
+    "renewed_statistics",
+    "seconds",
+    "topk_accuracy",
+]

@@ -1,0 +1,1 @@
+"""What finished runs found: their records, tables and figures. Nothing here trains."""

@@ -1,0 +1,1 @@
+"""What is searched: mixed operations, the group of their alphas, and alphas that other code owns."""
