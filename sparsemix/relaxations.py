@@ -101,7 +101,7 @@ class SparseSmoothSoftmax(nn.Module):
 
     Args:
         sparse: t_sp, positive; about 1e-3 for alphas that Adam moves at 3e-4.
-        smooth: t_sm, larger than ``sparse``; the paper takes 10 t_sp.
+        smooth: t_sm, larger than ``sparse``; by default 10 t_sp, as in the paper.
 
     Raises:
         ValueError: a temperature is not positive, or ``sparse`` is not below ``smooth``.
@@ -114,8 +114,9 @@ class SparseSmoothSoftmax(nn.Module):
     Source: Zhang and Ding, Eq. 14 and 15.
     """
 
-    def __init__(self, sparse: float = 1e-3, smooth: float = 1e-2) -> None:
+    def __init__(self, sparse: float = 1e-3, smooth: float | None = None) -> None:
         super().__init__()
+        smooth = 10 * sparse if smooth is None else smooth
         if not (0 < sparse < math.inf and 0 < smooth < math.inf):
             raise ValueError(
                 f"SparseSmoothSoftmax: temperatures must be positive and finite, got sparse={sparse}, smooth={smooth}"

@@ -472,3 +472,31 @@ def test_a_group_that_another_one_has_replaced(plain_supernet):
     for use in (lambda: phi.step_update(0), lambda: step(None, None)):
         with pytest.raises(RuntimeError, match="this ArchParameterGroup has been released: Sequential no longer runs"):
             use()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (lambda loss: loss.item(), r"the loss must return a scalar tensor with a graph; got \d"),
+        (lambda loss: loss.detach(), r"got a tensor \(\), requires_grad=False"),
+        (lambda loss: loss * torch.ones(2), r"got a tensor \(2,\), requires_grad=True"),
+    ],
+)
+def test_a_loss_that_is_none(plain_supernet, batch, value, message):
+    arch = ArchParameterGroup(plain_supernet())
+    step = search_step(arch, lambda batch: value(F.cross_entropy(arch.model(batch[0]), batch[1])))
+    for update in (lambda: step.update_weights(batch), lambda: step.update_alphas(batch, batch)):
+        with pytest.raises(TypeError, match=message):
+            update()
+
+
+def test_a_model_in_place_of_its_group(plain_supernet):
+    model = plain_supernet()
+    arch = ArchParameterGroup(model)
+    sgd, adam = torch.optim.SGD(arch.weight_parameters(), lr=0.1), torch.optim.Adam(arch.parameters())
+    with pytest.raises(TypeError, match="needs the model's ArchParameterGroup first, got a Sequential"):
+        SearchStep(model, lambda batch: None, sgd, adam)
+    with pytest.raises(
+        TypeError, match=r"needs the model, a torch.nn.Module; got a list \(mix_ changes the model in place"
+    ):
+        ArchParameterGroup([model])

@@ -184,7 +184,7 @@ def test_rows_of_several_calls():
     choose_(again, ["kernel", "activation"], choices(model), example=x)
     again.load_state_dict(arch.discretize().state_dict())
     with pytest.raises(
-        ValueError, match=r"'layer1.\d.act\d', a ReLU, has no candidate '.*'; it has none. Where several"
+        ValueError, match=r"'layer1.\d.act\d', a ReLU, has no candidate '.*'; it has none. Give choices"
     ):
         choose_(timm.create_model("resnet18", num_classes=5), "kernel", choices(model), example=x)
 
@@ -691,6 +691,26 @@ def test_costs_of_models_that_view_their_parameters(name):
     assert table.cheapest == table.dearest == plain > 1e8
     assert all(parameter.requires_grad for parameter in model.parameters())
     arch.discretize()
+
+
+def test_a_choice_of_nothing():
+    model = mixed()
+    found = ArchParameterGroup(model).discretize()
+    with pytest.raises(ValueError, match="Sequential has no mixed operations; ask the model that was searched"):
+        choices(found)
+    with pytest.raises(ValueError, match="the choice is empty"):
+        choose_(small(), "kernel", {}, example=X)
+
+
+def test_a_genotype_in_place_of_a_choice():
+    model = timm.create_model("resnet18", num_classes=5)
+    x = torch.zeros(1, 3, 32, 32)
+    mix_(model, "kernel", "layer1.*", share=2, example=x)
+    again = timm.create_model("resnet18", num_classes=5)
+    with pytest.raises(
+        ValueError, match=r"Give choices\(model\), whose keys are layers \(those of arch.genotype\(\) are"
+    ):
+        choose_(again, "kernel", ArchParameterGroup(model).genotype(), example=x)
 
 
 def test_part_of_a_choice():

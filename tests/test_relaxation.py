@@ -107,3 +107,8 @@ def test_bad_temperatures(sparse, smooth, message):
 def test_bad_single_temperature():
     with pytest.raises(ValueError, match="must be positive and finite, got 0"):
         Softmax(0)
+
+
+def test_the_smooth_temperature_follows_the_sparse_one():
+    assert SparseSmoothSoftmax(sparse=0.1).smooth == 1.0
+    assert SparseSmoothSoftmax().smooth == 1e-2

@@ -89,8 +89,18 @@ def test_a_figure(runs, tmp_path):
 
 
 def test_a_run_that_has_not_finished(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no finished run"):
+    with pytest.raises(FileNotFoundError, match="holds no run"):
         load_run(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"epochs": 25}))
+    (tmp_path / "records.jsonl").write_text("{}\n{}\n")
+    with pytest.raises(FileNotFoundError, match=r"has not finished \(2 of 25 epochs\): continue it with --resume"):
+        load_run(tmp_path)
+
+
+def test_a_figure_that_cannot_be_written(runs, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([str(runs[0]), "--figure", str(tmp_path / "none" / "x.png")])
+    assert "x.png cannot be written: there is no folder" in capsys.readouterr().err
 
 
 def test_a_run_of_an_older_version(runs):

@@ -154,3 +154,11 @@ def test_epochs_of_another_length_than_the_loop_s():
     with pytest.warns(UserWarning, match=r"step\(1\) began epoch 1, but update 5 is in epoch 0 by steps_per_epoch=10"):
         phi.step_update(5)
     phi.step_update(6)  # said once an epoch
+
+
+def test_updates_past_the_end_of_the_search():
+    phi = schedule(epochs=3, steps_per_epoch=5)
+    phi.step_update(15)  # timm's loops end with it
+    with pytest.warns(UserWarning, match="update 16 is past the end of the search, 3 epochs of 5 steps; p stays 1"):
+        phi.step_update(16)
+    assert "epochs=3, steps_per_epoch=5" in repr(phi)

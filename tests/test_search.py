@@ -419,11 +419,12 @@ def test_a_temperature_that_is_fixed_and_chosen():
         SearchConfig(method="darts", auto_temperature=True)
 
 
-def test_resuming_a_finished_run_changes_nothing(finished):
+def test_resuming_a_finished_run_changes_nothing(finished, capsys):
     output, summary, table = finished
     before = (output / "records.jsonl").read_text()
     assert search(output, "--resume", "--table", str(table), "--table-dataset", "cifar10") == summary
     assert (output / "records.jsonl").read_text() == before
+    assert "this search has finished already" in capsys.readouterr().out
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(finished):

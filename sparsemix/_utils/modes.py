@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from .torch_private import buffers_of
+
 __all__ = ["evaluating", "restoring"]
 
 
@@ -32,7 +34,7 @@ def restoring(model: nn.Module) -> Iterator[None]:
     """
     tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if not is_lazy(tensor)]
     saved = [tensor.detach().clone() for tensor in tensors]
-    registered = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    registered = [(buffers_of(module), dict(buffers_of(module))) for module in model.modules()]
     devices = {tensor.device.index for tensor in tensors if tensor.device.type == "cuda"}
     try:
         with torch.random.fork_rng(devices):

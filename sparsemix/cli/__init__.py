@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from importlib import import_module
 from typing import NamedTuple
 
@@ -49,7 +50,10 @@ def main(args: list[str] | None = None) -> None:
     if space in ("s2", "s3", "s4"):
         name = "search s1"
     if name not in COMMANDS:
-        wanted = "" if not {*words} - {"search", "-h", "--help"} else f"there is no command {name!r}\n\n"
+        wanted = ""
+        if {*words} - {"search", "-h", "--help"}:
+            close = get_close_matches(" ".join(words[:2]), COMMANDS, 1) or get_close_matches(name, COMMANDS, 1)
+            wanted = f"there is no command {name!r}{f'; did you mean {close[0]!r}?' if close else ''}\n\n"
         width = max(map(len, COMMANDS))
         listed = "\n".join(f"  sparsemix {name:{width}}  {command.summary}" for name, command in COMMANDS.items())
         print(f"{wanted}commands, each with --help:\n{listed}", file=sys.stderr if wanted else sys.stdout)

@@ -25,6 +25,9 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--figure", type=Path, help="also draw the course of the searches into this file")
     parser.add_argument("--audit-figure", type=Path, help="also draw the audits that they recorded into this file")
     chosen = parser.parse_args(args)
+    for file in (chosen.figure, chosen.audit_figure):
+        if file is not None and not file.parent.is_dir():
+            parser.error(f"{file} cannot be written: there is no folder {file.parent}")
     runs = []
     for folder in chosen.folders:
         try:
@@ -45,3 +48,4 @@ def main(args: list[str] | None = None) -> None:
     for file, draw in ((chosen.figure, draw_runs), (chosen.audit_figure, draw_audits)):
         if file is not None:
             draw(searches, file)
+            print(f"written to {file}", file=sys.stderr)

@@ -97,6 +97,12 @@ class ResidentPairs:
     def __len__(self) -> int:
         return -(-len(self.weights) // self.batch_size)
 
+    def __repr__(self) -> str:
+        size = f"{self.image_size}x{self.image_size}"
+        return (
+            f"ResidentPairs({len(self)} pairs an epoch of {self.batch_size} images {size}, {len(self.classes)} classes)"
+        )
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, Batch]]:
         generator = seeded_generator("order", self.seed, epoch)
         train = torch.randperm(len(self.weights), generator=generator)

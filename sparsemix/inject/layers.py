@@ -15,6 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .._utils.modes import evaluating
 from .._utils.tensors import fitting, reference_tensor
+from .._utils.torch_private import forward_pre_hooks, has_forward_hooks, is_compiled, version
 from ..supernet.mixed_op import MixedOp, check_same_shape
 from .families import Family, Site
 
@@ -23,9 +24,9 @@ __all__ = ["STATES", "candidates_of", "check_replaceable", "observe", "replace"]
 STATES: dict[str, Callable[[nn.Module], bool]] = {
     "parametrised": is_parametrized,
     "pruned, or normalised by a hook": lambda module: any(
-        type(hook).__module__.startswith("torch.nn.utils.") for hook in module._forward_pre_hooks.values()
+        type(hook).__module__.startswith("torch.nn.utils.") for hook in forward_pre_hooks(module)
     ),
-    "compiled": lambda module: hasattr(module, "_orig_mod") or module._compiled_call_impl is not None,
+    "compiled": is_compiled,
     "scripted": lambda module: isinstance(module, torch.jit.ScriptModule),
     "quantised": lambda module: (
         ".quantized" in type(module).__module__
@@ -50,7 +51,7 @@ class Call:
 
     def compare(self) -> None:
         """Note whether the output has changed in the meantime, outside of its followers."""
-        self.is_changed_by_a_function |= self.output._version > self.version
+        self.is_changed_by_a_function |= version(self.output) > self.version
 
 
 def replace(
@@ -63,7 +64,7 @@ def replace(
     """
     old = {path: model.get_submodule(path) for path in layers}
     for path, layer in layers.items():
-        if old[path]._forward_hooks or old[path]._forward_pre_hooks:
+        if has_forward_hooks(old[path]):
             warnings.warn(f"mix_: the hooks of {path!r} stay with the layer, now a candidate", stacklevel=3)
         layer.train(old[path].training)
         _put(model, path, layer)
@@ -123,7 +124,7 @@ def observe(model: nn.Module, paths: Sequence[str], example: Tensor | None) -> d
 
     def record(path: str) -> Callable[..., None]:
         def hook(layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-            calls[path] = Call(inputs, keywords, output, getattr(output, "_version", 0))
+            calls[path] = Call(inputs, keywords, output, version(output) if isinstance(output, Tensor) else 0)
 
         return hook
 
@@ -136,7 +137,7 @@ def observe(model: nn.Module, paths: Sequence[str], example: Tensor | None) -> d
     def followed(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         for call in calls.values():
             if module in call.followers:
-                call.version = call.output._version
+                call.version = version(call.output)
 
     hooks = [model.get_submodule(path).register_forward_hook(record(path), with_kwargs=True) for path in paths]
     for module in model.modules():
@@ -193,10 +194,10 @@ def candidates_of(
 
 def _try(candidate: nn.Module, x: Tensor, call: Call) -> torch.Size:
     """The shape of the candidate's output; an error where it could not be trained in this place."""
-    version = x._version
+    before = version(x)
     with torch.no_grad():
         output = candidate(x, **call.keywords)
-    if x._version > version:
+    if version(x) > before:
         raise ValueError(
             "it changes its input in place (by a function, not by a module's inplace), which the others are to read; "
             "choose the layers inside it"
@@ -204,9 +205,9 @@ def _try(candidate: nn.Module, x: Tensor, call: Call) -> torch.Size:
     if call.is_changed_by_a_function and x.is_floating_point():
         with torch.enable_grad():
             given = x.requires_grad_().clone()
-            version = given._version
+            before = version(given)
             changed = candidate(given, **call.keywords).mul_(1)
-            if given._version > version:
+            if version(given) > before:
                 raise ValueError("what follows changes its output in place (by a function), and with it its input")
             torch.autograd.grad(changed.sum(), x, allow_unused=True)  # an error where the output is needed as it was
     return output.shape
@@ -217,10 +218,10 @@ def _initialised_anew(layer: nn.Module, path: str) -> nn.Module:
     for name, module in layer.named_modules(prefix=path):
         if callable(reset := getattr(module, "reset_parameters", None)):
             reset()
-        elif module._parameters:
+        elif own := dict(module.named_parameters(recurse=False)):
             raise ValueError(
                 f"mix_: keep_weights=False, but {name!r} ({type(module).__name__}) has no reset_parameters() for its "
-                f"{', '.join(module._parameters)}; keep the weights of a model that is not trained instead"
+                f"{', '.join(own)}; keep the weights of a model that is not trained instead"
             )
     return layer
 

@@ -109,8 +109,18 @@ def mix_(
 
 
 def choices(model: nn.Module) -> dict[str, str]:
-    """The strongest candidate of every mixed operation of a model: path -> name, ready for ``json.dump``."""
-    return {path: module.choice() for path, module in model.named_modules() if isinstance(module, MixedOp)}
+    """The strongest candidate of every mixed operation of a model: path -> name, ready for ``json.dump``.
+
+    Raises:
+        ValueError: the model has none, because it was discretised, for instance.
+    """
+    found = {path: module.choice() for path, module in model.named_modules() if isinstance(module, MixedOp)}
+    if not found:
+        raise ValueError(
+            f"choices: {type(model).__name__} has no mixed operations; ask the model that was searched, not what "
+            f"discretize() returned"
+        )
+    return found
 
 
 def choose_(
@@ -146,6 +156,10 @@ def choose_(
     """
     if not isinstance(choice, Mapping):
         raise TypeError(f"choose_: the choice must be a mapping path -> name, as choices() returns it; got {choice!r}")
+    if not choice:
+        raise ValueError(
+            "choose_: the choice is empty; give what choices(model) returned for the model that was searched"
+        )
     families = [_family(each) for each in ([candidates] if isinstance(candidates, _ONE) else candidates)]
     _check_whole(model)
     layers = dict(model.named_modules())
@@ -180,8 +194,8 @@ def _chosen(model: nn.Module, families: Sequence[Family], path: str, name: str, 
         raise errors[0]
     raise ValueError(
         f"choose_: {path!r}, a {type(layer).__name__}, has no candidate {name!r}; it has "
-        f"{', '.join(others) or 'none'}. Where several families were mixed, give the list of them; paths and names are "
-        f"those of choices(model)"
+        f"{', '.join(others) or 'none'}. Give choices(model), whose keys are layers (those of arch.genotype() are "
+        f"rows), and the list of the families where several were mixed"
     )
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._utils.modes import evaluating
+from .._utils.torch_private import is_batch_norm
 from ..supernet.group import ArchParameterGroup
 
 __all__ = ["Discretization", "accuracy", "discretization", "renewed_statistics", "topk_accuracy"]
@@ -58,7 +58,7 @@ def renewed_statistics(model: nn.Module, batches: Batches) -> Iterator[None]:
         model: in the state in which it is to be evaluated; batch norms that do not run keep what they have.
         batches: (images, labels).
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = [m for m in model.modules() if is_batch_norm(m) and m.track_running_stats]
     buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
     saved, momenta = [buffer.clone() for buffer in buffers], [norm.momentum for norm in norms]
     try:

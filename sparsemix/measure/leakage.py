@@ -47,6 +47,7 @@ def leakage(arch: ArchParameterGroup, x: Tensor) -> dict[str, Leakage]:
         left out.
 
     Example:
+        >>> from torch import nn
         >>> model = nn.Sequential(MixedOp({"skip": nn.Identity(), "same": nn.Identity()}))
         >>> arch = ArchParameterGroup(model, lambda alpha, phi: torch.full_like(alpha, 0.5))
         >>> leakage(arch, torch.ones(1, 4))["0"]

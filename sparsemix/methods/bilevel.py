@@ -15,7 +15,18 @@ from typing import Any, Generic, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ..supernet.gradients import Arch, Gradients, Loss, Reduce, Split, alpha_gradient, unrolled_alpha_gradient, whole
+from ..supernet.alphas import Alphas
+from ..supernet.gradients import (
+    Arch,
+    Gradients,
+    Loss,
+    Reduce,
+    Split,
+    alpha_gradient,
+    checked,
+    unrolled_alpha_gradient,
+    whole,
+)
 
 __all__ = ["Losses", "Order", "SearchStep"]
 
@@ -121,6 +132,7 @@ class SearchStep(Generic[Arch]):
         ValueError: an unknown order, a norm that is not positive, or optimizers that do not hold what they should:
             swapped ones, alphas in the weights' optimizer, not every alpha or anything else in alpha's. At a step, the
             loss depends on no alpha, or the alphas have been replaced since.
+        TypeError: ``arch`` is no group; at a step, the loss is no scalar tensor with a graph.
         RuntimeError: at a step, another group has been made for the model since, and this one was released.
 
     Warns:
@@ -129,7 +141,7 @@ class SearchStep(Generic[Arch]):
 
     Example:
         >>> from torch import nn
-        >>> from sparsemix import MixedOp
+        >>> from sparsemix import ArchParameterGroup, MixedOp
         >>> model = nn.Sequential(MixedOp({"skip": nn.Identity(), "linear": nn.Linear(4, 4)}), nn.Linear(4, 2))
         >>> arch = ArchParameterGroup(model)
         >>> step = SearchStep(
@@ -162,6 +174,8 @@ class SearchStep(Generic[Arch]):
         around_weights: Context = nullcontext,
         backward: Callable[[Tensor], None] = torch.Tensor.backward,
     ) -> None:
+        if not isinstance(arch, Alphas):
+            raise TypeError(f"SearchStep: needs the model's ArchParameterGroup first, got a {type(arch).__name__}")
         if order not in get_args(Order):
             raise ValueError(f"SearchStep: order must be one of {', '.join(get_args(Order))}, got {order!r}")
         if max_norm is not None and not max_norm > 0:
@@ -228,7 +242,7 @@ class SearchStep(Generic[Arch]):
         values = []
         for part in self.split(batch):
             with forward():
-                value = self.loss(part)
+                value = checked(self.loss(part))
             self.backward(value)
             values.append(value.detach())
         return sum(values[1:], values[0])

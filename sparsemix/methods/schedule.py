@@ -128,6 +128,7 @@ class BatchMixedScheduler:
             "seed": seed,
         }
         self._begun: int | None = None  # the epoch that a loop has announced
+        self._end_was_passed = False
         self.step_update(0)
 
     @property
@@ -161,8 +162,20 @@ class BatchMixedScheduler:
         self.p = self.probability(epoch)
         self.arch.phi = self.draw(epoch, step)
 
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value}" for name, value in self.settings.items())
+        return f"BatchMixedScheduler({settings}; p={self.p:.3g}, phi={self.phi})"
+
     def _check_epoch(self, epoch: int, step: int) -> None:
-        """Warn once where a loop counts its epochs otherwise; p would then rise too fast or too slowly."""
+        """Warn once where a loop counts otherwise than the schedule; p would then rise too fast or too slowly."""
+        end = self.settings["epochs"] * self._steps
+        if epoch * self._steps + step > end and not self._end_was_passed:
+            self._end_was_passed = True
+            warnings.warn(
+                f"BatchMixedScheduler: update {epoch * self._steps + step} is past the end of the search, "
+                f"{self.settings['epochs']} epochs of {self._steps} steps; p stays {self.probability(epoch):g}",
+                stacklevel=3,
+            )
         begun = self._begun
         if begun is None or epoch == begun or (epoch, step) == (begun + 1, 0):  # timm's loops end an epoch with that
             return

@@ -55,7 +55,11 @@ def load_run(folder: str | Path) -> FinishedRun:
     """
     folder = Path(folder)
     if not (folder / "summary.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no finished run: there is no {folder / 'summary.json'}")
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{folder} holds no run")
+        epochs, file = json.loads((folder / "config.json").read_text()).get("epochs"), folder / "records.jsonl"
+        done = len(file.read_text().splitlines()) if file.is_file() else 0
+        raise FileNotFoundError(f"{folder} has not finished ({done} of {epochs} epochs): continue it with --resume")
     summary = json.loads((folder / "summary.json").read_text())
     config = json.loads((folder / "config.json").read_text())
     records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from ..methods.bilevel import Order
 from ..data import Sampling, Split
+from ..methods.bilevel import Order
 from ..relaxations import Softmax, SparseSmoothSoftmax
 
 __all__ = ["METHODS", "Presets", "RunConfig", "SearchConfig", "config_from_flags", "peek_flags"]
@@ -76,7 +76,7 @@ class SearchConfig(RunConfig):
     method: Literal["sp-darts", "darts"] = "sp-darts"
     """What relaxes the alphas."""
     preset: str = "paper"
-    """The row of settings that the other flags start from."""
+    """The settings that the other flags start from: paper, fast, authors or proxy; for darts see docs/presets.md."""
     split: Split = "halves"
     """Images for weights and alphas: halves of the training images, or the split of NAS-Bench-201's searches."""
     sampling: Sampling = "shuffled"

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from tqdm.auto import tqdm
 
-from .processes import Parallel
 from .launching import Interrupted, command_line
+from .processes import Parallel
 
 __all__ = ["Batches", "Progress", "Steps", "StepsConfig"]
 

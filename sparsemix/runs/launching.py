@@ -114,6 +114,8 @@ def run_script(main: Callable[[], Any]) -> None:
         if rank == "0":
             print(stopped)
         sys.exit(130)
+    except KeyboardInterrupt:  # before the first step, or the second one in a row
+        sys.exit(130)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError) as error:
         if os.environ.get("SPARSEMIX_TRACEBACK"):
             raise

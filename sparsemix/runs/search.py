@@ -17,22 +17,22 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..supernet.group import ArchParameterGroup
-from ..methods.bilevel import SearchStep
-from ..supernet.compilation import compile_operations
-from .config import METHODS, SearchConfig
 from ..data import Pairs
-from .epoch_table import Columns, EpochTable, closing_lines
-from ..measure.audit import audit
 from ..measure.accuracy import discretization
+from ..measure.audit import audit
 from ..measure.leakage import leakage
-from .processes import Parallel, cut, sums
+from ..methods.bilevel import SearchStep
+from ..methods.schedule import BatchMixedScheduler
+from ..methods.temperature import EntropySchedule
 from ..relaxations import OfSoftmax, Softmax
+from ..supernet.compilation import compile_operations
+from ..supernet.group import ArchParameterGroup
+from .config import METHODS, SearchConfig
+from .epoch_table import Columns, EpochTable, closing_lines
+from .epochs import Progress, Steps
 from .folder import RunFolder
 from .launching import rng_state, say, set_rng_state, stop_requests, surroundings
-from ..methods.schedule import BatchMixedScheduler
-from .epochs import Progress, Steps
-from ..methods.temperature import EntropySchedule
+from .processes import Parallel, cut, sums
 from .trackers import check_tracker, tracking
 
 __all__ = ["Search"]
@@ -159,7 +159,11 @@ class Search:
             f"run folder {self.folder.path}"
         )
         self._table = EpochTable(config.epochs, self.columns, self.read_out(arch).skips is not None)
-        if first < config.epochs:
+        if first == config.epochs:
+            self._say("this search has finished already")
+        else:
+            if first or progress.step:
+                self._say(f"resumed in epoch {first + 1} after step {progress.step} of {len(self.pairs)}")
             self._say(self._table.heading())
         with (
             stop_requests() as stop,

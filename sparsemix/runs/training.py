@@ -15,14 +15,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from .._utils.modes import restoring
-from .config import RunConfig, peek_flags
-from ..measure.cost import macs
 from ..data import TrainingData
 from ..measure.accuracy import topk_accuracy
-from .processes import Parallel, cut, sums
+from ..measure.cost import macs
+from .config import RunConfig, peek_flags
+from .epochs import Progress, Steps
 from .folder import RunFolder
 from .launching import rng_state, say, set_rng_state, stop_requests, surroundings
-from .epochs import Progress, Steps
+from .processes import Parallel, cut, sums
 from .trackers import check_tracker, tracking
 
 __all__ = [

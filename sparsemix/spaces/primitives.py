@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._utils.torch_private import add_, copy_, lerp_
 from ..supernet.mixed_op import Source
 
 __all__ = [
@@ -308,9 +309,9 @@ def scaled_batch_norm(norms: Sequence[nn.BatchNorm2d], y: Tensor, weights: Seque
     y = F.batch_norm(y, mean, var, scale, shift, first.training or not tracked, momentum, first.eps)
     if mean is not None and var is not None and first.training:
         with torch.no_grad():
-            torch._foreach_copy_(means, mean.chunk(len(norms)))
-            torch._foreach_copy_(variances, var.chunk(len(norms)))
-            torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)
+            copy_(means, mean.chunk(len(norms)))
+            copy_(variances, var.chunk(len(norms)))
+            add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)
     return y
 
 
@@ -318,6 +319,6 @@ def _update_statistics(norms: Sequence[nn.BatchNorm2d], means: list[Tensor], var
     """Move running statistics towards those of a batch."""
     momentum = cast(float, norms[0].momentum)
     with torch.no_grad():
-        torch._foreach_lerp_([cast(Tensor, norm.running_mean) for norm in norms], means, momentum)
-        torch._foreach_lerp_([cast(Tensor, norm.running_var) for norm in norms], variances, momentum)
-        torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)
+        lerp_([cast(Tensor, norm.running_mean) for norm in norms], means, momentum)
+        lerp_([cast(Tensor, norm.running_var) for norm in norms], variances, momentum)
+        add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)

@@ -275,6 +275,6 @@ def _places(model: nn.Module, tables: Mapping[str, Tensor]) -> dict[str, tuple[n
         name: (module, attribute)
         for name, table in tables.items()
         for module in model.modules()
-        for attribute, value in {**vars(module), **module._parameters}.items()
+        for attribute, value in {**vars(module), **dict(module.named_parameters(recurse=False))}.items()
         if value is table
     }

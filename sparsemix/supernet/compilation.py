@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
+from .._utils.torch_private import compiler_backend, compiler_limits
 from .mixed_op import MixedOp
 
 __all__ = ["Compilations", "compile_operations"]
@@ -24,7 +24,7 @@ class Compilations:
     def __init__(self, backend: str = "inductor") -> None:
         self.units = 0
         self.count = 0
-        self._compile: Any = torch._dynamo.lookup_backend(backend)
+        self._compile = compiler_backend(backend)
 
     def __call__(self, graph: Any, inputs: Any) -> Any:
         self.count += 1
@@ -47,6 +47,7 @@ def compile_operations(model: nn.Module, backend: str = "inductor") -> Compilati
         The counter of compilations.
 
     Example:
+        >>> import torch
         >>> conv = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())
         >>> model = nn.Sequential(MixedOp({"skip": nn.Identity(), "conv": conv}))
         >>> compilations = compile_operations(model, backend="eager")
@@ -58,7 +59,7 @@ def compile_operations(model: nn.Module, backend: str = "inductor") -> Compilati
     for unit in _units(model):
         unit.compile(backend=compilations, dynamic=False)
         compilations.units += 1
-    limits: Any = torch._dynamo.config
+    limits = compiler_limits()
     limits.recompile_limit = max(limits.recompile_limit, 8 * compilations.units)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 8 * compilations.units)
     return compilations

@@ -13,16 +13,41 @@ import torch
 from torch import Tensor
 
 from .._utils.modes import restoring
+from .._utils.torch_private import add_, norms
 from .alphas import AlphaTables
 from .group import ArchParameterGroup
 
-__all__ = ["Arch", "Gradients", "Loss", "Reduce", "Split", "alpha_gradient", "unrolled_alpha_gradient", "whole"]
+__all__ = [
+    "Arch",
+    "Gradients",
+    "Loss",
+    "Reduce",
+    "Split",
+    "alpha_gradient",
+    "checked",
+    "unrolled_alpha_gradient",
+    "whole",
+]
 
 Loss = Callable[[Any], Tensor]
 Gradients = Sequence[Tensor]
 Reduce = Callable[[Gradients], None]
 Split = Callable[[Any], Iterable[Any]]
 Arch = TypeVar("Arch", bound=ArchParameterGroup | AlphaTables)
+
+
+def checked(loss: Any) -> Tensor:
+    """Insist that a loss is a scalar that can be differentiated.
+
+    Raises:
+        TypeError: it is a number, or a tensor without a graph or of several elements.
+    """
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
+        return loss
+    got = (
+        f"a tensor {tuple(loss.shape)}, requires_grad={loss.requires_grad}" if isinstance(loss, Tensor) else repr(loss)
+    )
+    raise TypeError(f"the loss must return a scalar tensor with a graph; got {got}")
 
 
 def whole(batch: Any) -> Iterable[Any]:
@@ -41,7 +66,7 @@ def _gradients(loss: Loss, batch: Any, split: Split, parameters: Sequence[Tensor
     total: list[Tensor] = []
     values = []
     for part in split(batch):
-        value = loss(part)
+        value = checked(loss(part))
         found = torch.autograd.grad(value, parameters, allow_unused=True)
         if all(gradient is None for gradient in found):
             raise ValueError(
@@ -115,7 +140,7 @@ def unrolled_alpha_gradient(
     gradient, outer = gradients[: len(alphas)], gradients[len(alphas) :]
     reduce(outer)
     vector = [rate * g for rate, g in zip(rates, outer, strict=True)]  # xi grad_w' L_val, so that R absorbs xi
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(vector)))
+    norm = torch.linalg.vector_norm(torch.stack(norms(vector)))
     if norm == 0:
         return gradient, value
     radius = 0.01 / norm
@@ -158,4 +183,4 @@ def _virtual_sgd_step(
 
 def _shift(weights: Sequence[Tensor], by: Sequence[Tensor]) -> None:
     with torch.no_grad():
-        torch._foreach_add_(list(weights), list(by))
+        add_(weights, by)

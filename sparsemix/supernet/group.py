@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.hooks import RemovableHandle
 
 from .._utils.modes import evaluating, restoring
+from .._utils.torch_private import in_backward_pass
 from ..relaxations import Softmax, entropy
 from .alphas import Alphas, AlphaTables, Relaxation
 from .mixed_op import MixedOp, Weights, call_arguments, check_same_shape
@@ -109,6 +110,11 @@ class ArchParameterGroup(Alphas):
 
     def __init__(self, model: nn.Module, relaxation: Relaxation | None = None, *, threshold: float = 0.0) -> None:
         super().__init__(relaxation, threshold)
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"ArchParameterGroup: needs the model, a torch.nn.Module; got a {type(model).__name__} (mix_ changes "
+                f"the model in place: give the model itself)"
+            )
         self.model = model
         self.rows = tie_alphas_(model)
         if not self.rows:
@@ -182,7 +188,7 @@ class ArchParameterGroup(Alphas):
                 "of the model; use DistributedDataParallel, or make a group for the copy"
             )
         # A backward pass runs a part of the model again where its activations were not kept (gradient checkpointing).
-        again = torch._C._current_graph_task_id() != -1
+        again = in_backward_pass()
         relaxed = self._relaxed or (self._differentiable if again else None) or self._decide_all()
         return relaxed[self._labels[op]]
 

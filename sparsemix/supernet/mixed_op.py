@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._utils.torch_private import has_forward_hooks, is_compiled, own_parameters
+
 __all__ = ["Execution", "MixedOp", "Source", "Weights", "call_arguments", "check_same_shape", "fan_out"]
 
 
@@ -258,16 +260,12 @@ def _alone(edge: nn.Module, x: Tensor, weights: Weights | None) -> Tensor:
 
 
 def _can_share(edge: nn.Module) -> TypeGuard[MixedOp]:
-    return isinstance(edge, MixedOp) and len(edge.candidates) > 1 and not _is_watched(edge)
-
-
-def _is_watched(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    return isinstance(edge, MixedOp) and len(edge.candidates) > 1 and not has_forward_hooks(edge)
 
 
 def _sharing_key(candidate: nn.Module) -> Hashable | None:
     key = getattr(candidate, "sharing_key", None)
-    if key is None or candidate._compiled_call_impl is not None or any(map(_is_watched, candidate.modules())):
+    if key is None or is_compiled(candidate) or any(map(has_forward_hooks, candidate.modules())):
         return None  # compiled, it is to run by itself
     return key
 
@@ -308,13 +306,6 @@ def _mix(source: Source, edges: Sequence[MixedOp], weights: Sequence[Weights]) -
             for part, value, _ in _run(parts, source, [unit] * len(parts)):
                 totals[part.edge].score(part.name, value, part.weight)
     return [total.result(edge_weights.scalars) for total, edge_weights in zip(totals, weights, strict=True)]
-
-
-def _parameters(module: nn.Module) -> Iterator[nn.Parameter]:
-    """As ``module.parameters()``, whose bookkeeping is most of the cost where hundreds of small modules are idle."""
-    if module._modules:
-        return module.parameters()
-    return (parameter for parameter in module._parameters.values() if parameter is not None)
 
 
 def _run(
@@ -433,7 +424,7 @@ class _Total:
             value = _WithScores.apply(value, len(scales), *scales, *outputs)
             self.is_own = True
         if torch.is_grad_enabled():
-            without_part: list[Tensor] = [p for candidate in self.idle for p in _parameters(candidate)]
+            without_part: list[Tensor] = [p for candidate in self.idle for p in own_parameters(candidate)]
             if not self.depends:  # in the dense sum gradients would flow back through the others, times zero
                 without_part.append(self.source.x)
             if not value.requires_grad:

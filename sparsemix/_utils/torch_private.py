@@ -1,0 +1,108 @@
+"""The one room for names of PyTorch that are private, each behind a name that says what it is for.
+
+Where PyTorch changes one of them, this file and its test are what breaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+__all__ = [
+    "add_",
+    "buffers_of",
+    "compiler_backend",
+    "compiler_limits",
+    "copy_",
+    "forward_pre_hooks",
+    "has_forward_hooks",
+    "in_backward_pass",
+    "is_batch_norm",
+    "is_compiled",
+    "lerp_",
+    "norms",
+    "own_parameters",
+    "version",
+]
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Whether somebody watches or changes what the module is given or returns."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def forward_pre_hooks(module: nn.Module) -> list[Any]:
+    """What is called with a module's input before it runs."""
+    return list(module._forward_pre_hooks.values())
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether calls go through ``torch.compile``: by ``module.compile()``, or as what ``torch.compile`` returned."""
+    return module._compiled_call_impl is not None or "_orig_mod" in module._modules
+
+
+def is_batch_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
+    """Whether it is a batch norm, of any dimension, synchronised or not."""
+    return isinstance(module, _BatchNorm)
+
+
+def own_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """As ``module.parameters()``, whose bookkeeping is most of the cost where hundreds of small modules are idle."""
+    if module._modules:
+        return module.parameters()
+    return (parameter for parameter in module._parameters.values() if parameter is not None)
+
+
+def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
+    """The module's own buffers, as the dictionary that holds them."""
+    return module._buffers
+
+
+def version(tensor: Tensor) -> int:
+    """How often the tensor has been changed in place."""
+    return tensor._version
+
+
+def in_backward_pass() -> bool:
+    """Whether autograd is at work, which runs parts of a model again where their activations were not kept."""
+    return torch._C._current_graph_task_id() != -1
+
+
+# One call for many small tensors
+
+
+def add_(tensors: Sequence[Tensor], others: Sequence[Tensor] | float) -> None:
+    """Add to each tensor, in place, its counterpart or a number."""
+    torch._foreach_add_(list(tensors), others if isinstance(others, int | float) else list(others))
+
+
+def copy_(tensors: Sequence[Tensor], others: Iterable[Tensor]) -> None:
+    """Copy into each tensor its counterpart."""
+    torch._foreach_copy_(list(tensors), list(others))
+
+
+def lerp_(tensors: Sequence[Tensor], others: Sequence[Tensor], weight: float) -> None:
+    """Move each tensor, in place, towards its counterpart by a share of the way."""
+    torch._foreach_lerp_(list(tensors), list(others), weight)
+
+
+def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The Euclidean norm of each tensor."""
+    return list(torch._foreach_norm(list(tensors)))
+
+
+# The compiler
+
+
+def compiler_backend(name: str) -> Any:
+    """A backend of ``torch.compile`` by its name: (graph module, example inputs) -> callable."""
+    return torch._dynamo.lookup_backend(name)
+
+
+def compiler_limits() -> Any:
+    """The settings of ``torch.compile`` that limit how many graphs a function may have."""
+    return torch._dynamo.config

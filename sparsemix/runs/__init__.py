@@ -1,0 +1,1 @@
+"""Searches and trainings from their configuration to what their folder holds; the part that knows Accelerate."""
