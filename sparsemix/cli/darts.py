@@ -24,9 +24,9 @@ from ..supernet.group import ArchParameterGroup
 @dataclass(frozen=True)
 class DartsConfig(SearchConfig):
     space: Literal["darts", "darts-none", "s1", "s2", "s3", "s4"] = "darts"
-    """The operations of each edge."""
+    """Search space: the operations of each edge."""
     read_out: Literal["exact", "authors", "authors-robust"] = "exact"
-    """How edges and operations that tie are ranked: by exact weights, or as published code does it."""
+    """Ranking of edges and operations that tie: by exact weights, or as the published code does it."""
 
 
 def search(config: DartsConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from .darts import DartsConfig, search
 @dataclass(frozen=True)
 class RobustConfig(DartsConfig):
     space: Literal["s1", "s2", "s3", "s4"] = "s1"
-    """The operations of each edge."""
+    """Search space: the operations of each edge."""
 
 
 def main(args: list[str]) -> None:

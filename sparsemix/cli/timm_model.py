@@ -48,25 +48,25 @@ Amount = Annotated[
 @dataclass(frozen=True)
 class TimmConfig(SearchConfig):
     preset: str = "default"
-    """The row of settings that the other flags start from."""
+    """Settings that the other flags start from: default, or proxy for CPUs."""
     model: str = "mobilenetv3_small_100"
-    """A model of timm's."""
+    """Model of timm's to search in, by name."""
     pretrained: bool = False
-    """Start from its trained weights."""
+    """Start from timm's trained weights of the model."""
     mix: str = "kernel"
-    """Family of candidates: kernel, dilation, separable, groups, activation, norm, token_mixer or skip."""
+    """Family of candidates to mix: kernel, dilation, separable, groups, activation, norm, token_mixer or skip."""
     where: str | None = None
-    """Pattern of the layers' paths ("layer3.*"); by default all that the family can replace."""
+    """Pattern of the paths of the layers to mix ("layer3.*"); by default all that the family can replace."""
     share: int | None = None
-    """Layers whose paths agree in so many first parts share one choice; by default each has its own."""
+    """Number of leading path parts in which layers must agree to share a choice; by default each has its own."""
     cost: Literal["parameters", "macs"] = "macs"
-    """What is counted: parameters, or multiply-accumulates of an image."""
+    """Cost to count: parameters, or multiply-accumulates of an image."""
     measure_latency: bool = False
-    """Count seconds an image instead, measured on this machine when a search begins or is resumed."""
+    """Use measured seconds per image on this machine as the cost instead."""
     cost_weight: float | None = None
-    """Weight of the expected cost in alpha's loss; by default 1 if there is a budget, and otherwise 0."""
+    """Weight of the expected cost in the alphas' loss; by default 1 with a budget, otherwise 0."""
     cost_budget: Amount | None = None
-    """What the result may cost, such as 2.2M: only what exceeds it counts."""
+    """Budget for the result, such as 2.2M: only cost beyond it enters the alphas' loss."""
 
     # of supernets that are built of cells
     channels: tyro.conf.Suppress[int] = 16

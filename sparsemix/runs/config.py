@@ -20,33 +20,33 @@ class RunConfig:
     """What every run is told: where, on which data, with which seed."""
 
     seed: int = 0
-    """Of initialisation, data order, augmentation and every other draw."""
+    """Seed of initialisation, data order, augmentation and every other draw."""
     output: Path | None = None
-    """Run folder; by default one in runs/, named after what is run."""
+    """Run folder; by default one in runs/, named after space, data, method, preset and seed."""
     resume: bool = False
     """Continue the run in the output folder."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to run; auto takes what Accelerate finds."""
+    """Device to run on; auto takes what Accelerate finds."""
 
     dataset: str = "digits"
-    """digits (embedded), cifar10, cifar100, svhn, imagenet16-120, or folder."""
+    """Data set: digits (embedded), cifar10, cifar100, svhn, imagenet16-120, or folder."""
     data: Path = Path("data")
-    """Where the data set is; for folder, the folder with one folder a class."""
+    """Folder that holds the data set; for --dataset folder, the images, one folder a class."""
     download: bool = False
-    """Fetch the data set if it is not there."""
+    """Fetch the data set if it is missing."""
     image_size: int | None = None
     """Resize images to this height and width."""
     limit: int | None = None
-    """Use this many training images in all, every class keeping its share."""
+    """Number of training images to use in all, stratified by class; by default all."""
     workers: int = 2
     """Processes that decode images too large to stay in memory."""
 
     accumulate: int = 1
     """Cut every batch into so many parts that run one after the other: less memory, the same number of steps."""
     save_every: int = 0
-    """Save after every so many steps, too, and not only after an epoch; 0: not."""
+    """Steps between checkpoints within an epoch; 0: save after each epoch only."""
     log_with: str | None = None
-    """A tracker of Accelerate's: tensorboard, wandb, ..."""
+    """Tracker that gets every epoch's numbers, by its name in Accelerate: tensorboard, wandb, ..."""
 
     # Fields that do not say what a run computes, but where, and how it is read out: a resumed run may change them.
     MOVABLE: ClassVar[frozenset[str]] = frozenset(
@@ -74,7 +74,7 @@ class SearchConfig(RunConfig):
     """A search, completely: what a run folder's ``config.json`` holds. Presets give these fields; flags change them."""
 
     method: Literal["sp-darts", "darts"] = "sp-darts"
-    """What relaxes the alphas."""
+    """Search method."""
     preset: str = "paper"
     """The settings that the other flags start from: paper, fast, authors or proxy; for darts see docs/presets.md."""
     split: Split = "halves"
@@ -83,43 +83,43 @@ class SearchConfig(RunConfig):
     """Alpha batches: shuffled once an epoch, drawn with replacement, or shuffled anew for every batch."""
 
     channels: int = 16
-    """C of the first stage or cell."""
+    """Channels C of the first stage (NAS-Bench-201) or cell (DARTS space)."""
     cells: int = 5
-    """N, cells a stage (NAS-Bench-201), or cells in all (DARTS space)."""
+    """Cells N per stage (NAS-Bench-201), or cells in all (DARTS space)."""
 
     epochs: int = 50
-    """I, the length of the search."""
+    """Length of the search, I."""
     batch_size: int = 256
-    """Images a batch, of each half."""
+    """Images per batch, for the weights and for the alphas alike."""
     order: Order = "first"
-    """first: alpha's gradient at the present weights; second: through a virtual step; single: no bilevel problem."""
+    """Alpha gradient: first, at the present weights; second, through a virtual step; single, one loss for both."""
     weights_first: bool = True
-    """The weights' update before the alphas' (Algorithm 1)."""
+    """Update the weights before the alphas (Algorithm 1), or after."""
     weight_lr: float = 0.05
-    """Learning rate of the weights' SGD, ..."""
+    """Learning rate of the weights' SGD in the first epoch."""
     weight_lr_min: float = 0.05
-    """... and where its cosine ends."""
+    """Learning rate of the weights' SGD at the end of its cosine; equal to weight_lr, it is constant."""
     weight_decay: float = 5e-4
-    """Of the weights."""
+    """Weight decay of the weights' SGD."""
     momentum: float = 0.9
-    """Of the weights' SGD."""
+    """Momentum of the weights' SGD."""
     nesterov: bool = True
-    """Nesterov's momentum."""
+    """Use Nesterov's momentum for the weights."""
     max_norm: float = 5.0
-    """The weights' gradient is clipped to this norm."""
+    """Norm to which the weights' gradient is clipped."""
     clip_alphas: bool = False
-    """Take alpha's gradients into that norm, as published code does."""
+    """Include alpha's gradients when the weights' gradient norm is clipped, as published NAS-Bench-201 code does."""
     alpha_lr: float = 3e-4
-    """Learning rate of alpha's Adam."""
+    """Learning rate of the alphas' Adam."""
     alpha_betas: tuple[float, float] = (0.5, 0.999)
-    """Its betas."""
+    """Betas of the alphas' Adam."""
     alpha_weight_decay: float = 0.0
-    """Its weight decay."""
+    """Weight decay of the alphas' Adam."""
 
     sparse: float = 1.1e-3
-    """t_sp, the temperature of sparse batches."""
+    """Temperature of sparse batches, t_sp."""
     smooth: float = 1.1e-2
-    """t_sm, the temperature of the others."""
+    """Temperature of smooth batches, t_sm."""
     double_softmax: bool = False
     """In weights updates relax softmax(alpha) instead of alpha, as published code for S1 to S4 does."""
     p_low: float = 0.0
@@ -127,44 +127,44 @@ class SearchConfig(RunConfig):
     p_up: float = 1.0
     """Probability p of a sparse batch in the last epoch (Eq. 20)."""
     warmup_epochs: int = 1
-    """Epochs at the beginning without sparse batches."""
+    """Epochs without sparse batches at the beginning."""
     warmup_smooth: float | None = None
-    """Temperature of the batches of the warm-up; by default t_sm."""
+    """Temperature of warm-up batches; by default t_sm."""
     hold_epoch: int | None = None
-    """From this epoch on (counted from 0) p stays what it was in the epoch before; by default it rises to the end."""
+    """Epoch, counted from 0, from which p stays what it was before; by default p rises to the end."""
     hold_sparse: float | None = None
-    """t_sp from the hold epoch on, t_sm keeping its ratio to it; by default both stay as they are."""
+    """Temperature t_sp from the hold epoch on, with t_sm in the same ratio; by default unchanged."""
     auto_temperature: bool = False
-    """Choose t_sp each epoch so that the alphas' entropy at it falls linearly ..."""
+    """Choose t_sp each epoch so that the alphas' entropy at t_sp falls linearly."""
     entropy_start: float = 0.5
-    """... from this share of the greatest possible one ..."""
+    """With auto_temperature: entropy in the first epoch, as a share of the greatest possible."""
     entropy_end: float = 0.05
-    """... to this; t_sm keeps its ratio to it."""
+    """With auto_temperature: entropy in the last epoch, as a share of the greatest possible."""
     eval_temperature: float = 1e-4
-    """Temperature at which the supernet is evaluated; with a chosen t_sp it keeps its ratio to that."""
+    """Temperature at which the supernet is evaluated; with auto_temperature, scaled with t_sp."""
     evaluate_every: int = 1
-    """Measure accuracies and leakage after every so many epochs, and after the last one."""
+    """Epochs between measurements of accuracies and leakage; the last epoch is always measured."""
     evaluate_limit: int | None = None
-    """Measure accuracies on so many images of the alphas, every class keeping its share; by default on all."""
+    """Number of images of the alpha half on which accuracies are measured, stratified; by default all."""
     statistics_images: int = 2048
-    """Batch-norm statistics are renewed on so many images of the weights before accuracies are measured."""
+    """Number of images of the weights half on which batch-norm statistics are renewed before measuring accuracies."""
 
     average_epochs: int = 5
-    """A second genotype is read out of the mean of this many last epochs' alphas."""
+    """Number of last epochs whose mean alphas give a second genotype."""
 
     threshold: float = 0.0
-    """Operations of smaller weight do not run in weights updates and are only scored in alpha updates; 0: all run."""
+    """Weight below which operations are skipped in weights updates and only scored in alpha updates; 0: all run."""
     compile: bool = False
-    """Compile operations and fixed parts of the supernet by torch.compile."""
+    """Compile operations and fixed parts of the supernet with torch.compile."""
     audit_every: int = 0
-    """Every so many steps, measure what thresholds change against the dense computation; 0: never."""
+    """Steps between audits, which measure what thresholds change against the dense computation; 0: no audits."""
     audit_thresholds: tuple[float, ...] = (1e-3, 1e-2)
-    """The thresholds that are measured."""
+    """Thresholds that audits measure."""
 
     table: Path | None = None
-    """Benchmark table (CSV) with true accuracies."""
+    """Benchmark table (CSV) with true accuracies, made by sparsemix table convert."""
     table_dataset: str | None = None
-    """Its column, by default the data set's."""
+    """Data set whose column of the table judges the cells; by default the data set searched on."""
 
     MOVABLE: ClassVar[frozenset[str]] = RunConfig.MOVABLE | {"table", "table_dataset", "average_epochs"}
 

@@ -48,50 +48,50 @@ class RetrainConfig(RunConfig):
     """A training, completely: what its run folder's ``config.json`` holds."""
 
     genotype: str | None = None
-    """What is trained: a published name such as DARTS_V2, a .json file, or the notation itself."""
+    """Architecture to train: a published name such as DARTS_V2, a .json file, or the notation itself."""
     model: str | None = None
-    """What is trained instead of a genotype: a model of timm's."""
+    """Model of timm's to train instead of a genotype."""
     preset: Literal["cifar", "robust", "imagenet", "proxy"] = "cifar"
-    """The row of settings that the other flags start from."""
+    """Settings that the other flags start from; docs/presets.md lists them."""
 
     test_data: Path | None = None
-    """For folder: the folder of test images."""
+    """Folder of test images, for --dataset folder."""
     holdout: float = 0.0
-    """Judge on this share of the training images, which are not trained on; 0: on the test images."""
+    """Share of the training images held out to judge on; 0: judge on the test images."""
 
     channels: int = 36
-    """C of the first cells."""
+    """Channels C of the first cells."""
     cells: int = 20
-    """How many."""
+    """Number of cells."""
     auxiliary: float = 0.4
-    """Weight of the auxiliary classifier's loss; 0: there is none."""
+    """Weight of the auxiliary classifier's loss; 0: no auxiliary classifier."""
     drop_path: float = 0.3
-    """Probability of dropping an edge at the end; it rises linearly."""
+    """Probability of dropping an edge in the last epoch; it rises linearly from 0."""
     cutout: int = 16
-    """Side of the square that is blanked; 0: none."""
+    """Side of the square that cutout blanks; 0: no cutout."""
     smoothing: float = 0.0
-    """Of the labels."""
+    """Label smoothing."""
 
     epochs: int = 600
     """Length of the training."""
     batch_size: int = 64
-    """Images a batch."""
+    """Images per batch."""
     opt: str = "sgd"
-    """timm's name of the optimizer; sgd is SGD with momentum, without Nesterov's: timm calls it momentum."""
+    """Optimizer, by its name in timm; sgd is SGD with momentum but without Nesterov's (timm: momentum)."""
     lr: float = 0.025
-    """Learning rate."""
+    """Highest learning rate."""
     momentum: float = 0.9
-    """Of the optimizer."""
+    """Momentum of the optimizer."""
     weight_decay: float = 3e-4
-    """Of all parameters."""
+    """Weight decay of all parameters."""
     sched: Literal["cosine", "linear"] = "cosine"
-    """Course of the learning rate by epoch, down to 0: a cosine, or a line that is flatter in the last five."""
+    """Schedule of the learning rate over the epochs, down to 0: a cosine, or a line that flattens in the last five."""
     warmup_epochs: int = 0
-    """Epochs at the beginning with a linearly rising learning rate."""
+    """Epochs of linear learning-rate warm-up."""
     max_norm: float = 5.0
-    """The gradient is clipped to this norm."""
+    """Norm to which the gradient is clipped."""
     ema: float = 0.0
-    """Decay of an exponential moving average of the weights, which is then judged too; 0: none."""
+    """Decay of an exponential moving average of the weights, judged as well; 0: no average."""
 
     MOVABLE: ClassVar[frozenset[str]] = RunConfig.MOVABLE | {"test_data"}
 
