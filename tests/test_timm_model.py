@@ -1,4 +1,5 @@
 import json
+import textwrap
 
 import pytest
 import timm
@@ -37,11 +38,15 @@ def test_a_search_leaves_a_network_that_can_be_built_again(tmp_path, capsys):
     folder = tmp_path / "run"
     choice = json.loads((folder / "choice.json").read_text())
     assert choice.keys() == {f"layer{stage}.0.act{i}" for stage in (1, 2) for i in (1, 2)}
-    assert "to build it" in capsys.readouterr().out
+    snippet = capsys.readouterr().out.split("to build it:\n")[1]
+    names = {}
+    exec(textwrap.dedent(snippet), names)  # as it is printed
 
     network = timm.create_model("resnet10t", num_classes=10, in_chans=1)
     choose_(network, "activation", choice, example=torch.zeros(1, 1, 32, 32))
     network.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+    x = torch.randn(2, 1, 32, 32)
+    assert torch.equal(names["model"].eval()(x), network.eval()(x))
     rows = {path.split(".")[0]: name for path, name in choice.items()}
     assert summary["genotype"] == ", ".join(f"{row}: {name}" for row, name in rows.items())
 
@@ -77,3 +82,18 @@ def test_a_model_of_fixed_image_size_in_one_epoch(tmp_path):
     flags = ["--model", "vit_tiny_patch16_224", "--mix", "token_mixer", "--where", "blocks.1*.attn", "--epochs", "1"]
     summary = search(tmp_path, *flags)
     assert summary["genotype"].count("blocks.1") == 3  # 1, 10 and 11
+
+
+@pytest.mark.parametrize(("text", "value"), [("2.2M", 2.2e6), ("800k", 8e5), ("1.5G", 1.5e9), ("2.2e6", 2.2e6)])
+def test_a_budget_with_a_unit(text, value):
+    config = config_from_flags(timm_model.PRESETS, ["--cost-budget", text], timm_model.TimmConfig)
+    assert config.cost_budget == pytest.approx(value)
+
+
+def test_what_is_printed(tmp_path, capsys, caplog):
+    """The budget beside the cost, no skips where there are none, and nothing of timm's about one epoch."""
+    search(tmp_path / "run", "--mix", "kernel", "--where", "layer1*", "--epochs", "1", "--cost-budget", "1G")
+    [heading] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert "macs of 1.00G" in heading
+    assert "skips" not in heading
+    assert "Cosine annealing" not in caplog.text

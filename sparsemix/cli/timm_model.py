@@ -151,7 +151,7 @@ def keep(run: Search, table: CostTable, options: dict[str, Any], image: Tensor) 
         run.accelerator,
         f"{compact(found)} {table.unit}; to build it:\n"
         f"  import json, timm, torch\n"
-        f"  from ..inject import choose_\n"
+        f"  from sparsemix.inject import choose_\n"
         f"  image = torch.zeros({tuple(image.shape)})\n"
         f"  model = timm.create_model({config.model!r}, {', '.join(f'{k}={v}' for k, v in options.items())})\n"
         f"  choose_(model, {config.mix!r}, json.load(open({str(folder.path / 'choice.json')!r})), example=image)\n"
