@@ -236,7 +236,7 @@ def fan_out(x: Tensor, edges: Sequence[nn.Module], weights: Sequence[Weights | N
     """The outputs of all edges that leave one node, with the work they have in common done once.
 
     Equal to ``[edge(x) for edge in edges]`` up to rounding. Candidates of mixed operations that know how to run
-    together (they define ``sharing_key`` and ``contributions``, see :mod:`sparsemix.spaces.ops`) share a ReLU, a
+    together (they define ``sharing_key`` and ``contributions``, see :mod:`sparsemix.spaces.primitives`) share a ReLU, a
     pooling or one wide convolution. Edges that are no MixedOp are called as they are; so are mixed operations and
     candidates with forward hooks, so that every hook sees its module run, and compiled candidates.
 
