@@ -17,16 +17,28 @@ __all__ = ["COMMANDS", "Command", "main"]
 
 
 class Command(NamedTuple):
-    """A command: the function ``main(args)`` of a module that is imported when it is used, and what it does."""
+    """A command: the function ``main(args)`` of a module that is imported when it is used, and what it does.
+
+    Attributes:
+        module: its module in this package.
+        summary: what it does, in a line.
+        flags: what is put before the flags that a user gives.
+    """
 
     module: str
     summary: str
+    flags: tuple[str, ...] = ()
 
 
 COMMANDS: dict[str, Command] = {
     "search nb201": Command("nb201", "search the NAS-Bench-201 space"),
     "search darts": Command("darts", "search the DARTS space"),
-    "search s1": Command("robust", "search S1, a space on which DARTS ends in skip connections; also s2, s3, s4"),
+    **{
+        f"search {space}": Command(
+            "robust", f"search {space.upper()}, where DARTS ends in skip connections", ("--space", space)
+        )
+        for space in ("s1", "s2", "s3", "s4")
+    },
     "search timm": Command("timm_model", "search the layers of a model of timm's"),
     "train": Command("train", "train what was found, a published architecture, or a model of timm's"),
     "pick": Command("pick", "search several times, train each result briefly, keep the best"),
@@ -46,9 +58,6 @@ def main(args: list[str] | None = None) -> None:
     """
     words = sys.argv[1:] if args is None else args
     name = " ".join(words[:2]) if words[:1] == ["search"] else " ".join(words[:1])
-    space = name.removeprefix("search ")
-    if space in ("s2", "s3", "s4"):
-        name = "search s1"
     if name not in COMMANDS:
         wanted = ""
         if {*words} - {"search", "-h", "--help"}:
@@ -58,8 +67,8 @@ def main(args: list[str] | None = None) -> None:
         listed = "\n".join(f"  sparsemix {name:{width}}  {command.summary}" for name, command in COMMANDS.items())
         print(f"{wanted}commands, each with --help:\n{listed}", file=sys.stderr if wanted else sys.stdout)
         sys.exit(2 if wanted else 0)
-    flags = words[len(name.split()) :]
-    run_script(lambda: _imported(COMMANDS[name].module)([*(["--space", space] if name == "search s1" else []), *flags]))
+    command, flags = COMMANDS[name], words[len(name.split()) :]
+    run_script(lambda: _imported(command.module)([*command.flags, *flags]))
 
 
 def _imported(module: str) -> Callable[[list[str]], None]:

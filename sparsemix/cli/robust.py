@@ -21,5 +21,5 @@ class RobustConfig(DartsConfig):
 
 def main(args: list[str]) -> None:
     """The command with these flags."""
-    config = config_from_flags(robust.PRESETS, args, RobustConfig, prog="sparsemix search s1|s2|s3|s4")
+    config = config_from_flags(robust.PRESETS, args, RobustConfig, prog="sparsemix search s1 (s2, s3, s4)")
     search(config)

@@ -71,7 +71,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class SearchConfig(RunConfig):
-    """A search, completely: what a run folder's ``config.json`` holds. Presets give these fields; flags change them."""
+    """Settings of a search, as ``config.json`` in its run folder holds them: a preset's, overridden by flags."""
 
     method: Literal["sp-darts", "darts"] = "sp-darts"
     """Search method."""

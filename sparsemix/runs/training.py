@@ -45,7 +45,7 @@ FLAT_EPOCHS = 5
 
 @dataclass(frozen=True)
 class RetrainConfig(RunConfig):
-    """A training, completely: what its run folder's ``config.json`` holds."""
+    """Settings of a training, as ``config.json`` in its run folder holds them: a preset's, overridden by flags."""
 
     genotype: str | None = None
     """Architecture to train: a published name such as DARTS_V2, a .json file, or the notation itself."""
