@@ -1,9 +1,4 @@
-"""What finished searches and trainings found, as their folders hold it.
-
-sparsemix report runs/a runs/b runs/c                  # tables, means by method; Markdown where it is piped
-sparsemix report runs/a runs/b --figure search.png     # and the course of the searches
-sparsemix report runs/a --audit-figure audit.png       # what thresholds would have changed along it
-"""
+"""Finished runs as tables: outcomes, how steady the end of a search was, and what thresholds would have changed."""
 
 from __future__ import annotations
 

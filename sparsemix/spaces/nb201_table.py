@@ -1,8 +1,4 @@
-"""Benchmark tables: the accuracy that an architecture reached when it was trained, looked up instead of trained again.
-
-sparsemix table convert NATS-tss-v1_0-3ffb9-simple nb201.csv   # NAS-Bench-201, from the official file
-sparsemix table show nb201.csv "|nor_conv_3x3~0|+|...|"        # look an architecture up
-"""
+"""The table of NAS-Bench-201: the accuracy that a cell reached when it was trained, looked up instead of trained again."""
 
 from __future__ import annotations
 
