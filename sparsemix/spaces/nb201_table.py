@@ -1,4 +1,4 @@
-"""The table of NAS-Bench-201: the accuracy that a cell reached when it was trained, looked up instead of trained again."""
+"""The table of NAS-Bench-201: the accuracy that a cell reached when trained, looked up instead of trained again."""
 
 from __future__ import annotations
 
