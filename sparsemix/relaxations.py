@@ -1,22 +1,28 @@
 """From architecture parameters to operation weights: pure functions, and small modules that hold their temperatures.
 
 A relaxation maps a row of alphas, one for each candidate operation of an edge, to as many weights. It acts on the
-last dimension; rows shorter than the widest are padded with ``-inf`` and must receive weight 0 there. It draws
-nothing and remembers nothing: whether this batch is a sparse one (phi) is an argument.
+last dimension; rows shorter than the widest are padded with ``-inf`` and must receive weight 0 there. It remembers
+nothing: whether the batch is a sparse one, and whatever it draws, follows from the :class:`Moment` that it is given.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._utils.streams import seeded_generator
+
 __all__ = [
+    "NEVER",
     "Argmax",
+    "Moment",
     "OfSoftmax",
+    "Relaxation",
     "Softmax",
     "SparseSmoothSoftmax",
     "StraightThrough",
@@ -24,6 +30,41 @@ __all__ = [
     "softmax",
     "sparse_smooth_softmax",
 ]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a relaxation is asked: everything that its draws may depend on.
+
+    Both updates of a step, all processes and a resumed run see the same moment, and so the same draws.
+
+    Attributes:
+        seed: of the search.
+        epoch, step: counted from 0, the step within its epoch.
+        phi: whether the batch is a sparse one (Eq. 15).
+
+    Example:
+        >>> moment = Moment(seed=0, epoch=3, step=7)
+        >>> first, second = (torch.rand(1, generator=moment.generator("noise")) for _ in range(2))
+        >>> bool(first == second)
+        True
+    """
+
+    seed: int = 0
+    epoch: int = 0
+    step: int = 0
+    phi: bool = False
+
+    def generator(self, name: str) -> torch.Generator:
+        """A CPU generator for the draws of that name at this moment."""
+        return seeded_generator(name, self.seed, self.epoch, self.step)
+
+
+NEVER = Moment()
+"""The moment of a relaxation that is asked outside of a search."""
+
+Relaxation = Callable[[Tensor, Moment], Tensor]
+"""(alphas ``(rows, M)``, moment) -> operation weights of the same shape."""
 
 
 def softmax(alpha: Tensor, temperature: float = 1.0) -> Tensor:
@@ -81,7 +122,7 @@ def entropy(weights: Tensor) -> Tensor:
 
 
 class Softmax(nn.Module):
-    """The relaxation of DARTS: softmax at one temperature, whatever phi (Eq. 1 at temperature 1, Eq. 9 otherwise)."""
+    """The relaxation of DARTS: softmax at one temperature, always (Eq. 1 at temperature 1, Eq. 9 otherwise)."""
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
@@ -89,7 +130,7 @@ class Softmax(nn.Module):
             raise ValueError(f"Softmax: the temperature must be positive and finite, got {temperature}")
         self.temperature = temperature
 
-    def forward(self, alpha: Tensor, phi: bool = False) -> Tensor:
+    def forward(self, alpha: Tensor, moment: Moment = NEVER) -> Tensor:
         return softmax(alpha, self.temperature)
 
     def extra_repr(self) -> str:
@@ -108,7 +149,7 @@ class SparseSmoothSoftmax(nn.Module):
 
     Example:
         >>> relax = SparseSmoothSoftmax(sparse=1e-3, smooth=1e-2)
-        >>> relax(torch.tensor([0.0, 0.01]), phi=False)
+        >>> relax(torch.tensor([0.0, 0.01]), Moment(phi=False))
         tensor([0.2689, 0.7311])
 
     Source: Zhang and Ding, Eq. 14 and 15.
@@ -131,8 +172,8 @@ class SparseSmoothSoftmax(nn.Module):
         """t_sp, the temperature of the method's sparse batches, at which rows are compared and read out."""
         return self.sparse
 
-    def forward(self, alpha: Tensor, phi: bool = False) -> Tensor:
-        return sparse_smooth_softmax(alpha, phi, self.sparse, self.smooth)
+    def forward(self, alpha: Tensor, moment: Moment = NEVER) -> Tensor:
+        return sparse_smooth_softmax(alpha, moment.phi, self.sparse, self.smooth)
 
     def extra_repr(self) -> str:
         return f"sparse={self.sparse:g}, smooth={self.smooth:g}"
@@ -149,17 +190,17 @@ class OfSoftmax(nn.Module):
 
     Example:
         >>> relax = OfSoftmax(SparseSmoothSoftmax(sparse=1e-3, smooth=1e-2))
-        >>> relax(torch.tensor([0.0, 0.001]), phi=True)
+        >>> relax(torch.tensor([0.0, 0.001]), Moment(phi=True))
         tensor([0.3775, 0.6225])
     """
 
-    def __init__(self, relaxation: Callable[[Tensor, bool], Tensor]) -> None:
+    def __init__(self, relaxation: Relaxation) -> None:
         super().__init__()
         self.relaxation = relaxation
 
-    def forward(self, alpha: Tensor, phi: bool = False) -> Tensor:
+    def forward(self, alpha: Tensor, moment: Moment = NEVER) -> Tensor:
         absent = alpha == -math.inf  # padding has weight 0 in the inner softmax, and must have it in the outer one
-        return self.relaxation(softmax(alpha).masked_fill(absent, -math.inf), phi)
+        return self.relaxation(softmax(alpha).masked_fill(absent, -math.inf), moment)
 
 
 class StraightThrough(nn.Module):
@@ -179,7 +220,7 @@ class StraightThrough(nn.Module):
         super().__init__()
         self.soft = Softmax(temperature)
 
-    def forward(self, alpha: Tensor, phi: bool = False) -> Tensor:
+    def forward(self, alpha: Tensor, moment: Moment = NEVER) -> Tensor:
         soft = self.soft(alpha)
         return Argmax()(alpha) + (soft - soft.detach())
 
@@ -194,5 +235,5 @@ class Argmax(nn.Module):
         tensor([[0., 1., 0.]])
     """
 
-    def forward(self, alpha: Tensor, phi: bool = False) -> Tensor:
+    def forward(self, alpha: Tensor, moment: Moment = NEVER) -> Tensor:
         return F.one_hot(alpha.argmax(-1), alpha.shape[-1]).to(alpha.dtype)

@@ -78,7 +78,7 @@ def test_phi_decides_what_the_model_computes(plain_supernet, x):
 def test_rows_are_relaxed_once_a_forward(plain_supernet, x):
     calls = []
 
-    def relaxation(alpha, phi):
+    def relaxation(alpha, moment):
         calls.append(alpha.shape)
         return alpha.softmax(-1)
 

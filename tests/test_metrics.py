@@ -135,7 +135,7 @@ def test_leakage_is_measured_with_the_statistics_of_the_batch():
         norm = nn.BatchNorm1d(2, affine=False)
         norm.running_mean.fill_(mean)
         model = nn.Sequential(MixedOp({"norm": norm, "skip": nn.Identity()}))
-        arch = ArchParameterGroup(model, lambda alpha, phi: torch.full_like(alpha, 0.5))
+        arch = ArchParameterGroup(model, lambda alpha, moment: torch.full_like(alpha, 0.5))
         leaks.append(leakage(arch, torch.tensor([[1.0, 2.0], [3.0, 5.0]]))["0"].output)
     assert leaks[0] == leaks[1] > 0
 
@@ -219,5 +219,5 @@ def test_leakage_of_operations_with_further_arguments():
         def forward(self, x):
             return self.op(x, factor=3)
 
-    arch = ArchParameterGroup(Model(), lambda alpha, phi: torch.tensor([[0.75, 0.25]]))
+    arch = ArchParameterGroup(Model(), lambda alpha, moment: torch.tensor([[0.75, 0.25]]))
     assert leakage(arch, torch.ones(1, 4)) == {"op": Leakage(weight=0.25, output=0.25)}

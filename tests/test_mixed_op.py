@@ -203,7 +203,7 @@ def test_nothing_has_the_right_shape():
 
 def test_all_weights_zero():
     model = nn.Sequential(MixedOp({"skip": nn.Identity(), "twice": Counting()}))
-    ArchParameterGroup(model, lambda alpha, phi: torch.zeros_like(alpha))
+    ArchParameterGroup(model, lambda alpha, moment: torch.zeros_like(alpha))
     with torch.no_grad(), pytest.raises(ValueError, match="all weights of skip, twice are zero"):
         model(torch.ones(2))
 

@@ -128,7 +128,7 @@ def test_a_relaxation_that_is_a_method():
     seen = set()
     for step in range(50):
         phi.step_update(step)
-        seen.add((model.phi, tuple(model.configure_softmax(model.alphas).tolist())))
+        seen.add((model.moment.phi, tuple(model.configure_softmax(model.alphas).tolist())))
     assert {phi for phi, _ in seen} == {False, True}
     assert len(seen) == 2
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsemix import SparseSmoothSoftmax
-from sparsemix.relaxations import Argmax, OfSoftmax, Softmax, entropy, softmax, sparse_smooth_softmax
+from sparsemix import ArchParameterGroup, BatchMixedScheduler, SparseSmoothSoftmax
+from sparsemix.relaxations import Argmax, Moment, OfSoftmax, Softmax, entropy, softmax, sparse_smooth_softmax
 
 rows = st.lists(st.floats(-0.02, 0.02), min_size=1, max_size=9)
 
@@ -23,7 +23,7 @@ def test_of_softmax_is_softmax_twice_and_leaves_padding_out(row, phi):
     once = reference.softmax(row, 1.0)
     expected = [*reference.softmax(once, 1e-3 if phi else 1e-2), 0.0]
     padded = torch.tensor([*row, -math.inf], dtype=torch.float64)
-    weights = OfSoftmax(SparseSmoothSoftmax(sparse=1e-3, smooth=1e-2))(padded, phi)
+    weights = OfSoftmax(SparseSmoothSoftmax(sparse=1e-3, smooth=1e-2))(padded, Moment(phi=phi))
     torch.testing.assert_close(weights, torch.tensor(expected, dtype=torch.float64))
 
 
@@ -36,11 +36,11 @@ def test_of_softmax_relaxes_small_alphas_of_m_candidates_at_m_times_the_temperat
 def test_sparse_and_smooth_are_softmax_at_their_temperatures_and_agree_on_the_winner(row):
     alpha = torch.tensor(row, dtype=torch.float64)
     relax = SparseSmoothSoftmax(sparse=1e-3, smooth=1e-2)
-    assert torch.equal(relax(alpha, True), softmax(alpha, 1e-3))
-    assert torch.equal(relax(alpha, False), softmax(alpha, 1e-2))
+    assert torch.equal(relax(alpha, Moment(phi=True)), softmax(alpha, 1e-3))
+    assert torch.equal(relax(alpha, Moment(phi=False)), softmax(alpha, 1e-2))
     winner = int(alpha.argmax())
-    assert relax(alpha, True)[winner] == relax(alpha, True).max()
-    assert relax(alpha, False)[winner] == relax(alpha, False).max()
+    assert relax(alpha, Moment(phi=True))[winner] == relax(alpha, Moment(phi=True)).max()
+    assert relax(alpha, Moment(phi=False))[winner] == relax(alpha, Moment(phi=False)).max()
 
 
 @pytest.mark.parametrize("phi", [True, False])
@@ -59,7 +59,7 @@ def test_jacobian_is_equation_10():
 
 def test_padding_gets_no_weight_and_no_gradient():
     alpha = torch.tensor([[0.001, 0.002, -math.inf]], requires_grad=True)
-    weights = SparseSmoothSoftmax()(alpha, True)
+    weights = SparseSmoothSoftmax()(alpha, Moment(phi=True))
     weights[0, 0].backward()
     assert weights[0, 2] == 0
     assert alpha.grad[0, 2] == 0
@@ -68,8 +68,8 @@ def test_padding_gets_no_weight_and_no_gradient():
 
 def test_small_differences_decide_at_the_sparse_temperature_only():
     alpha = torch.tensor([0.0, 0.01])
-    assert SparseSmoothSoftmax(1e-3, 1e-2)(alpha, True)[1] > 0.9999
-    assert SparseSmoothSoftmax(1e-3, 1e-2)(alpha, False)[1] < 0.74
+    assert SparseSmoothSoftmax(1e-3, 1e-2)(alpha, Moment(phi=True))[1] > 0.9999
+    assert SparseSmoothSoftmax(1e-3, 1e-2)(alpha, Moment(phi=False))[1] < 0.74
 
 
 def test_argmax_gives_ties_to_the_lower_index_and_ignores_padding():
@@ -112,3 +112,37 @@ def test_bad_single_temperature():
 def test_the_smooth_temperature_follows_the_sparse_one():
     assert SparseSmoothSoftmax(sparse=0.1).smooth == 1.0
     assert SparseSmoothSoftmax().smooth == 1e-2
+
+
+def test_a_moment_s_draws_depend_on_its_name_and_on_all_of_when():
+    def draw(name="noise", **when):
+        return torch.rand(2, generator=Moment(**when).generator(name)).tolist()
+
+    before = torch.get_rng_state()
+    assert draw() == draw() == draw(phi=True)  # whether a batch is sparse is itself a draw
+    assert len({tuple(d) for d in (draw(), draw("other"), draw(seed=1), draw(epoch=1), draw(step=1))}) == 5
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Noisy(torch.nn.Module):
+    """A relaxation that draws: one number for each entry of each row."""
+
+    def forward(self, alpha, moment):
+        noise = torch.rand(alpha.shape, generator=moment.generator("noise"))
+        return torch.softmax(alpha + noise, -1)
+
+
+def test_a_relaxation_that_draws_sees_one_draw_a_step(plain_supernet):
+    """The same in both updates and again after a resume; another one in the next step."""
+    arch = ArchParameterGroup(plain_supernet(), Noisy())
+    phi = BatchMixedScheduler(arch, epochs=4, steps_per_epoch=3, seed=5)
+    seen = []
+    for update in (0, 1, 7, 7, 1, 0):
+        phi.step_update(update)
+        assert arch.moment == Moment(5, *divmod(update, 3), phi.draw(*divmod(update, 3)))
+        with arch.fixed_alphas():
+            in_weights_update = arch.weights()
+        assert all(torch.equal(a, b) for a, b in zip(in_weights_update.values(), arch.weights().values(), strict=True))
+        seen.append(torch.cat([*in_weights_update.values()]))
+    assert all(torch.equal(a, b) for a, b in zip(seen[:3], seen[3:][::-1], strict=True))
+    assert not torch.equal(seen[0], seen[1])

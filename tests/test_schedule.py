@@ -15,7 +15,7 @@ from sparsemix.methods.schedule import sparse_probability
 
 def schedule(**changes):
     settings = {"epochs": 50, "steps_per_epoch": 100, **changes}
-    return BatchMixedScheduler(SimpleNamespace(phi=False), **settings)
+    return BatchMixedScheduler(SimpleNamespace(moment=None), **settings)
 
 
 @given(st.integers(1, 100), st.data())
@@ -86,7 +86,7 @@ def test_steps_and_updates_agree():
         assert phis.p == phis.probability(epoch)
         for step in range(100):
             phis.step_update(epoch * 100 + step)
-            assert phis.phi == phis.arch.phi == phis.draw(epoch, step)
+            assert phis.phi == phis.arch.moment.phi == phis.draw(epoch, step)
             assert phis.p == phis.probability(epoch)
 
 
@@ -137,13 +137,13 @@ def test_generators_differ_by_every_part_of_their_key():
 
 
 def test_what_has_no_phi():
-    with pytest.raises(TypeError, match="Linear has no phi to set; give the model's ArchParameterGroup"):
+    with pytest.raises(TypeError, match="Linear has no moment to set; give the model's ArchParameterGroup"):
         BatchMixedScheduler(torch.nn.Linear(2, 2), epochs=4, steps_per_epoch=2)
 
 
 def test_epochs_of_another_length_than_the_loop_s():
     """Steps an epoch given as the number of images, say: p would never rise."""
-    phi = BatchMixedScheduler(SimpleNamespace(phi=False), epochs=4, steps_per_epoch=10)
+    phi = BatchMixedScheduler(SimpleNamespace(moment=None), epochs=4, steps_per_epoch=10)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for epoch in range(3):  # as timm's loops count: the last update of an epoch is the next one's first

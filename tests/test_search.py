@@ -91,7 +91,7 @@ def test_a_record_each_epoch(finished):
     assert [line["p"] for line in lines] == [0, 0.5, 1]
     steps = 5
     for line in lines:
-        phis = BatchMixedScheduler(type("Arch", (), {"phi": False})(), 3, steps, seed=1)
+        phis = BatchMixedScheduler(SimpleNamespace(moment=None), 3, steps, seed=1)
         assert line["sparse_share"] == sum(phis.draw(line["epoch"], step) for step in range(steps)) / steps
         assert line["discretization_gap"] == line["supernet_accuracy"] - line["discretized_accuracy"]
         assert line["temperature"] == 1.1e-3
@@ -142,9 +142,9 @@ def test_alphas_are_softened_twice_in_weights_updates_alone(tmp_path, monkeypatc
     """As published code for S1 to S4 does."""
     seen = []
 
-    def watching(self, alpha, phi=False):
+    def watching(self, alpha, moment):
         seen.append("weights" if torch.is_grad_enabled() is False else "other")
-        return self.relaxation(torch.softmax(alpha, -1), phi)
+        return self.relaxation(torch.softmax(alpha, -1), moment)
 
     monkeypatch.setattr(OfSoftmax, "forward", watching)
     search(tmp_path / "run", "--double-softmax", "--epochs", "1", "--warmup-epochs", "0")
@@ -156,7 +156,7 @@ def test_the_warm_up_has_a_temperature_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(
         SparseSmoothSoftmax,
         "forward",
-        lambda self, a, phi=False: used.append((self.smooth, phi)) or forward(self, a, phi),
+        lambda self, a, moment: used.append((self.smooth, moment.phi)) or forward(self, a, moment),
     )
     search(tmp_path / "run", "--warmup-smooth", "0.5", "--warmup-epochs", "2")
     smooth = [temperature for temperature, phi in used if not phi]

@@ -243,7 +243,7 @@ def test_the_strongest_always_runs():
 
 def test_a_strong_negative_weight_is_not_weak():
     model = edge([0.4, 0.3, 0.3])
-    arch = ArchParameterGroup(model, lambda alpha, phi: torch.tensor([[0.9, -0.8, 1e-4]]), threshold=1e-3)
+    arch = ArchParameterGroup(model, lambda alpha, moment: torch.tensor([[0.9, -0.8, 1e-4]]), threshold=1e-3)
     with arch.fixed_alphas():
         model(torch.ones(1))
     assert calls(model) == [1, 1, 0]
@@ -289,7 +289,7 @@ def test_weights_that_are_not_finite():
         arch.parameters()[0][1] = math.nan
     with pytest.raises(FloatingPointError, match="alpha of '0' is not finite"):
         model(torch.ones(1))
-    ArchParameterGroup(edge_model := edge([0.5, 0.5]), lambda alpha, phi: alpha / 0)
+    ArchParameterGroup(edge_model := edge([0.5, 0.5]), lambda alpha, moment: alpha / 0)
     with pytest.raises(FloatingPointError, match="the relaxation gave weights that are not finite"):
         edge_model(torch.ones(1))
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from sparsemix import ArchParameterGroup, MixedOp, SparseSmoothSoftmax
 from sparsemix.methods import EntropySchedule, suggest, temperature_of_entropy
-from sparsemix.relaxations import entropy, softmax
+from sparsemix.relaxations import Moment, entropy, softmax
 
 
 def arch(*widths, scale=1e-3):
@@ -62,7 +62,7 @@ def test_the_suggestion_by_hand():
     assert found.smooth == pytest.approx(10 * found.sparse)
     # a row whose winner leads by a third of the way leaves one hundredth to the losers
     row = torch.tensor([3e-4 * 50 / 3, 0, 0, 0, 0], dtype=torch.float64)
-    assert float(1 - found(row, phi=True)[0]) == pytest.approx(0.01)
+    assert float(1 - found(row, Moment(phi=True))[0]) == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"steps": 10, "lr": 0.0}, {"steps": 10, "leftover": 0.5}])

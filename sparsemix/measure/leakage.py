@@ -49,7 +49,7 @@ def leakage(arch: ArchParameterGroup, x: Tensor) -> dict[str, Leakage]:
     Example:
         >>> from torch import nn
         >>> model = nn.Sequential(MixedOp({"skip": nn.Identity(), "same": nn.Identity()}))
-        >>> arch = ArchParameterGroup(model, lambda alpha, phi: torch.full_like(alpha, 0.5))
+        >>> arch = ArchParameterGroup(model, lambda alpha, moment: torch.full_like(alpha, 0.5))
         >>> leakage(arch, torch.ones(1, 4))["0"]
         Leakage(weight=0.5, output=0.5)
     """

@@ -198,7 +198,7 @@ class SearchStep(Generic[Arch]):
     def __call__(self, train_batch: Any, val_batch: Any) -> Losses:
         """Update both; returns the losses, that of the training batch twice for a single level."""
         self.arch.check_bound()
-        self.arch.spend_phi()
+        self.arch.spend_moment()
         if self.order == "single":
             loss = self.update_both(train_batch)
             return Losses(loss, loss)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from .._utils.streams import seeded_generator
+from ..relaxations import Moment
 
 __all__ = ["BatchMixedScheduler", "sparse_probability"]
 
@@ -35,24 +35,24 @@ def sparse_probability(epoch: int, epochs: int, p_low: float = 0.0, p_up: float 
     return min(1.0, p_low + (p_up - p_low) * progress)
 
 
-class _HasPhi(Protocol):
-    phi: bool
+class _HasMoment(Protocol):
+    moment: Moment
 
 
-def _check_bound(arch: _HasPhi) -> None:
+def _check_bound(arch: _HasMoment) -> None:
     """A group that another one has replaced no longer reaches its model."""
     if callable(check := getattr(arch, "check_bound", None)):
         check()
 
 
 class BatchMixedScheduler:
-    """Batch-mixed sparse training (Algorithm 1): sets ``arch.phi`` for each batch, phi ~ Bernoulli(p), p of Eq. 20.
+    """Batch-mixed sparse training (Algorithm 1): draws phi ~ Bernoulli(p) for each batch and sets ``arch.moment``.
 
     Called as timm's schedulers are: ``step(epoch)`` at the start of an epoch, ``step_update(num_updates)`` before each
     batch. One phi serves both updates of a step, and every edge. It is a pure function of (seed, epoch, step).
 
     Args:
-        arch: an :class:`~sparsemix.ArchParameterGroup`, or any object that has a ``phi``.
+        arch: an :class:`~sparsemix.ArchParameterGroup`, or any object that has a ``moment``.
         epochs: I, the length of the search.
         steps_per_epoch: batches an epoch.
         p_low: p at the end of the warm-up, in [0, 1].
@@ -69,12 +69,12 @@ class BatchMixedScheduler:
 
     Raises:
         ValueError: an argument outside the ranges above, a negative epoch or update, or a state of another schedule.
-        TypeError: ``arch`` has no ``phi``; a model has none, its group has.
+        TypeError: ``arch`` has no ``moment``; a model has none, its group has.
         RuntimeError: the group has been released, for instance by a second one on the same model.
 
     Example:
         >>> from types import SimpleNamespace
-        >>> schedule = BatchMixedScheduler(SimpleNamespace(phi=False), epochs=5, steps_per_epoch=10)
+        >>> schedule = BatchMixedScheduler(SimpleNamespace(moment=None), epochs=5, steps_per_epoch=10)
         >>> schedule.step(3)
         >>> schedule.p
         0.75
@@ -87,7 +87,7 @@ class BatchMixedScheduler:
 
     def __init__(
         self,
-        arch: _HasPhi,
+        arch: _HasMoment,
         epochs: int,
         steps_per_epoch: int,
         *,
@@ -97,9 +97,9 @@ class BatchMixedScheduler:
         hold_epoch: int | None = None,
         seed: int = 0,
     ) -> None:
-        if not hasattr(arch, "phi"):
+        if not hasattr(arch, "moment"):
             raise TypeError(
-                f"BatchMixedScheduler: {type(arch).__name__} has no phi to set; give the model's ArchParameterGroup"
+                f"BatchMixedScheduler: {type(arch).__name__} has no moment to set; give the model's ArchParameterGroup"
             )
         if epochs < 1 or steps_per_epoch < 1:
             raise ValueError(
@@ -133,7 +133,7 @@ class BatchMixedScheduler:
 
     @property
     def phi(self) -> bool:
-        return self.arch.phi
+        return self.arch.moment.phi
 
     def probability(self, epoch: int) -> float:
         """p of an epoch (Eq. 20)."""
@@ -143,7 +143,7 @@ class BatchMixedScheduler:
 
     def draw(self, epoch: int, step: int) -> bool:
         """phi of one batch: a draw from Bernoulli(p), the same whenever and wherever it is asked for."""
-        generator = seeded_generator("phi", self.settings["seed"], epoch, step)
+        generator = Moment(self.settings["seed"], epoch, step).generator("phi")
         return torch.rand((), generator=generator, dtype=torch.float64).item() < self.probability(epoch)
 
     def step(self, epoch: int, metric: float | None = None) -> None:
@@ -160,7 +160,7 @@ class BatchMixedScheduler:
         self._check_epoch(epoch, step)
         self.num_updates = num_updates
         self.p = self.probability(epoch)
-        self.arch.phi = self.draw(epoch, step)
+        self.arch.moment = Moment(self.settings["seed"], epoch, step, self.draw(epoch, step))
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value}" for name, value in self.settings.items())

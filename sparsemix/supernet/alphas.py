@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from ..relaxations import Argmax, Softmax, SparseSmoothSoftmax, entropy
+from ..relaxations import NEVER, Argmax, Moment, Relaxation, Softmax, SparseSmoothSoftmax, entropy
 from .mixed_op import Execution, MixedOp, Weights
 
-__all__ = ["AlphaTables", "Alphas", "Relaxation", "decided"]
-
-Relaxation = Callable[[Tensor, bool], Tensor]
+__all__ = ["AlphaTables", "Alphas", "decided"]
 
 
 class Alphas:
@@ -24,8 +23,9 @@ class Alphas:
     Subclasses say where the alphas are (:meth:`named_parameters`).
 
     Attributes:
-        phi: whether the coming batch is a sparse one (Eq. 15); :class:`~sparsemix.BatchMixedScheduler` sets it.
-        relaxation: ``(alpha, phi) -> weights``.
+        moment: of the coming batch; :class:`~sparsemix.BatchMixedScheduler` sets it.
+        phi: whether the coming batch is a sparse one (Eq. 15), that of the moment.
+        relaxation: ``(alpha, moment) -> weights``.
         threshold: see :class:`~sparsemix.ArchParameterGroup`.
     """
 
@@ -34,33 +34,42 @@ class Alphas:
             raise ValueError(f"{type(self).__name__}: the threshold must be in [0, 1), got {threshold}")
         self.threshold = threshold
         self.relaxation: Relaxation = SparseSmoothSoftmax() if relaxation is None else relaxation
-        self._phi, self._phi_is_spent, self._phi_was_warned_of = False, False, False
+        self._moment, self._is_spent, self._was_warned = NEVER, False, False
         self._alphas_fixed = False
 
     @property
+    def moment(self) -> Moment:
+        return self._moment
+
+    @moment.setter
+    def moment(self, value: Moment) -> None:
+        self._moment, self._is_spent = value, False
+
+    @property
     def phi(self) -> bool:
-        return self._phi
+        return self._moment.phi
 
     @phi.setter
     def phi(self, value: bool) -> None:
-        self._phi, self._phi_is_spent = value, False
+        self.moment = replace(self._moment, phi=value)
 
-    def spend_phi(self) -> None:
-        """Note that a search step is made under the present phi; warn once if it is not the first one."""
-        if self._phi_is_spent and not self._phi_was_warned_of and self._depends_on_phi():
-            self._phi_was_warned_of = True
+    def spend_moment(self) -> None:
+        """Note that a search step is made at the present moment; warn once if it is not the first one."""
+        if self._is_spent and not self._was_warned and self._depends_on_phi():
+            self._was_warned = True
             warnings.warn(
-                f"a second search step under phi={self._phi}: nobody draws phi. Call "
+                f"a second search step under phi={self.phi}: nobody draws phi. Call "
                 f"BatchMixedScheduler.step_update(update) before every step; for a single temperature use "
                 f"sparsemix.relaxations.Softmax(temperature)",
                 stacklevel=3,
             )
-        self._phi_is_spent = True
+        self._is_spent = True
 
     def _depends_on_phi(self) -> bool:
         with torch.no_grad():
             for alpha in self.parameters():
-                if not torch.equal(self.relaxation(alpha, False), self.relaxation(alpha, True)):
+                smooth, sparse = (self.relaxation(alpha, replace(self._moment, phi=phi)) for phi in (False, True))
+                if not torch.equal(smooth, sparse):
                     return True
         return False
 
@@ -242,9 +251,9 @@ class AlphaTables(Alphas):
         return [parameter for parameter in self.model.parameters() if parameter not in alphas]
 
     def weights(self) -> dict[str, Tensor]:
-        """The operation weights under the present relaxation and phi: name -> tensor of the table's shape."""
+        """The operation weights under the present relaxation and moment: name -> tensor of the table's shape."""
         with self._gradients_wanted():
-            return {name: self.relaxation(table, self.phi) for name, table in self.tables.items()}
+            return {name: self.relaxation(table, self.moment) for name, table in self.tables.items()}
 
     def operation_weights(self) -> dict[str, list[Weights]]:
         """The same as rows for ``MixedOp(...)(x, row)``, with what runs decided: name -> one entry an edge.
@@ -259,8 +268,9 @@ class AlphaTables(Alphas):
     def entropy(self, temperature: float | None = None) -> float:
         """Information entropy summation over all rows, in nats; see :meth:`ArchParameterGroup.entropy`."""
         relaxation: Relaxation = self.relaxation if temperature is None else Softmax(temperature)
+        sparse = replace(self.moment, phi=True)
         with torch.no_grad():
-            return sum(float(entropy(relaxation(table, True))) for table in self.tables.values())
+            return sum(float(entropy(relaxation(table, sparse))) for table in self.tables.values())
 
     def genotype(self) -> dict[str, list[int]]:
         """The strongest candidate of every row: name -> one index an edge; an exact tie goes to the lower one."""

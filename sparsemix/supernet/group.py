@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from torch.utils.hooks import RemovableHandle
 
 from .._utils.modes import evaluating, restoring
 from .._utils.torch_private import in_backward_pass
-from ..relaxations import Softmax, entropy
-from .alphas import Alphas, AlphaTables, Relaxation
+from ..relaxations import Relaxation, Softmax, entropy
+from .alphas import Alphas, AlphaTables
 from .mixed_op import MixedOp, Weights, call_arguments, check_same_shape
 
 __all__ = ["ArchParameterGroup", "labelled_rows", "tie_alphas_"]
@@ -74,7 +75,7 @@ class ArchParameterGroup(Alphas):
 
     Args:
         model: the supernet. Its ``forward`` may be called directly or through wrappers.
-        relaxation: a callable ``(alpha, phi) -> weights`` on rows padded with ``-inf``, such as
+        relaxation: a callable ``(alpha, moment) -> weights`` on rows padded with ``-inf``, such as
             :class:`~sparsemix.SparseSmoothSoftmax` (the default) or :class:`~sparsemix.relaxations.Softmax`.
         threshold: eps in [0, 1): operations of smaller weight are left out of a weights update (a forward within
             :meth:`fixed_alphas`) and *scored* in an alpha update: they run, but no gradient flows back through them.
@@ -90,7 +91,9 @@ class ArchParameterGroup(Alphas):
     |J_m| |g|`` with the operations' Jacobians J. Forwards without gradients leave out exact zeros only.
 
     Attributes:
-        phi: whether the coming batch is a sparse one (Eq. 15); :class:`~sparsemix.BatchMixedScheduler` sets it.
+        moment: of the coming batch, see :class:`~sparsemix.relaxations.Moment`;
+            :class:`~sparsemix.BatchMixedScheduler` sets it.
+        phi: whether the coming batch is a sparse one (Eq. 15), that of the moment.
         rows: label -> the mixed operations that share that row of alphas.
 
     Raises:
@@ -175,9 +178,9 @@ class ArchParameterGroup(Alphas):
     # The relaxed weights
 
     def weights(self) -> dict[str, Tensor]:
-        """The operation weights of every row under the present relaxation and phi: label -> tensor ``(M,)``."""
+        """The operation weights of every row under the present relaxation and moment: label -> tensor ``(M,)``."""
         with self._gradients_wanted():
-            table = self.relaxation(self._padded(), self.phi)
+            table = self.relaxation(self._padded(), self.moment)
         return {label: row[: len(ops[0].names)] for (label, ops), row in zip(self.rows.items(), table, strict=True)}
 
     def operation_weights(self, op: MixedOp) -> Weights:
@@ -204,7 +207,7 @@ class ArchParameterGroup(Alphas):
         """
         relaxation: Relaxation = self.relaxation if temperature is None else Softmax(temperature)
         with torch.no_grad():
-            return float(entropy(relaxation(self._padded(), True)))
+            return float(entropy(relaxation(self._padded(), replace(self.moment, phi=True))))
 
     def genotype(self) -> dict[str, str]:
         """The strongest candidate of every row: label -> name (Eq. 4); an exact tie goes to the earlier candidate."""
