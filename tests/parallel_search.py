@@ -12,7 +12,7 @@ from torch import nn
 
 from sparsemix import ArchParameterGroup, BatchMixedScheduler, MixedOp, SparseSmoothSoftmax
 from sparsemix.data import open_pairs
-from sparsemix.runs.config import SearchConfig
+from sparsemix.runs.config import SearchConfig, configured
 from sparsemix.runs.launching import make_accelerator
 from sparsemix.runs.search import Search
 
@@ -44,10 +44,11 @@ def supernet(channels=4):
 
 
 def main(output, order, fault):
-    config = SearchConfig(epochs=3, batch_size=31, limit=434, output=Path(output), order=order, p_low=0.5, device="cpu")
+    settings = {"epochs": 3, "batch_size": 31, "limit": 434, "order": order, "p_low": 0.5, "device": "cpu"}
+    config = configured(SearchConfig(), {**settings, "output": Path(output)})
     accelerator = make_accelerator("cpu")
     set_seed(0)
-    pairs = open_pairs("digits", batch_size=config.batch_size, limit=config.limit)  # 7 pairs an epoch, of odd size
+    pairs = open_pairs("digits", batch_size=31, limit=434)  # 7 pairs an epoch, of odd size
     arch = ArchParameterGroup(supernet(), SparseSmoothSoftmax(), threshold=1e-3)
     last = accelerator.process_index == accelerator.num_processes - 1
     if fault != "none" and last:
@@ -62,7 +63,7 @@ def main(output, order, fault):
                     arch.parameters()[1][2] += 1e-12
 
         BatchMixedScheduler.step_update = struck
-    Search(config, arch, pairs, accelerator, "test", lambda arch: Choice(arch.genotype())).run()
+    Search(config, arch, pairs, accelerator, "test", lambda arch, temperature: Choice(arch.genotype())).run()
     torch.save([alpha.detach() for alpha in arch.parameters()], Path(output) / f"alphas-{accelerator.process_index}.pt")
 
 

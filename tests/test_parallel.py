@@ -13,9 +13,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from sparsemix.cli.train import train
+from sparsemix.cli.train import configure, train
 from sparsemix.runs.processes import Parallel
-from sparsemix.runs.training import retrain_config_from_flags
 
 HERE = Path(__file__).parent
 BENCHMARKS = HERE.parent / "benchmarks"
@@ -75,7 +74,7 @@ def test_two_processes_train_as_one(tmp_path):
     script = BENCHMARKS / "evaluate.py"
     flags = shlex.split("--model test_convnext --dataset digits --image-size 32 --limit 300 --holdout 0.2 --cutout 0")
     flags += shlex.split("--device cpu --batch-size 31 --epochs 2 --save-every 3")
-    train(retrain_config_from_flags([*flags, "--output", str(tmp_path / "1")]))
+    train(configure([*flags, "--output", str(tmp_path / "1")]))
     shown = launch(2, script, *flags, "--output", tmp_path / "2")
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.count("epoch   1/2") == 1
@@ -83,7 +82,7 @@ def test_two_processes_train_as_one(tmp_path):
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-5)
     before = json.loads((tmp_path / "2" / "summary.json").read_text())
-    assert train(retrain_config_from_flags([*flags, "--output", str(tmp_path / "2"), "--resume"])) == before
+    assert train(configure([*flags, "--output", str(tmp_path / "2"), "--resume"])) == before
 
 
 def test_fewer_images_than_processes():

@@ -1,28 +1,28 @@
 """Every preset of every script against the tables of docs/presets.md, all fields that no table lists included."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from sparsemix.cli.darts import DartsConfig
-from sparsemix.cli.timm_model import PRESETS as TIMM
-from sparsemix.cli.timm_model import TimmConfig
-from sparsemix.methods.schedule import sparse_probability
-from sparsemix.runs.config import SearchConfig, config_from_flags
-from sparsemix.runs.training import PRESETS as TRAININGS
-from sparsemix.runs.training import RetrainConfig, retrain_config_from_flags
-from sparsemix.spaces import darts, nb201, robust
+from sparsemix.cli.flags import preset_names, search_config, search_settings, training_config
+from sparsemix.cli.timm_model import TIMM, TimmConfig
+from sparsemix.methods.method import Method, Part
+from sparsemix.methods.registry import find_method
+from sparsemix.runs.config import SearchConfig, configured
+from sparsemix.runs.training_config import PRESETS as TRAININGS
+from sparsemix.runs.training_config import TrainingConfig
+from sparsemix.spaces.settings import DARTS, NB201, ROBUST
 
 PAGE = (Path(__file__).parent.parent / "docs/presets.md").read_text()
 
-# heading -> (presets, configuration, method)
+# heading -> (space, configuration, method)
 SEARCHES = {
-    "NAS-Bench-201, sp-darts": (nb201.PRESETS, SearchConfig, "sp-darts"),
-    "NAS-Bench-201, darts": (nb201.PRESETS, SearchConfig, "darts"),
-    "DARTS space, sp-darts": (darts.PRESETS, DartsConfig, "sp-darts"),
-    "DARTS space and S1 to S4, darts": (darts.PRESETS, DartsConfig, "darts"),
-    "S1 to S4, sp-darts": (robust.PRESETS, DartsConfig, "sp-darts"),
+    "NAS-Bench-201, sp-darts": (NB201, SearchConfig, "sp-darts"),
+    "NAS-Bench-201, darts": (NB201, SearchConfig, "darts"),
+    "DARTS space, sp-darts": (DARTS, DartsConfig, "sp-darts"),
+    "DARTS space and S1 to S4, darts": (DARTS, DartsConfig, "darts"),
+    "S1 to S4, sp-darts": (ROBUST, DartsConfig, "sp-darts"),
     "Models of timm, sp-darts": (TIMM, TimmConfig, "sp-darts"),
     "Models of timm, darts": (TIMM, TimmConfig, "darts"),
 }
@@ -45,13 +45,19 @@ def said(value):
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
-def check(heading, presets, resolve, kind, chosen):
-    columns = documented(heading)
-    assert set(columns) == {name if d == "*" else f"{name}, {d}" for name, of in presets.items() for d in of}
-    for column, fields in columns.items():
+def datasets(method, space, preset):
+    """The data sets for which a preset has settings of its own; ``"*"`` for all."""
+    of_method = method.presets[space.name].get(preset, {"*": {}})
+    return {"*", *of_method, *space.scales.get(preset, {})}
+
+
+def check(heading, columns, resolve, default, chosen):
+    said_here = documented(heading)
+    assert set(said_here) == {name if d == "*" else f"{name}, {d}" for name, of in columns.items() for d in of}
+    for column, fields in said_here.items():
         preset, _, dataset = column.partition(", ")
         flags = ["--preset", preset, *(["--dataset", dataset] if dataset else [])]
-        config, default = asdict(resolve(flags, dataset)), asdict(kind())
+        config = resolve(flags, dataset).settings
         assert {field: said(config[field]) for field in fields} == fields, column
         others = set(config) - set(fields) - chosen
         assert {f: config[f] for f in others} == {f: default[f] for f in others}, column
@@ -59,53 +65,65 @@ def check(heading, presets, resolve, kind, chosen):
 
 @pytest.mark.parametrize("heading", SEARCHES)
 def test_searches(heading):
-    presets, kind, method = SEARCHES[heading]
+    space, kind, name = SEARCHES[heading]
+    method = find_method(name)
 
     def resolve(flags, dataset):
         other = [] if dataset else ["--dataset", "svhn"]  # a data set without settings of its own
-        return config_from_flags(presets, [*flags, *other, "--method", method], kind)
+        return search_config(kind, space, [*flags, *other, "--method", name])
 
-    check(heading, presets[method], resolve, kind, {"preset", "method", "dataset"})
+    columns = {preset: datasets(method, space, preset) for preset in preset_names(method, space)}
+    default = configured(kind(), {"method": name}).settings
+    check(heading, columns, resolve, default, {"preset", "scale", "method", "dataset"})
 
 
 def test_trainings():
     def resolve(flags, dataset):
         other = [] if dataset or "imagenet" in flags else ["--dataset", "cifar10"]
-        return retrain_config_from_flags([*flags, *other])
+        return training_config([*flags, *other])
 
-    assert retrain_config_from_flags(["--preset", "imagenet"]).dataset == "folder"
-    check("Training from scratch", TRAININGS, resolve, RetrainConfig, {"preset", "dataset"})
+    assert training_config(["--preset", "imagenet"]).data.dataset == "folder"
+    check("Training from scratch", TRAININGS, resolve, TrainingConfig().settings, {"preset", "dataset"})
 
 
 def test_every_preset_has_a_row_of_what_it_is():
     rows = PAGE.split("\n## ")[0]
-    for presets, _, method in SEARCHES.values():
-        for preset in presets[method]:
+    for space, _, name in SEARCHES.values():
+        for preset in preset_names(find_method(name), space):
             assert f"| `{preset}` |" in rows or preset == "default"
 
 
 def test_the_first_preset_of_a_method_is_its_default():
-    assert config_from_flags(nb201.PRESETS, []).preset == "paper"
-    assert config_from_flags(nb201.PRESETS, ["--method", "darts"]).preset == "nas-bench-201"
-    assert config_from_flags(darts.PRESETS, ["--method", "darts"], DartsConfig).preset == "original"
+    assert search_config(SearchConfig, NB201, []).preset == "paper"
+    assert search_config(SearchConfig, NB201, ["--method", "darts"]).preset == "nas-bench-201"
+    assert search_config(DartsConfig, DARTS, ["--method", "darts"]).preset == "original"
 
 
 def test_a_preset_of_another_method(capsys):
     with pytest.raises(SystemExit):
-        config_from_flags(nb201.PRESETS, ["--method", "darts", "--preset", "paper"])
+        search_config(SearchConfig, NB201, ["--method", "darts", "--preset", "paper"])
     assert "invalid choice: 'paper' (choose from 'nas-bench-201', 'authors', 'proxy')" in capsys.readouterr().err
 
 
+def test_any_recipe_at_the_size_of_a_laptop():
+    """A scale has the last word over a method's published length, and leaves the rest of the recipe alone."""
+    long = Method("long", (Part(),), "", {"nb201": {"own": {"*": {"epochs": 250, "alpha_lr": 1e-3}}}})
+    full, small = (search_settings(long, NB201, "own", "cifar10", scale) for scale in ("published", "proxy"))
+    assert (full["epochs"], full["cells"]) == (250, 5)
+    assert (small["epochs"], small["cells"], small["alpha_lr"]) == (25, 1, 1e-3)
+    config = search_config(SearchConfig, NB201, ["--preset", "authors", "--scale", "proxy", "--dataset", "cifar100"])
+    assert (config.size.cells, config.method.settings["hold_epoch"]) == (1, 45)
+    assert str(config.named_output("nb201")) == "runs/nb201-cifar100-sp-darts-authors-proxy-seed0"
+
+
 def probabilities(config):
-    return [
-        sparse_probability(epoch, config.epochs, config.p_low, config.p_up, config.warmup_epochs)
-        for epoch in range(config.epochs)
-    ]
+    epochs = config.size.epochs
+    return [config.method.plan(None, epoch, epochs)["p"] for epoch in range(epochs)]
 
 
 def test_p_in_the_epochs_that_published_code_logs():
-    nb = probabilities(config_from_flags(nb201.PRESETS, ["--preset", "authors"]))
+    nb = probabilities(search_config(SearchConfig, NB201, ["--preset", "authors"]))
     assert [round(nb[epoch], 4) for epoch in (0, 1, 25, 49)] == [0, 0.0204, 0.5102, 1]
-    s = probabilities(config_from_flags(robust.PRESETS, ["--preset", "authors"], DartsConfig))
+    s = probabilities(search_config(DartsConfig, ROBUST, ["--preset", "authors"]))
     assert s == pytest.approx([min(1, 0.8 + 0.006 * (epoch + 1)) for epoch in range(50)])
     assert s.index(1) == 33

@@ -17,14 +17,17 @@ from sparsemix.cli import darts as darts_search
 from sparsemix.cli import pick
 from sparsemix.cli import robust as robust_search
 from sparsemix.cli import train as train_command
+from sparsemix.cli.flags import search_config
 from sparsemix.data import DATASETS, ResidentTraining, open_training, stratified_subset
+from sparsemix.measure.cost import network_cost
 from sparsemix.report.records import load_run
 from sparsemix.runs.checkpoints import Checkpoints
-from sparsemix.runs.config import config_from_flags
+from sparsemix.runs.config import configured
 from sparsemix.runs.launching import Interrupted
-from sparsemix.runs.training import PRESETS, RetrainConfig, Retraining, cost, retrain_config_from_flags
-from sparsemix.runs.training import schedule as learning_rates
-from sparsemix.spaces import darts, robust
+from sparsemix.runs.learning_rate import schedule as learning_rates
+from sparsemix.runs.training import Training
+from sparsemix.runs.training_config import PRESETS, TrainingConfig
+from sparsemix.spaces import robust, settings
 from sparsemix.spaces.genotypes import DartsGenotype
 from sparsemix.spaces.published import read_genotype
 
@@ -48,22 +51,19 @@ TINY_TRAINING = [
 
 
 def train(output, *flags):
-    return train_command.train(retrain_config_from_flags([*TINY_TRAINING, "--output", str(output), *flags]))
+    return train_command.train(train_command.configure([*TINY_TRAINING, "--output", str(output), *flags]))
 
 
 @pytest.mark.parametrize("flags", [[], ["--method", "darts", "--space", "darts-none", "--read-out", "authors"]])
 def test_search_and_train_what_it_found(tmp_path, flags, capsys):
-    config = config_from_flags(
-        darts.PRESETS, [*TINY_SEARCH, *flags, "--output", str(tmp_path / "s")], darts_search.DartsConfig
-    )
-    summary = darts_search.search(config)
+    summary = darts_search.search(darts_search.configure([*TINY_SEARCH, *flags, "--output", str(tmp_path / "s")]))
     genotype = read_genotype(tmp_path / "s" / "genotype.json")
     assert str(genotype) == summary["genotype"]
     assert summary["skips"] == genotype.skips
     command = capsys.readouterr().out.split("to train it from scratch: ")[1].splitlines()[0].split()
     assert command[:3] == ["sparsemix", "train", "--genotype"]
     smaller = ["--epochs", "2", "--limit", "400", "--output", str(tmp_path / "t")]
-    trained = train_command.train(retrain_config_from_flags([*command[2:], *smaller]))
+    trained = train_command.train(train_command.configure([*command[2:], *smaller]))
     assert 0 <= trained["best_error"] <= trained["error"] <= 1
     assert trained["judged_on"] == "held-out images"
     assert trained["genotype"] == summary["genotype"]
@@ -74,7 +74,7 @@ def test_search_and_train_what_it_found(tmp_path, flags, capsys):
 @pytest.mark.parametrize("space", robust.SPACES)
 def test_robust_spaces(tmp_path, space):
     flags = [*TINY_SEARCH, "--epochs", "2", "--space", space, "--output", str(tmp_path / "s"), "--threshold", "1e-3"]
-    summary = darts_search.search(config_from_flags(robust.PRESETS, flags, robust_search.RobustConfig))
+    summary = darts_search.search(robust_search.configure(flags))
     genotype = DartsGenotype.parse(summary["genotype"])
     for kind in genotype.CELLS:
         assert all(operation in robust.SPACES[space][kind][edge] for edge, operation in genotype.edges(kind).items())
@@ -149,23 +149,23 @@ def test_interrupted_and_resumed_is_as_if_never_interrupted(tmp_path, monkeypatc
 
 
 def test_a_loss_that_is_not_finite(tmp_path):
-    with pytest.raises(FloatingPointError, match="the loss of epoch 1 is nan: start anew with a lower --lr"):
+    with pytest.raises(FloatingPointError, match="the loss of epoch 1 is nan: start anew with a lower learning rate"):
         train(tmp_path / "t", "--lr", "1e30", "--max-norm", "1e30")
 
 
 def test_the_drop_path_rises_linearly_and_the_learning_rate_falls(tmp_path):
-    config = retrain_config_from_flags(
+    config = train_command.configure(
         [*TINY_TRAINING, "--epochs", "4", "--drop-path", "0.4", "--output", str(tmp_path / "t")]
     )
     rates = []
-    original = Retraining._train_epoch
+    original = Training.record
 
-    def watching(self, model, epoch, progress, stop):
-        original(self, model, epoch, progress, stop)
+    def watching(self):
         rates.append(self.model.cells[0].drop_path.drop_prob)
+        return original(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Retraining, "_train_epoch", watching)
+        patch.setattr(Training, "record", watching)
         train_command.train(config)
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
     lines = (tmp_path / "t" / "records.jsonl").read_text().splitlines()
@@ -180,16 +180,17 @@ def test_the_drop_path_rises_linearly_and_the_learning_rate_falls(tmp_path):
 )
 def test_the_printed_command_is_a_training_that_can_begin(space, preset, expected):
     flags = ["--space", space, "--preset", preset, "--dataset", "cifar10"]
-    presets = robust.PRESETS if space in robust.SPACES else darts.PRESETS
-    search = config_from_flags(presets, flags, darts_search.DartsConfig)
+    of_space = settings.ROBUST if space in robust.SPACES else settings.DARTS
+    search = search_config(darts_search.DartsConfig, of_space, flags)
     command = darts_search.retrain_command(search, Path("runs/x")).split()
-    config = retrain_config_from_flags(command[2:])
-    assert (config.preset, config.genotype, config.image_size) == (expected, "runs/x/genotype.json", search.image_size)
+    config = train_command.configure(command[2:])
+    assert (config.preset, config.network.genotype) == (expected, "runs/x/genotype.json")
+    assert config.data.image_size == search.data.image_size
 
 
 def test_nothing_to_train():
     with pytest.raises(ValueError, match=r"what is to be trained\? Give --genotype, one of NASNet, .*; or --model"):
-        train_command.train(retrain_config_from_flags(["--preset", "proxy"]))
+        train_command.train(train_command.configure(["--preset", "proxy"]))
 
 
 def test_what_does_not_fit_shows_before_there_is_a_run(tmp_path):
@@ -197,38 +198,38 @@ def test_what_does_not_fit_shows_before_there_is_a_run(tmp_path):
         train(tmp_path / "t", "--auxiliary", "0.4")
     assert not (tmp_path / "t").exists()
     with pytest.raises(ValueError, match="a cutout of 16 leaves nothing of images of size 16"):
-        RetrainConfig(image_size=16)
+        configured(TrainingConfig(), {"image_size": 16})
 
 
 def test_a_table_has_no_place_in_this_space(tmp_path):
-    config = darts_search.DartsConfig(table=tmp_path / "table.csv")
+    config = configured(darts_search.DartsConfig(), {"table": tmp_path / "table.csv"})
     with pytest.raises(ValueError, match="there is no table of the space 'darts'"):
         darts_search.search(config)
 
 
 def test_presets_are_the_papers():
-    cifar = retrain_config_from_flags(["--dataset", "cifar10"])
-    assert (cifar.epochs, cifar.batch_size, cifar.channels, cifar.cells, cifar.lr) == (600, 64, 36, 20, 0.025)
-    assert (cifar.weight_decay, cifar.max_norm, cifar.auxiliary, cifar.cutout, cifar.drop_path) == (
-        3e-4,
-        5,
-        0.4,
-        16,
-        0.3,
-    )
-    robust = retrain_config_from_flags(["--preset", "robust", "--dataset", "svhn"])
-    assert (robust.batch_size, robust.drop_path, robust.channels, robust.cells) == (96, 0.2, 16, 8)
-    imagenet = retrain_config_from_flags(["--preset", "imagenet"])
-    assert (imagenet.epochs, imagenet.batch_size, imagenet.lr, imagenet.sched) == (250, 768, 0.5, "linear")
-    assert (imagenet.smoothing, imagenet.warmup_epochs, imagenet.dataset) == (0.1, 5, "folder")
+    expected = {
+        ("--dataset", "cifar10"): {
+            "epochs": 600, "batch_size": 64, "channels": 36, "cells": 20, "lr": 0.025,
+            "weight_decay": 3e-4, "max_norm": 5, "auxiliary": 0.4, "cutout": 16, "drop_path": 0.3,
+        },
+        ("--preset", "robust", "--dataset", "svhn"): {"batch_size": 96, "drop_path": 0.2, "channels": 16, "cells": 8},
+        ("--preset", "imagenet"): {
+            "epochs": 250, "batch_size": 768, "lr": 0.5, "sched": "linear",
+            "smoothing": 0.1, "warmup_epochs": 5, "dataset": "folder",
+        },
+    }  # fmt: skip
+    for flags, some in expected.items():
+        config = train_command.configure([*flags])
+        assert {name: config.settings[name] for name in some} == some
     assert set(PRESETS) == {"cifar", "robust", "imagenet", "proxy"}
 
 
 def test_the_learning_rate_of_the_imagenet_recipe():
     """DrNAS's ``adjust_lr`` and warm-up, epoch by epoch."""
-    config = retrain_config_from_flags(["--preset", "imagenet"])
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.lr)
-    schedule = learning_rates(optimizer, config)
+    config = train_command.configure(["--preset", "imagenet"])
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.optimization.lr)
+    schedule = learning_rates(optimizer, config.optimization.sched, 250, config.optimization.warmup_epochs)
     rates = []
     for epoch in range(250):
         schedule.step(epoch)
@@ -240,7 +241,7 @@ def test_the_learning_rate_of_the_imagenet_recipe():
     listed = {0: 0.1, 1: 0.2, 2: 0.3, 3: 0.4, 4: 0.5, 244: 0.00204, 249: 0.00041}
     assert {epoch: round(rates[epoch], 5) for epoch in listed} == listed
     with pytest.raises(ValueError, match="a linear schedule takes more than 5 epochs, got 5"):
-        RetrainConfig(sched="linear", epochs=5)
+        configured(TrainingConfig(), {"sched": "linear", "epochs": 5})
 
 
 def test_top_5_errors_where_there_are_more_classes(tmp_path, capsys):
@@ -266,10 +267,10 @@ def test_a_network_over_the_line_of_the_mobile_setting(tmp_path, monkeypatch, ca
     ]
     flags += ["--epochs", "6", "--batch-size", "4", "--workers", "0", "--auxiliary", "0", "--channels", "8"]
     monkeypatch.setattr("sparsemix.runs.training.MOBILE_MACS", 3e6)
-    monkeypatch.setattr(Retraining, "_train_epoch", stop_here)
+    monkeypatch.setattr(Training, "begin_epoch", stop_here)
     for cells, said in ((3, False), (14, True)):
         output = ["--output", str(tmp_path / str(cells)), "--cells", str(cells)]
-        config = retrain_config_from_flags([*flags, *output])
+        config = train_command.configure([*flags, *output])
         with pytest.raises(Interrupted):
             train_command.train(config)
         assert ("over the 3 M of the mobile setting" in capsys.readouterr().out) == said
@@ -281,13 +282,13 @@ def stop_here(*args):
 
 @pytest.mark.parametrize(("field", "value"), [("epochs", 0), ("auxiliary", 1.5), ("drop_path", -0.1), ("ema", 1.0)])
 def test_settings_that_are_none(field, value):
-    with pytest.raises(ValueError, match=f"RetrainConfig: {field} must be"):
-        RetrainConfig(**{field: value})
+    with pytest.raises(ValueError, match=f"{field} must be"):
+        configured(TrainingConfig(), {field: value})
 
 
 def test_cost_leaves_the_model_as_it_was():
     model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, 5))
-    counted = cost(model, torch.zeros(1, 1, 4, 4))
+    counted = network_cost(model, torch.zeros(1, 1, 4, 4))
     assert counted.macs == 16 * 2 * 9 + 32 * 5
     assert counted.parameters == sum(p.numel() for p in model.parameters())
     assert model.training

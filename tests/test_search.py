@@ -25,10 +25,10 @@ from sparsemix.relaxations import OfSoftmax, Softmax
 from sparsemix.report.records import load_run
 from sparsemix.report.tables import table as run_table
 from sparsemix.runs.checkpoints import Checkpoints
-from sparsemix.runs.config import SearchConfig, config_from_flags
+from sparsemix.runs.config import SearchConfig, configured
 from sparsemix.runs.folder import RunFolder
 from sparsemix.runs.launching import Interrupted, command_line, make_accelerator, run_script, stop_requests
-from sparsemix.runs.search import Search, _undecided
+from sparsemix.runs.search import Search, undecided
 from sparsemix.spaces import nb201
 from sparsemix.spaces.genotypes import NB201Genotype
 
@@ -47,7 +47,7 @@ TINY_FLAGS = [word for flag, value in TINY.items() for word in (f"--{flag}", val
 
 
 def search(output, *flags):
-    return nb201_cli.search(config_from_flags(nb201.PRESETS, [*TINY_FLAGS, "--output", str(output), *flags]))
+    return nb201_cli.search(nb201_cli.configure([*TINY_FLAGS, "--output", str(output), *flags]))
 
 
 def records(output):
@@ -119,15 +119,16 @@ def test_evaluations_can_be_thinned_and_change_nothing(finished, tmp_path, capsy
 def test_raw_accuracies_are_those_of_the_running_statistics(finished, tmp_path):
     """The last epoch's, measured once more on the last checkpoint."""
     output, summary, _ = finished
-    config = config_from_flags(nb201.PRESETS, TINY_FLAGS)
+    config = nb201_cli.configure(TINY_FLAGS)
     pairs = open_pairs(**config.data_options())
     model = timm.create_model("sparsemix_nb201_supernet", channels=4, cells=1, in_chans=1)
     arch = ArchParameterGroup(model)
     model.load_state_dict(Checkpoints(output).load()["model"])
-    raw = discretization(arch, [*pairs.validation()], Softmax(config.eval_temperature))
+    relaxation = Softmax(config.method.settings["eval_temperature"])
+    raw = discretization(arch, [*pairs.validation()], relaxation)
     assert (raw.supernet, raw.discretized) == (summary["raw_supernet_accuracy"], summary["raw_discretized_accuracy"])
-    statistics = [*pairs.statistics(config.statistics_images)]
-    renewed = discretization(arch, [*pairs.validation()], Softmax(config.eval_temperature), statistics)
+    statistics = [*pairs.statistics(config.measurement.statistics_images)]
+    renewed = discretization(arch, [*pairs.validation()], relaxation, statistics)
     assert (renewed.supernet, renewed.discretized) == (summary["supernet_accuracy"], summary["discretized_accuracy"])
 
 
@@ -247,13 +248,13 @@ def test_a_cost_counts_once_a_step(tmp_path):
     losses = []
     for parts in (1, 3):
         flags = [*TINY_FLAGS, "--epochs", "1", "--accumulate", str(parts), "--output", str(tmp_path / str(parts))]
-        config = config_from_flags(nb201.PRESETS, flags)
+        config = nb201_cli.configure(flags)
         pairs = open_pairs(**config.data_options())
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), MixedOp({"a": nn.Linear(64, 10), "b": nn.Linear(64, 10)}))
         arch, accelerator = ArchParameterGroup(model), make_accelerator("cpu")
         costs = {"cost_term": lambda: torch.tensor(100.0)}
-        Search(config, arch, pairs, accelerator, "test", lambda arch: SimpleNamespace(skips=0), **costs).run()
+        Search(config, arch, pairs, accelerator, "test", lambda *_: SimpleNamespace(skips=0), **costs).run()
         losses.append(records(tmp_path / str(parts))[0]["val_loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert 100 < losses[0] < 105
@@ -309,12 +310,12 @@ def test_what_is_printed_fits_a_screen(finished, tmp_path, capsys):
     assert f"{len(summary['undecided'])} of 6 rows" in shown or "all 6 rows are decided" in shown
 
 
-def test_undecided_rows_are_named():
+def testundecided_rows_are_named():
     arch = ArchParameterGroup(nn.Sequential(MixedOp({"a": nn.Identity(), "b": nn.Tanh(), "c": nn.ReLU()}, label="row")))
     with torch.no_grad():
         arch.parameters()[0].copy_(torch.tensor([0.0, 0.003, 0.0015]))
-    assert _undecided(arch, 1e-3) == {"row": ["b", "c"]}
-    assert _undecided(arch, 0.7e-3) == {}
+    assert undecided(arch, 1e-3) == {"row": ["b", "c"]}
+    assert undecided(arch, 0.7e-3) == {}
 
 
 def test_a_mistake_is_one_line(monkeypatch, capsys):
@@ -512,13 +513,16 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
         (["--preset", "authors"], {"smooth": 11 * 1.1e-3, "clip_alphas": True, "sampling": "replacement"}),
         (["--preset", "authors", "--dataset", "cifar100"], {"hold_epoch": 45, "hold_sparse": 6e-4}),
         (["--preset", "proxy", "--dataset", "cifar10"], {"cells": 1, "image_size": 16, "limit": 12_800, "epochs": 25}),
-        (["--method", "darts"], {"weight_lr": 0.025, "alpha_weight_decay": 1e-3, "p_up": 0.0, "batch_size": 64}),
+        (
+            ["--method", "darts"],
+            {"weight_lr": 0.025, "alpha_weight_decay": 1e-3, "eval_temperature": 1.0},
+        ),
         (["--method", "darts", "--batch-size", "7"], {"batch_size": 7}),
     ],
 )
 def test_presets_and_flags(flags, expected):
-    config = config_from_flags(nb201.PRESETS, flags)
-    assert {name: getattr(config, name) for name in expected} == pytest.approx(expected)
+    config = nb201_cli.configure(flags)
+    assert {name: config.settings[name] for name in expected} == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -535,18 +539,18 @@ def test_presets_and_flags(flags, expected):
 )
 def test_settings_that_make_no_search(settings, message):
     with pytest.raises(ValueError, match=message):
-        SearchConfig(**settings)
+        configured(SearchConfig(), settings)
 
 
 def test_settings_that_make_no_search_on_the_command_line(capsys):
     with pytest.raises(SystemExit):
-        config_from_flags(nb201.PRESETS, ["--epochs", "0"])
+        nb201_cli.configure(["--epochs", "0"])
     assert "epochs must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_an_unknown_preset(capsys):
     with pytest.raises(SystemExit):
-        config_from_flags(nb201.PRESETS, ["--preset", "best"])
+        nb201_cli.configure(["--preset", "best"])
     assert "invalid choice: 'best'" in capsys.readouterr().err
 
 

@@ -7,7 +7,6 @@ import torch
 
 from sparsemix.cli import timm_model
 from sparsemix.inject import choose_
-from sparsemix.runs.config import config_from_flags
 
 TINY = [
     "--preset",
@@ -28,9 +27,7 @@ TINY = [
 
 
 def search(output, *flags):
-    return timm_model.search(
-        config_from_flags(timm_model.PRESETS, [*TINY, "--output", str(output), *flags], timm_model.TimmConfig)
-    )
+    return timm_model.search(timm_model.configure([*TINY, "--output", str(output), *flags]))
 
 
 def test_a_search_leaves_a_network_that_can_be_built_again(tmp_path, capsys):
@@ -86,8 +83,8 @@ def test_a_model_of_fixed_image_size_in_one_epoch(tmp_path):
 
 @pytest.mark.parametrize(("text", "value"), [("2.2M", 2.2e6), ("800k", 8e5), ("1.5G", 1.5e9), ("2.2e6", 2.2e6)])
 def test_a_budget_with_a_unit(text, value):
-    config = config_from_flags(timm_model.PRESETS, ["--cost-budget", text], timm_model.TimmConfig)
-    assert config.cost_budget == pytest.approx(value)
+    config = timm_model.configure(["--cost-budget", text])
+    assert config.mixed.cost_budget == pytest.approx(value)
 
 
 def test_what_is_printed(tmp_path, capsys, caplog):

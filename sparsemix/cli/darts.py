@@ -13,12 +13,13 @@ from accelerate.utils import set_seed
 
 from .. import models  # noqa: F401  (registers the supernet)
 from ..data import open_pairs
-from ..runs.config import METHODS, SearchConfig, config_from_flags
+from ..runs.config import SearchConfig
 from ..runs.launching import make_accelerator
 from ..runs.search import Search
-from ..spaces import darts, robust
+from ..spaces import darts, robust, settings
 from ..spaces.genotypes import DartsGenotype
 from ..supernet.group import ArchParameterGroup
+from .flags import search_config
 
 
 @dataclass(frozen=True)
@@ -31,24 +32,25 @@ class DartsConfig(SearchConfig):
 
 def search(config: DartsConfig) -> dict[str, Any]:
     """Search, and return the summary."""
-    if config.table is not None:
-        raise ValueError(f"there is no table of the space {config.space!r}: leave --table out, got {config.table}")
-    accelerator = make_accelerator(config.device)
-    set_seed(config.seed)
+    if config.measurement.table is not None:
+        raise ValueError(
+            f"there is no table of the space {config.space!r}: leave --table out, got {config.measurement.table}"
+        )
+    accelerator = make_accelerator(config.run.device)
+    set_seed(config.run.seed)
     pairs = open_pairs(**config.data_options(), device=accelerator.device)
     supernet = timm.create_model(
         "sparsemix_darts_supernet",
         space=config.space,
         num_classes=len(pairs.classes),
         in_chans=pairs.in_chans,
-        channels=config.channels,
-        cells=config.cells,
+        channels=config.size.channels,
+        cells=config.size.cells,
     )
-    arch = ArchParameterGroup(supernet, METHODS[config.method](config), threshold=config.threshold)
+    arch = ArchParameterGroup(supernet, threshold=config.execution.threshold)
 
-    def read_out(arch: ArchParameterGroup) -> DartsGenotype:
-        relaxation: Any = arch.relaxation  # of the epoch
-        return darts.genotype(arch, relaxation.temperature, darts.READ_OUTS[config.read_out])
+    def read_out(arch: ArchParameterGroup, temperature: float) -> DartsGenotype:
+        return darts.genotype(arch, temperature, darts.READ_OUTS[config.read_out])
 
     retrain = partial(retrain_command, config)
     return Search(config, arch, pairs, accelerator, config.space, read_out, retrain=retrain).run()
@@ -57,15 +59,21 @@ def search(config: DartsConfig) -> dict[str, Any]:
 def retrain_command(config: DartsConfig, folder: Path) -> str:
     """The command that trains what a search in this folder found from scratch, by the protocol of its space."""
     preset = "robust" if config.space in robust.SPACES else "cifar"
-    flags = ["--genotype", str(folder / "genotype.json"), "--dataset", config.dataset, "--data", str(config.data)]
-    flags += ["--preset", "proxy" if config.preset == "proxy" else preset]
-    if config.image_size is not None:
-        flags += ["--image-size", str(config.image_size)]
-    if config.dataset == "folder":
+    data = config.data
+    flags = ["--genotype", str(folder / "genotype.json"), "--dataset", data.dataset, "--data", str(data.data)]
+    flags += ["--preset", preset if config.scale == "published" else config.scale]
+    if data.image_size is not None:
+        flags += ["--image-size", str(data.image_size)]
+    if data.dataset == "folder":
         flags += ["--holdout", "0.2"]
     return shlex.join(["sparsemix", "train", *flags])
 
 
+def configure(args: list[str] | None = None) -> DartsConfig:
+    """The configuration of these flags."""
+    return search_config(DartsConfig, settings.DARTS, args, "sparsemix search darts")
+
+
 def main(args: list[str]) -> None:
     """The command with these flags."""
-    search(config_from_flags(darts.PRESETS, args, DartsConfig, prog="sparsemix search darts"))
+    search(configure(args))

@@ -9,42 +9,47 @@ from accelerate.utils import set_seed
 
 from .. import models  # noqa: F401  (registers the supernet)
 from ..data import open_pairs
-from ..runs.config import METHODS, SearchConfig, config_from_flags
+from ..runs.config import SearchConfig
 from ..runs.epoch_table import Columns
 from ..runs.launching import make_accelerator
 from ..runs.search import Search
-from ..spaces import nb201
+from ..spaces import nb201, settings
 from ..spaces.genotypes import NB201Genotype
 from ..spaces.nb201_table import NB201Table
 from ..supernet.group import ArchParameterGroup
+from .flags import search_config
 
 TRUE: Columns = {"true_accuracy": ("true", "{:.1f}%".format), "true_rank": ("rank", str)}
 
 
 def search(config: SearchConfig) -> dict[str, Any]:
     """Search, and return the summary."""
-    accelerator = make_accelerator(config.device)
+    accelerator = make_accelerator(config.run.device)
     judged: dict[str, Any] = {}
-    if config.table is not None:
-        judged = {"judge": true_accuracy(NB201Table(config.table), config), "columns": TRUE}
-    set_seed(config.seed)
+    if (table := config.measurement.table) is not None:
+        judged = {"judge": true_accuracy(NB201Table(table), config), "columns": TRUE}
+    set_seed(config.run.seed)
     pairs = open_pairs(**config.data_options(), device=accelerator.device)
     supernet = timm.create_model(
         "sparsemix_nb201_supernet",
         num_classes=len(pairs.classes),
         in_chans=pairs.in_chans,
-        channels=config.channels,
-        cells=config.cells,
+        channels=config.size.channels,
+        cells=config.size.cells,
     )
-    arch = ArchParameterGroup(supernet, METHODS[config.method](config), threshold=config.threshold)
-    return Search(config, arch, pairs, accelerator, "nb201", nb201.genotype, **judged).run()
+    arch = ArchParameterGroup(supernet, threshold=config.execution.threshold)
+
+    def read_out(arch: ArchParameterGroup, temperature: float) -> NB201Genotype:
+        return nb201.genotype(arch)  # the same at all temperatures
+
+    return Search(config, arch, pairs, accelerator, "nb201", read_out, **judged).run()
 
 
 def true_accuracy(table: NB201Table, config: SearchConfig) -> Any:
     """A judge of cells: test accuracy and rank in the table and the distance to its best, for the data set searched on,
     and the accuracies on every data set of the table.
     """
-    dataset = config.table_dataset or config.dataset
+    dataset = config.measurement.table_dataset or config.data.dataset
     if dataset not in table.DATASETS:
         raise ValueError(
             f"--table has no column for {dataset!r}: name one of {', '.join(table.DATASETS)} by --table-dataset"
@@ -64,6 +69,11 @@ def true_accuracy(table: NB201Table, config: SearchConfig) -> Any:
     return judge
 
 
+def configure(args: list[str] | None = None) -> SearchConfig:
+    """The configuration of these flags."""
+    return search_config(SearchConfig, settings.NB201, args, "sparsemix search nb201")
+
+
 def main(args: list[str]) -> None:
     """The command with these flags."""
-    search(config_from_flags(nb201.PRESETS, args, prog="sparsemix search nb201"))
+    search(configure(args))

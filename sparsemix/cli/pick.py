@@ -13,33 +13,42 @@ but the searches have seen them.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ..cli import darts as darts_search
 from ..cli import train
-from ..runs.config import config_from_flags, peek_flags
+from ..runs.config import AnyConfig, configured
 from ..runs.folder import RunFolder
-from ..runs.training import PRESETS, RetrainConfig
-from ..spaces import darts, robust
+from ..runs.training_config import TrainingConfig
+from ..spaces import robust, settings
 from .darts import DartsConfig
+from .flags import peek_flags, search_config
 
 
 @dataclass(frozen=True)
-class PickConfig(DartsConfig):
+class Selection:
+    """The searches, and the trainings that judge what they find."""
+
     selection: Literal["peers", "paper", "proxy"] = "proxy"
     """The protocol that the flags of the selection start from."""
     seeds: tuple[int, ...] = (0, 1)
     """A search is made with each of these seeds."""
     temperatures: tuple[float, ...] = ()
-    """A search is made at each of these t_sp, t_sm keeping its ratio; by default at the preset's alone."""
+    """A search is made at each of these temperatures (t_sp, with t_sm in its ratio); by default at the preset's."""
     train_preset: Literal["proxy", "robust", "cifar"] = "proxy"
     """Preset of the training that judges a result."""
     train_epochs: int | None = None
     """Length of that training; by default the preset's."""
     train_holdout: float = 0.2
     """Share of the training images that judge, and are not trained on."""
+
+
+@dataclass(frozen=True)
+class PickConfig(DartsConfig):
+    selection: Selection = field(default_factory=Selection)
 
 
 # 100 epochs: Liu et al., "DARTS", section 3.1.2; four runs: Zela et al., Chen and Hsieh ("SmoothDARTS")
@@ -53,25 +62,23 @@ SELECTIONS: dict[str, dict[str, Any]] = {
 
 def pick(config: PickConfig) -> dict[str, Any]:
     """Search and train, and return all candidates."""
-    folder = config.output or Path("runs") / f"pick-{config.space}-{config.dataset}-{config.method}-{config.preset}"
+    name = f"pick-{config.space}-{config.data.dataset}-{config.method.name}-{config.preset}"
+    folder = config.run.output or Path("runs") / name
     candidates = []
-    for temperature in config.temperatures or (config.sparse,):
-        for seed in config.seeds:
-            name = f"t{temperature:g}-seed{seed}"
-            search = search_config(config, temperature, seed, folder / f"search-{name}")
-            found = finished(search) or darts_search.search(search)
-            training = train_config(config, folder / f"search-{name}" / "genotype.json", folder / f"train-{name}")
-            trained = finished(training) or train.train(training)
-            candidates.append(
-                {
-                    "name": name,
-                    "accuracy": 1 - trained["error"],
-                    "parameters": trained["parameters"],
-                    "skips": found["skips"],
-                    "discretization_gap": found["discretization_gap"],
-                    "genotype": found["genotype"],
-                }
-            )
+    for name, search in searches(config, folder):
+        found = finished(search) or darts_search.search(search)
+        training = training_of(config, folder / f"search-{name}" / "genotype.json", folder / f"train-{name}")
+        trained = finished(training) or train.train(training)
+        candidates.append(
+            {
+                "name": name,
+                "accuracy": 1 - trained["error"],
+                "parameters": trained["parameters"],
+                "skips": found["skips"],
+                "discretization_gap": found["discretization_gap"],
+                "genotype": found["genotype"],
+            }
+        )
     picked = max(candidates, key=lambda candidate: candidate["accuracy"])
     result = {"picked": picked["name"], "candidates": candidates}
     (folder / "pick.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -79,52 +86,44 @@ def pick(config: PickConfig) -> dict[str, Any]:
     return result
 
 
-def search_config(config: PickConfig, temperature: float, seed: int, output: Path) -> DartsConfig:
-    settings = {field.name: getattr(config, field.name) for field in fields(DartsConfig)}
-    search = DartsConfig(**settings)
-    smooth = config.smooth / config.sparse * temperature
-    scale = temperature / config.sparse if config.method == "sp-darts" else 1.0
-    return replace(
-        search,
-        seed=seed,
-        sparse=temperature,
-        smooth=smooth,
-        eval_temperature=config.eval_temperature * scale,
-        output=output,
-        resume=(output / "config.json").exists(),
-    )
+def searches(config: PickConfig, folder: Path) -> Iterator[tuple[str, DartsConfig]]:
+    """The searches by their names: every temperature with every seed."""
+    method = config.method
+    methods = {f"t{t:g}-": method.at_temperature(t) for t in config.selection.temperatures} or {"": method}
+    search = DartsConfig(**{each.name: getattr(config, each.name) for each in fields(DartsConfig)})
+    for prefix, at_temperature in methods.items():
+        for seed in config.selection.seeds:
+            name = f"{prefix}seed{seed}"
+            yield name, in_folder(replace(search, method=at_temperature), folder / f"search-{name}", seed)
 
 
-def train_config(config: PickConfig, genotype: Path, output: Path) -> RetrainConfig:
-    preset = PRESETS[config.train_preset]
-    settings = {**preset["*"], **preset.get(config.dataset, {})}
-    if config.train_epochs is not None:
-        settings["epochs"] = config.train_epochs
-    settings |= {name: getattr(config, name) for name in ("dataset", "data", "download", "device", "workers")}
-    if config.image_size is not None:
-        settings["image_size"] = config.image_size
-    training = RetrainConfig(
-        **{
-            **settings,
-            "genotype": str(genotype),
-            "preset": config.train_preset,
-            "seed": config.seed,  # one and the same for all
-            "holdout": config.train_holdout,
-            "output": output,
-            "resume": (output / "config.json").exists(),
-        }
-    )
-    return train.resolved(training)
+def training_of(config: PickConfig, genotype: Path, output: Path) -> TrainingConfig:
+    """The training that judges what a search found; its seed is one and the same for all."""
+    selection, data = config.selection, config.data
+    training = TrainingConfig.of_preset(selection.train_preset, data.dataset)
+    given = {
+        "epochs": selection.train_epochs,
+        "image_size": data.image_size,
+        "genotype": str(genotype),
+        "holdout": selection.train_holdout,
+        **{name: config.settings[name] for name in ("data", "download", "device", "workers")},
+    }
+    training = configured(training, {name: value for name, value in given.items() if value is not None})
+    return train.resolved(in_folder(training, output, config.run.seed))
 
 
-def finished(config: DartsConfig | RetrainConfig) -> dict[str, Any] | None:
+def in_folder(config: AnyConfig, output: Path, seed: int) -> AnyConfig:
+    """A configuration that begins, or goes on with, the run of a folder."""
+    return configured(config, {"output": output, "resume": (output / "config.json").exists(), "seed": seed})
+
+
+def finished(config: DartsConfig | TrainingConfig) -> dict[str, Any] | None:
     """The summary of a run that has been made already, by whatever version; another configuration is an error."""
-    assert config.output is not None
-    summary = config.output / "summary.json"
-    if not summary.exists():
+    folder = config.run.output
+    if folder is None or not (folder / "summary.json").exists():
         return None
-    RunFolder(config.output, config.as_json(), resume=True, movable=config.MOVABLE | {"version"})
-    return json.loads(summary.read_text())
+    RunFolder(folder, config.as_json(), resume=True, movable=config.MOVABLE | {"version"})
+    return json.loads((folder / "summary.json").read_text())
 
 
 def report(candidates: list[dict[str, Any]], picked: dict[str, Any], folder: Path, config: PickConfig) -> None:
@@ -138,18 +137,15 @@ def report(candidates: list[dict[str, Any]], picked: dict[str, Any], folder: Pat
     print("to train it in full:", darts_search.retrain_command(config, folder / f"search-{picked['name']}"))
 
 
-def config(args: list[str] | None = None) -> PickConfig:
+def configure(args: list[str] | None = None) -> PickConfig:
     """The configuration of a command line: the space's preset, the selection's settings, then the flags."""
-    chosen = peek_flags(args, space=(None, None), selection=([*SELECTIONS], "proxy"))
-    of_space = robust.PRESETS if chosen["space"] in robust.SPACES else darts.PRESETS
-    selection = {**SELECTIONS[chosen["selection"]], **{name: value for name, value in chosen.items() if value}}
-    presets = {
-        method: {name: {**preset, "*": {**preset["*"], **selection}} for name, preset in named.items()}
-        for method, named in of_space.items()
-    }
-    return config_from_flags(presets, args, PickConfig, prog="sparsemix pick")
+    prog = "sparsemix pick"
+    chosen = peek_flags(args, prog, space=(None, None), selection=([*SELECTIONS], "proxy"))
+    space = settings.ROBUST if chosen["space"] in robust.SPACES else settings.DARTS
+    overlay = {**SELECTIONS[chosen["selection"]], **{name: value for name, value in chosen.items() if value}}
+    return search_config(PickConfig, space, args, prog, overlay)
 
 
 def main(args: list[str]) -> None:
     """The command with these flags."""
-    pick(config(args))
+    pick(configure(args))

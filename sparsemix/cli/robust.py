@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..runs.config import config_from_flags
-from ..spaces import robust
+from ..spaces import settings
 from .darts import DartsConfig, search
+from .flags import search_config
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,11 @@ class RobustConfig(DartsConfig):
     """Search space: the operations of each edge."""
 
 
+def configure(args: list[str] | None = None) -> RobustConfig:
+    """The configuration of these flags."""
+    return search_config(RobustConfig, settings.ROBUST, args, "sparsemix search s1 (s2, s3, s4)")
+
+
 def main(args: list[str]) -> None:
     """The command with these flags."""
-    config = config_from_flags(robust.PRESETS, args, RobustConfig, prog="sparsemix search s1 (s2, s3, s4)")
-    search(config)
+    search(configure(args))

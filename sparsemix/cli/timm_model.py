@@ -6,7 +6,7 @@ The run folder holds ``choice.json``, path -> candidate, and the weights of the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import timm
@@ -18,13 +18,14 @@ from tyro.constructors import PrimitiveConstructorSpec
 from ..data import open_pairs
 from ..inject.mixing import choices, mix_
 from ..measure.cost import CostTable, CostTerm, Unit, measure_costs
-from ..runs.config import METHODS, SearchConfig, config_from_flags
+from ..runs.config import Measurement, SearchConfig, Size
 from ..runs.epoch_table import Columns, compact
 from ..runs.launching import make_accelerator, say
 from ..runs.search import Search
-from ..spaces.darts import DARTS_SETTINGS
 from ..spaces.genotypes import skip_count
+from ..spaces.settings import SpaceSettings
 from ..supernet.group import ArchParameterGroup
+from .flags import search_config
 
 
 def amount(text: str) -> float:
@@ -46,9 +47,9 @@ Amount = Annotated[
 
 
 @dataclass(frozen=True)
-class TimmConfig(SearchConfig):
-    preset: str = "default"
-    """Settings that the other flags start from: default, or proxy for CPUs."""
+class MixedModel:
+    """The model, and what is searched in it."""
+
     model: str = "mobilenetv3_small_100"
     """Model of timm's to search in, by name."""
     pretrained: bool = False
@@ -68,23 +69,34 @@ class TimmConfig(SearchConfig):
     cost_budget: Amount | None = None
     """Budget for the result, such as 2.2M: only cost beyond it enters the alphas' loss."""
 
-    # of supernets that are built of cells
+
+# A model has its own size, and there is no table of its accuracies.
+
+
+@dataclass(frozen=True)
+class TimmSize(Size):
     channels: tyro.conf.Suppress[int] = 16
     cells: tyro.conf.Suppress[int] = 5
+
+
+@dataclass(frozen=True)
+class TimmMeasurement(Measurement):
     table: tyro.conf.Suppress[None] = None
     table_dataset: tyro.conf.Suppress[None] = None
 
 
-_DEFAULT: dict[str, Any] = {"epochs": 50, "batch_size": 64, "sparse": 1e-3, "smooth": 1e-2, "threshold": 1e-3}
-_PROXY: dict[str, Any] = {"epochs": 10, "image_size": 32, "limit": 6400}  # for CPUs
+@dataclass(frozen=True)
+class TimmConfig(SearchConfig):
+    mixed: MixedModel = field(default_factory=MixedModel)
+    size: TimmSize = field(default_factory=TimmSize)
+    measurement: TimmMeasurement = field(default_factory=TimmMeasurement)
 
-PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
-    method: {
-        "default": {"*": {**_DEFAULT, **settings}},
-        "proxy": {"*": {**_DEFAULT, **settings, **_PROXY}, "digits": {"limit": None}},
-    }
-    for method, settings in {"sp-darts": {}, "darts": {**DARTS_SETTINGS, "threshold": 0.0}}.items()
-}
+
+TIMM = SpaceSettings(
+    "timm",
+    {"epochs": 50, "batch_size": 64},
+    {"proxy": {"*": {"epochs": 10, "image_size": 32, "limit": 6400}, "digits": {"limit": None}}},  # for CPUs
+)
 
 
 class Choice(dict[str, str]):
@@ -92,7 +104,7 @@ class Choice(dict[str, str]):
 
     SKIPS: ClassVar[frozenset[str]] = frozenset({"skip", "identity"})
 
-    def __init__(self, arch: ArchParameterGroup) -> None:
+    def __init__(self, arch: ArchParameterGroup, temperature: float = 1.0) -> None:
         super().__init__(arch.genotype())
         self.has_skips = any(self.SKIPS & {*ops[0].names} for ops in arch.rows.values())
 
@@ -106,45 +118,43 @@ class Choice(dict[str, str]):
 
 def search(config: TimmConfig) -> dict[str, Any]:
     """Search, and return the summary."""
-    accelerator = make_accelerator(config.device)
-    set_seed(config.seed)
+    accelerator = make_accelerator(config.run.device)
+    set_seed(config.run.seed)
     pairs = open_pairs(**config.data_options(), device=accelerator.device)
-    image = next(pairs.validation())[0][:1]
+    mixed, image = config.mixed, next(pairs.validation())[0][:1]
     options: dict[str, Any] = {"num_classes": len(pairs.classes), "in_chans": pairs.in_chans}
-    pretrained_cfg = timm.models.get_pretrained_cfg(config.model)
+    pretrained_cfg = timm.models.get_pretrained_cfg(mixed.model)
     if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:  # vision transformers, mixers
         options["img_size"] = image.shape[-1]
-    model = timm.create_model(config.model, pretrained=config.pretrained, **options)
-    mixed = mix_(model, config.mix, config.where, share=config.share, example=image)
-    relaxation = METHODS[config.method](config)
-    arch = ArchParameterGroup(model.to(accelerator.device), relaxation, threshold=config.threshold)
+    model = timm.create_model(mixed.model, pretrained=mixed.pretrained, **options)
+    layers = mix_(model, mixed.mix, mixed.where, share=mixed.share, example=image)
+    arch = ArchParameterGroup(model.to(accelerator.device), threshold=config.execution.threshold)
 
-    unit: Unit = "seconds" if config.measure_latency else config.cost
+    unit: Unit = "seconds" if mixed.measure_latency else mixed.cost
     table = measure_costs(arch, image, unit)
     reach = f"from {compact(table.cheapest)} to {compact(table.dearest)} {unit}"
-    say(accelerator, f"{config.mix} in {len(mixed)} layers of {config.model}: {reach}")
-    weight = config.cost_weight if config.cost_weight is not None else float(config.cost_budget is not None)
-    term = CostTerm(arch, table, weight, config.cost_budget) if weight else None
+    say(accelerator, f"{mixed.mix} in {len(layers)} layers of {mixed.model}: {reach}")
+    weight = mixed.cost_weight if mixed.cost_weight is not None else float(mixed.cost_budget is not None)
+    term = CostTerm(arch, table, weight, mixed.cost_budget) if weight else None
 
     def judge(choice: Choice) -> dict[str, Any]:
         return {"cost": table.of(choice)}
 
-    budget = "" if config.cost_budget is None else f" of {compact(config.cost_budget)}"
+    budget = "" if mixed.cost_budget is None else f" of {compact(mixed.cost_budget)}"
     columns: Columns = {"cost": (f"{unit}{budget}", compact)}
-    run = Search(config, arch, pairs, accelerator, config.model, Choice, judge, columns, cost_term=term)
+    run = Search(config, arch, pairs, accelerator, mixed.model, Choice, judge, columns, cost_term=term)
     summary = run.run()
-    keep(run, table, options, image)
+    keep(run, mixed, table, options, image)
     return summary
 
 
-def keep(run: Search, table: CostTable, options: dict[str, Any], image: Tensor) -> None:
+def keep(run: Search, mixed: MixedModel, table: CostTable, options: dict[str, Any], image: Tensor) -> None:
     """The network that was found, beside the record of the search."""
-    config: Any = run.config
     folder, arch = run.folder, run.arch
     folder.write("choice.json", choices(arch.model))
     folder.write("costs.json", {"unit": table.unit, "fixed": table.fixed, "rows": table.rows})
     folder.save("weights.pt", arch.discretize().state_dict())
-    found, budget = table.of(arch.genotype()), config.cost_budget
+    found, budget = table.of(arch.genotype()), mixed.cost_budget
     if budget is not None and found > budget:
         say(run.accelerator, f"over the budget of {compact(budget)}: raise --cost-weight, or search for more epochs")
     say(
@@ -153,12 +163,17 @@ def keep(run: Search, table: CostTable, options: dict[str, Any], image: Tensor) 
         f"  import json, timm, torch\n"
         f"  from sparsemix.inject import choose_\n"
         f"  image = torch.zeros({tuple(image.shape)})\n"
-        f"  model = timm.create_model({config.model!r}, {', '.join(f'{k}={v}' for k, v in options.items())})\n"
-        f"  choose_(model, {config.mix!r}, json.load(open({str(folder.path / 'choice.json')!r})), example=image)\n"
+        f"  model = timm.create_model({mixed.model!r}, {', '.join(f'{k}={v}' for k, v in options.items())})\n"
+        f"  choose_(model, {mixed.mix!r}, json.load(open({str(folder.path / 'choice.json')!r})), example=image)\n"
         f"  model.load_state_dict(torch.load({str(folder.path / 'weights.pt')!r}, weights_only=True))",
     )
 
 
+def configure(args: list[str] | None = None) -> TimmConfig:
+    """The configuration of these flags."""
+    return search_config(TimmConfig, TIMM, args, "sparsemix search timm")
+
+
 def main(args: list[str]) -> None:
     """The command with these flags."""
-    search(config_from_flags(PRESETS, args, TimmConfig, prog="sparsemix search timm"))
+    search(configure(args))

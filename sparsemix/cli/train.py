@@ -5,7 +5,6 @@ Of a genotype that was found, of a published one, or a model of timm's.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import timm
@@ -13,39 +12,49 @@ from accelerate.utils import set_seed
 
 from .. import models  # noqa: F401  (registers the networks)
 from ..data import open_training
+from ..runs.config import configured
 from ..runs.launching import make_accelerator
-from ..runs.training import RetrainConfig, Retraining, retrain_config_from_flags
+from ..runs.training import Training
+from ..runs.training_config import TrainingConfig
 from ..spaces.published import PUBLISHED, read_genotype
+from .flags import training_config
 
 
-def resolved(config: RetrainConfig) -> RetrainConfig:
+def resolved(config: TrainingConfig) -> TrainingConfig:
     """With the genotype itself in place of where it is to be found, which may change."""
-    if config.model is not None:
+    if config.network.model is not None:
         return config
-    if config.genotype is None:
+    if config.network.genotype is None:
         raise ValueError(
             f"what is to be trained? Give --genotype, one of {', '.join(PUBLISHED)}, a .json file or the notation; or "
             f"--model, a model of timm's"
         )
-    return replace(config, output=config.named_output(), genotype=str(read_genotype(config.genotype)))
+    genotype = str(read_genotype(config.network.genotype))
+    return configured(config, {"output": config.named_output(), "genotype": genotype})
 
 
-def train(config: RetrainConfig) -> dict[str, Any]:
+def train(config: TrainingConfig) -> dict[str, Any]:
     """Train, and return the summary."""
     config = resolved(config)
-    accelerator = make_accelerator(config.device)
-    set_seed(config.seed)
+    accelerator = make_accelerator(config.run.device)
+    set_seed(config.run.seed)
     data = open_training(**config.data_options(), device=accelerator.device)
     options: dict[str, Any] = {"num_classes": len(data.classes), "in_chans": data.in_chans}
-    if config.model is None:
+    network, size = config.network, config.size
+    if network.model is None:
         name = "sparsemix_darts_imagenet" if config.preset == "imagenet" else "sparsemix_darts_cifar"
-        options |= {"genotype": config.genotype, "channels": config.channels, "cells": config.cells}
-        options |= {"auxiliary": config.auxiliary > 0}
+        options |= {"genotype": network.genotype, "channels": size.channels, "cells": size.cells}
+        options |= {"auxiliary": network.auxiliary > 0}
     else:
-        name = config.model
-    return Retraining(config, timm.create_model(name, **options), data, accelerator).run()
+        name = network.model
+    return Training(config, timm.create_model(name, **options), data, accelerator).run()
+
+
+def configure(args: list[str] | None = None) -> TrainingConfig:
+    """The configuration of these flags."""
+    return training_config(args, "sparsemix train")
 
 
 def main(args: list[str]) -> None:
     """The command with these flags."""
-    train(retrain_config_from_flags(args, prog="sparsemix train"))
+    train(configure(args))

@@ -21,7 +21,17 @@ from ..relaxations import Softmax
 from ..supernet.group import ArchParameterGroup
 from ..supernet.mixed_op import MixedOp, call_arguments
 
-__all__ = ["CostTable", "CostTerm", "Unit", "macs", "measure_costs", "parameters", "seconds"]
+__all__ = [
+    "CostTable",
+    "CostTerm",
+    "NetworkCost",
+    "Unit",
+    "macs",
+    "measure_costs",
+    "network_cost",
+    "parameters",
+    "seconds",
+]
 
 Unit = Literal["parameters", "macs", "seconds"]
 
@@ -64,6 +74,32 @@ def seconds(module: nn.Module, x: Tensor, repeats: int = 10, **keywords: Any) ->
             _synchronize(x)
             times.append(time.perf_counter() - started)
     return statistics.median(times[1:])
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """What a network costs: its parameters, and the multiply-accumulates of one image."""
+
+    parameters: int
+    macs: int
+
+    def __str__(self) -> str:
+        return f"{self.parameters / 1e6:.3f} M parameters, {self.macs / 1e6:.1f} M MACs"
+
+
+def network_cost(model: nn.Module, x: Tensor) -> NetworkCost:
+    """Count by running: multiply-accumulates an image of a batch ``x``, and the parameters that it takes.
+
+    An auxiliary classifier takes no part in an evaluation and is not counted.
+
+    Example:
+        >>> network_cost(nn.Conv2d(2, 3, 1, bias=False), torch.zeros(1, 2, 4, 4))
+        NetworkCost(parameters=6, macs=96)
+    """
+    auxiliary = getattr(model, "auxiliary", None)
+    left_out = {id(p) for p in auxiliary.parameters()} if isinstance(auxiliary, nn.Module) else set()
+    count = sum(p.numel() for p in model.parameters() if id(p) not in left_out)
+    return NetworkCost(count, round(macs(model, x) / len(x)))
 
 
 def _synchronize(x: Tensor) -> None:

@@ -32,6 +32,7 @@ __all__ = ["Losses", "Order", "SearchStep"]
 
 Order = Literal["first", "second", "single"]
 Context = Callable[[], AbstractContextManager[None]]
+AroundWeights = Callable[[Any], AbstractContextManager[None]]
 
 
 class Losses(NamedTuple):
@@ -124,8 +125,8 @@ class SearchStep(Generic[Arch]):
         split: cuts a batch into parts whose losses add up to the batch's, which then run one after the other
             (gradient accumulation): one step, one phi, one update of each, whatever the parts. By default the batch
             is one.
-        around_weights: makes the context in which the weights' loss is computed, such as
-            ``lambda: arch.using(relaxation)`` for a relaxation of the weights update alone.
+        around_weights: makes, of the training batch, the context in which the weights' loss is computed, such as
+            ``lambda batch: arch.using(relaxation)`` for a relaxation of the weights update alone.
         backward: runs the backward pass of the weights' loss.
 
     Raises:
@@ -171,7 +172,7 @@ class SearchStep(Generic[Arch]):
         clip_alphas: bool = False,
         reduce: Reduce | None = None,
         split: Split = whole,
-        around_weights: Context = nullcontext,
+        around_weights: AroundWeights = nullcontext,
         backward: Callable[[Tensor], None] = torch.Tensor.backward,
     ) -> None:
         if not isinstance(arch, Alphas):
@@ -195,10 +196,17 @@ class SearchStep(Generic[Arch]):
         self.around_weights = around_weights
         self.backward = backward
 
-    def __call__(self, train_batch: Any, val_batch: Any) -> Losses:
-        """Update both; returns the losses, that of the training batch twice for a single level."""
+    def __call__(self, train_batch: Any, val_batch: Any, alphas: bool = True) -> Losses:
+        """Update both, or without ``alphas`` the weights alone.
+
+        Returns:
+            The losses; that of the training batch twice where the validation batch is not used.
+        """
         self.arch.check_bound()
         self.arch.spend_moment()
+        if not alphas:
+            loss = self.update_weights(train_batch)
+            return Losses(loss, loss)
         if self.order == "single":
             loss = self.update_both(train_batch)
             return Losses(loss, loss)
@@ -211,7 +219,7 @@ class SearchStep(Generic[Arch]):
     def update_weights(self, batch: Any) -> Tensor:
         """One step of the weights' optimizer on the loss of ``batch``; alpha's gradient is not computed."""
         self.weight_optimizer.zero_grad()
-        with self.around_weights():
+        with self.around_weights(batch):
             loss = self._backward(batch, nullcontext if self.clip_alphas else self.arch.fixed_alphas)
         self._step_weights()
         return loss

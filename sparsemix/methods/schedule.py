@@ -10,7 +10,7 @@ import torch
 
 from ..relaxations import Moment
 
-__all__ = ["BatchMixedScheduler", "sparse_probability"]
+__all__ = ["BatchMixedScheduler", "is_sparse", "sparse_probability"]
 
 
 def sparse_probability(epoch: int, epochs: int, p_low: float = 0.0, p_up: float = 1.0, warmup_epochs: int = 1) -> float:
@@ -33,6 +33,20 @@ def sparse_probability(epoch: int, epochs: int, p_low: float = 0.0, p_up: float 
         return 0.0
     progress = min(1.0, (epoch + 1 - warmup_epochs) / (epochs - warmup_epochs))
     return min(1.0, p_low + (p_up - p_low) * progress)
+
+
+def is_sparse(moment: Moment, p: float) -> bool:
+    """phi of one batch: a draw from Bernoulli(p), the same whenever and wherever it is asked for (Algorithm 1).
+
+    Args:
+        moment: of the batch.
+        p: probability that it is sparse.
+
+    Example:
+        >>> is_sparse(Moment(seed=0, epoch=3, step=4), p=0.0), is_sparse(Moment(seed=0, epoch=3, step=4), p=1.0)
+        (False, True)
+    """
+    return torch.rand((), generator=moment.generator("phi"), dtype=torch.float64).item() < p
 
 
 class _HasMoment(Protocol):
@@ -142,9 +156,8 @@ class BatchMixedScheduler:
         return sparse_probability(held, s["epochs"], s["p_low"], s["p_up"], s["warmup_epochs"])
 
     def draw(self, epoch: int, step: int) -> bool:
-        """phi of one batch: a draw from Bernoulli(p), the same whenever and wherever it is asked for."""
-        generator = Moment(self.settings["seed"], epoch, step).generator("phi")
-        return torch.rand((), generator=generator, dtype=torch.float64).item() < self.probability(epoch)
+        """phi of one batch, see :func:`is_sparse`."""
+        return is_sparse(Moment(self.settings["seed"], epoch, step), self.probability(epoch))
 
     def step(self, epoch: int, metric: float | None = None) -> None:
         """Begin an epoch; ``metric`` is accepted as timm's loops pass it, and not used."""

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from ..methods.method import Columns
+
 __all__ = ["Columns", "EpochTable", "closing_lines", "compact"]
 
-Columns = Mapping[str, tuple[str, Callable[[Any], str]]]
-"""Field of a record -> (heading, how its value is written)."""
-
-_MEASURED: Columns = {
+_LOSSES: Columns = {
     "train_loss": ("loss", "{:.3f}".format),
     "val_loss": ("val loss", "{:.3f}".format),
-    "p": ("p", "{:.2f}".format),
+}
+_MEASURED: Columns = {
     "supernet_accuracy": ("supernet", "{:.1%}".format),
     "discretized_accuracy": ("discretised", "{:.1%}".format),
     "entropy": ("entropy", "{:.2f}".format),
@@ -40,13 +40,14 @@ class EpochTable:
 
     Args:
         epochs: length of the search.
-        columns: further columns, such as the true accuracy.
+        planned: columns of what the method fixes for an epoch, such as p.
+        judged: columns of what is known of the genotype, such as its true accuracy.
         has_skips: whether the space has skip connections to count.
     """
 
-    def __init__(self, epochs: int, columns: Columns, has_skips: bool) -> None:
+    def __init__(self, epochs: int, planned: Columns, judged: Columns, has_skips: bool) -> None:
         self.epochs = epochs
-        self.columns = {**_MEASURED, **columns}
+        self.columns = {**_LOSSES, **planned, **_MEASURED, **judged}
         if not has_skips:
             del self.columns["skips"]
 

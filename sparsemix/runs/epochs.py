@@ -5,15 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tqdm.auto import tqdm
 
+from .config import RunSettings
 from .launching import Interrupted, command_line
 from .processes import Parallel
 
-__all__ = ["Batches", "Progress", "Steps", "StepsConfig"]
+__all__ = ["Batches", "Progress", "Steps"]
 
 
 class Batches(Protocol):
@@ -24,30 +25,36 @@ class Batches(Protocol):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]: ...
 
 
-class StepsConfig(Protocol):
-    """What the configurations of searches and trainings say of their steps."""
-
-    @property
-    def epochs(self) -> int: ...
-
-    @property
-    def seed(self) -> int: ...
-
-    @property
-    def save_every(self) -> int:
-        """Save after every so many steps; 0: only where the run stops."""
-
-
 @dataclass
 class Progress:
-    """How far an epoch is, and what its steps have summed up; a checkpoint within the epoch holds it."""
+    """How far an epoch is; a checkpoint within the epoch holds it.
+
+    Attributes:
+        step: finished steps.
+        seconds: that they took.
+        plan: what was fixed when the epoch began; empty: it has not begun.
+        totals: name -> sum over the steps.
+        audits: what was measured on the way.
+    """
 
     step: int = 0
     seconds: float = 0.0
+    plan: dict[str, Any] = field(default_factory=dict)
+    totals: dict[str, float] = field(default_factory=dict)
+    audits: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, **values: float) -> None:
+        """Add to the totals."""
+        for name, value in values.items():
+            self.totals[name] = self.totals.get(name, 0.0) + value
+
+    def mean(self, name: str) -> float:
+        """A total over the number of steps."""
+        return self.totals[name] / self.step
 
     def shown(self) -> str:
         """For the progress bar."""
-        return ""
+        return f"loss {self.mean('loss'):.3f}"
 
 
 class Steps:
@@ -57,18 +64,20 @@ class Steps:
 
     Args:
         parallel: the processes; they stop after the same step.
-        save: writes a checkpoint of an epoch and its progress.
+        save: writes a checkpoint of now.
         stop: set, it asks for a stop.
-        config: of the run.
+        epochs: length of the run.
+        settings: of the run.
     """
 
     def __init__(
-        self, parallel: Parallel, save: Callable[[int, Any], None], stop: threading.Event, config: StepsConfig
+        self, parallel: Parallel, save: Callable[[], None], stop: threading.Event, epochs: int, settings: RunSettings
     ) -> None:
         self.parallel = parallel
         self.save = save
         self.stop = stop
-        self.config = config
+        self.epochs = epochs
+        self.settings = settings
         self._bar: Any = None
 
     def __enter__(self) -> Steps:
@@ -88,27 +97,28 @@ class Steps:
         started = time.perf_counter() - progress.seconds
         if self._bar is None:
             self._bar = tqdm(
-                total=self.config.epochs * steps,
+                total=self.epochs * steps,
                 initial=epoch * steps + progress.step,
                 unit="step",
                 leave=False,
                 dynamic_ncols=True,
                 disable=None if accelerator.is_main_process else True,  # None: only a terminal sees the bar
             )
-        self._bar.set_description_str(f"epoch {epoch + 1}/{self.config.epochs}{note}", refresh=False)
+        self._bar.set_description_str(f"epoch {epoch + 1}/{self.epochs}{note}", refresh=False)
         for batch in data.epoch(epoch, progress.step):
-            self.parallel.seed(self.config.seed, epoch, progress.step)
+            self.parallel.seed(self.settings.seed, epoch, progress.step)
             yield batch
             progress.step += 1
             progress.seconds = time.perf_counter() - started
             self._bar.set_postfix_str(progress.shown(), refresh=False)
             self._bar.update()
             stopping = self.parallel.any(self.stop.is_set())
-            due = self.config.save_every and progress.step % self.config.save_every == 0 and progress.step < steps
+            save_every = self.settings.save_every
+            due = save_every and progress.step % save_every == 0 and progress.step < steps
             if due or stopping:
-                self.save(epoch, progress)
+                self.save()
             if stopping:
                 raise Interrupted(
-                    f"stopped in epoch {epoch + 1} of {self.config.epochs} after step {progress.step} of {steps}; "
+                    f"stopped in epoch {epoch + 1} of {self.epochs} after step {progress.step} of {steps}; "
                     f"to go on: {command_line(accelerator)}"
                 )

@@ -1,14 +1,10 @@
-"""The search loop on Accelerate: epochs of search steps, and a record of each.
-
-A script builds data, supernet and :class:`~sparsemix.ArchParameterGroup`, and hands them to :class:`Search`.
-"""
+"""A search: epochs of search steps under a method, and a record of each."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +14,23 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..data import Pairs
-from ..measure.accuracy import discretization
+from ..measure.accuracy import accuracy, discretization, renewed_statistics
 from ..measure.audit import audit
 from ..measure.leakage import leakage
 from ..methods.bilevel import SearchStep
-from ..methods.schedule import BatchMixedScheduler
-from ..methods.temperature import EntropySchedule
-from ..relaxations import OfSoftmax, Softmax
+from ..relaxations import Moment, Softmax
 from ..supernet.compilation import compile_operations
 from ..supernet.group import ArchParameterGroup
-from .config import METHODS, SearchConfig
+from .config import Optimization, SearchConfig
 from .epoch_table import Columns, EpochTable, closing_lines
-from .epochs import Progress, Steps
-from .folder import RunFolder
-from .launching import rng_state, say, set_rng_state, stop_requests, surroundings
-from .processes import Parallel, cut, sums
-from .trackers import check_tracker, tracking
+from .learning_rate import PhasedCosine
+from .processes import Shard, cut
+from .run import Run
 
-__all__ = ["Search"]
+__all__ = ["Search", "undecided"]
 
 
-@dataclass
-class _Epoch(Progress):
-    sparse: int = 0
-    t_sp: float | None = None  # what it was when the epoch began
-    train_loss: float = 0.0
-    val_loss: float = 0.0
-    audits: list[dict[str, Any]] = field(default_factory=list)
-
-    def shown(self) -> str:
-        return f"loss {self.train_loss / self.step:.3f}"
-
-
-@dataclass
-class Search:
+class Search(Run):
     """A differentiable architecture search, from its configuration to ``summary.json`` in its run folder.
 
     Args:
@@ -60,8 +39,8 @@ class Search:
         pairs: the data.
         accelerator: where and how it runs.
         space: name of the search space, for the run folder.
-        read_out: arch -> the genotype, whose ``str`` is written, and whose ``skips`` is the number of its skip
-            connections, or None if the space has none.
+        read_out: (arch, temperature) -> the genotype, whose ``str`` is written, and whose ``skips`` is the number of
+            its skip connections, or None if the space has none.
         judge: the genotype -> further entries of the summary, such as its true accuracy, or nothing.
         columns: further fields of the records for the printed table, such as those of ``judge``.
         retrain: the run folder -> the command that trains what was found from scratch; None if retraining is
@@ -69,179 +48,188 @@ class Search:
         cost_term: what is added to the loss of the alphas, such as a :class:`~sparsemix.measure.cost.CostTerm`.
 
     Example:
-        See ``benchmarks/nb201_space.py``.
+        See ``sparsemix/cli/nb201.py``.
     """
 
     config: SearchConfig
-    arch: ArchParameterGroup
-    pairs: Pairs
-    accelerator: Accelerator
-    space: str
-    read_out: Callable[[ArchParameterGroup], Any]
-    judge: Callable[[Any], dict[str, Any]] = field(default=lambda genotype: {})
-    columns: Columns = field(default_factory=dict)
-    retrain: Callable[[Path], str] | None = None
-    cost_term: Callable[[], Tensor] | None = None
 
-    def run(self) -> dict[str, Any]:
-        """Search, or continue to search, to the end.
+    def __init__(
+        self,
+        config: SearchConfig,
+        arch: ArchParameterGroup,
+        pairs: Pairs,
+        accelerator: Accelerator,
+        space: str,
+        read_out: Callable[[ArchParameterGroup, float], Any],
+        judge: Callable[[Any], dict[str, Any]] = lambda genotype: {},
+        columns: Columns | None = None,
+        retrain: Callable[[Path], str] | None = None,
+        cost_term: Callable[[], Tensor] | None = None,
+    ) -> None:
+        super().__init__(config, accelerator, arch.model, pairs)
+        self.config = config
+        self.method = method = config.method
+        self.arch = arch
+        self.pairs = pairs
+        self.space = space
+        self.read_out = read_out
+        self.judge = judge
+        self.retrain = retrain
+        self.cost_term = cost_term
 
-        Returns:
-            The summary.
+        method.check(arch, config.size.epochs)
+        arch.model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        method.prepare_(arch)
+        self.weight_optimizer, self.alpha_optimizer = self._optimizers(config.optimization)
+        phases = method.phases(arch, config.size.epochs)
+        self.epochs = sum(phase.epochs for phase in phases)
+        self.learning_rate = PhasedCosine(self.weight_optimizer, phases, config.optimization.weight_lr_min)
+        arch.dry_run(next(pairs.validation())[0][:2])
+        self.compilations = compile_operations(arch.model) if config.execution.compile else None
+        self.search_step = self._search_step(config.optimization)
+        self.parallel.check_batch_size(config.size.batch_size)
+        has_skips = read_out(arch, 1.0).skips is not None
+        self.table = EpochTable(self.epochs, method.columns, columns or {}, has_skips)
+        self.open(config.named_output(space), {**config.as_json(), "space": space})
 
-        Raises:
-            Interrupted: by Ctrl-C or SIGTERM, after the running step; the checkpoint is of that moment.
-            FloatingPointError: an alpha is not finite; the last checkpoint is of before that epoch.
-        """
-        from timm.scheduler import CosineLRScheduler
-
-        config, arch = self.config, self.arch
-        check_tracker(config.log_with)
-        arch.model.to(self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.weight_optimizer = torch.optim.SGD(
-            arch.weight_parameters(),
-            lr=config.weight_lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.nesterov,
+    def _optimizers(self, settings: Optimization) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+        weights = torch.optim.SGD(
+            self.arch.weight_parameters(),
+            lr=settings.weight_lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            nesterov=settings.nesterov,
             foreach=True,  # one call for many small tensors, on a CPU too
         )
-        self.alpha_optimizer = torch.optim.Adam(
-            arch.parameters(), lr=config.alpha_lr, betas=config.alpha_betas, weight_decay=config.alpha_weight_decay
+        alphas = self.arch.parameters()
+        own = self.method.alpha_optimizer(alphas, settings)
+        return weights, own or torch.optim.Adam(
+            alphas, lr=settings.alpha_lr, betas=settings.alpha_betas, weight_decay=settings.alpha_weight_decay
         )
-        length = max(config.epochs, 2)  # timm warns of a cosine over one epoch, whose rate is the first one
-        self.lr_schedule = CosineLRScheduler(self.weight_optimizer, length, lr_min=config.weight_lr_min)
-        self.phi = BatchMixedScheduler(
-            arch,
-            config.epochs,
-            len(self.pairs),
-            p_low=config.p_low,
-            p_up=config.p_up,
-            warmup_epochs=config.warmup_epochs if config.epochs > 1 else 0,  # one epoch is to try things
-            hold_epoch=config.hold_epoch,
-            seed=config.seed,
-        )
-        arch.dry_run(next(self.pairs.validation())[0][:2])
-        self.compilations = compile_operations(arch.model) if config.compile else None
+
+    def _search_step(self, settings: Optimization) -> SearchStep[ArchParameterGroup]:
         weight_optimizer, alpha_optimizer = self.accelerator.prepare(self.weight_optimizer, self.alpha_optimizer)
-        model = self.accelerator.prepare_model(arch.model, evaluation_mode=True)  # gradients are averaged by hand
-        self.parallel = Parallel(self.accelerator)
-        self.parallel.check_batch_size(config.batch_size)
+        model = self.accelerator.prepare_model(self.model, evaluation_mode=True)  # gradients are averaged by hand
 
-        def loss(batch: tuple[Tensor, Tensor, float]) -> Tensor:
+        def loss(batch: Shard) -> Tensor:
             x, y, share = batch
-            loss = F.cross_entropy(model(x), y)
-            return share * (loss if self.cost_term is None else loss + self.cost_term())  # a constant for the weights
+            total = F.cross_entropy(model(x), y)
+            if self.cost_term is not None:
+                total = total + self.cost_term()  # a constant for the weights, as are penalties
+            for penalty in self.method.penalties(self.arch, self.progress.plan):
+                total = total + penalty
+            return share * total
 
-        self.search_step = SearchStep(
-            arch,
+        return SearchStep(
+            self.arch,
             loss,
             weight_optimizer,
             alpha_optimizer,
-            order=config.order,
-            weights_first=config.weights_first,
-            max_norm=config.max_norm,
-            clip_alphas=config.clip_alphas,
+            order=settings.order,
+            weights_first=settings.weights_first,
+            max_norm=settings.max_norm,
+            clip_alphas=settings.clip_alphas,
             reduce=self.parallel.average,
-            split=lambda batch: cut(batch, config.accumulate),
-            around_weights=self._around_weights,
+            split=lambda batch: cut(batch, self.config.run.accumulate),
+            around_weights=lambda batch: self.method.around_weights(self.arch, loss, batch, self.progress.plan),
             backward=self.accelerator.backward,
         )
-        # Only now, when everything fits together, is there a run to keep.
-        settings = {**config.as_json(), "space": self.space, **surroundings(self.accelerator)}
-        main = self.accelerator.is_main_process
-        self.folder = RunFolder(config.named_output(self.space), settings, config.resume, config.MOVABLE, writes=main)
-        self.accelerator.wait_for_everyone()
-        first, progress = self._restore()
-        self._say(
-            f"{config.method} on {self.space}, {config.dataset} {self.pairs.image_size}x{self.pairs.image_size}, "
-            f"{config.epochs} epochs of {len(self.pairs)} steps on {self.accelerator.device}; "
-            f"run folder {self.folder.path}"
+
+    def run(self) -> dict[str, Any]:
+        config, steps = self.config, len(self.pairs)
+        self.say(
+            f"{config.method.name} on {self.space}, {config.data.dataset} "
+            f"{self.pairs.image_size}x{self.pairs.image_size}, {self.epochs} epochs of {steps} steps on "
+            f"{self.accelerator.device}; run folder {self.folder.path}"
         )
-        self._table = EpochTable(config.epochs, self.columns, self.read_out(arch).skips is not None)
-        if first == config.epochs:
-            self._say("this search has finished already")
+        if self.epoch == self.epochs:
+            self.say("this search has finished already")
         else:
-            if first or progress.step:
-                self._say(f"resumed in epoch {first + 1} after step {progress.step} of {len(self.pairs)}")
-            self._say(self._table.heading())
-        with (
-            stop_requests() as stop,
-            tracking(self.accelerator, config.log_with, self.folder.path, settings) as self._log,
-            Steps(self.parallel, self._save, stop, config) as steps,
-        ):
-            for epoch in range(first, config.epochs):
-                self._train_epoch(steps, epoch, progress)
-                self._finish_epoch(epoch, progress)
-                progress = _Epoch()
-        return self._summarize()
+            if self.epoch or self.progress.step:
+                self.say(f"resumed in epoch {self.epoch + 1} after step {self.progress.step} of {steps}")
+            self.say(self.table.heading())
+        return super().run()
 
-    def _train_epoch(self, steps: Steps, epoch: int, progress: _Epoch) -> None:
-        config, arch = self.config, self.arch
-        arch.model.train()
-        progress.t_sp = progress.t_sp or self._sparse_temperature(epoch)
-        arch.relaxation = METHODS[config.method](self._at(progress.t_sp, epoch))
-        self.lr_schedule.step(epoch)
-        self.phi.step(epoch)
-        for train_batch, val_batch in steps.epoch(self.pairs, epoch, progress, note=f", p {self.phi.p:.2f}"):
-            self.phi.step_update(epoch * len(self.pairs) + progress.step)
-            train, val = self.parallel.shard(train_batch), self.parallel.shard(val_batch)
-            if config.audit_every and progress.step % config.audit_every == 0:
-                progress.audits += self._audit(progress.step, val)
-            losses = torch.stack([*self.search_step(train, val)])
-            self.parallel.average([losses, *(b for b in arch.model.buffers() if b.is_floating_point())])
-            train_loss, val_loss = losses.tolist()
-            progress.sparse += self.phi.phi
-            progress.train_loss += train_loss
-            progress.val_loss += val_loss
-        arch.check_finite()
-        self.parallel.check_same((f"alpha of {label!r}", alpha) for label, alpha in arch.named_parameters())
-        weights = arch.model.named_parameters()
-        self.parallel.check_same((name, sums(weight)) for name, weight in weights)
+    # An epoch
 
-    def _finish_epoch(self, epoch: int, progress: _Epoch) -> None:
-        config, arch, started = self.config, self.arch, time.perf_counter()
-        assert progress.t_sp is not None
-        relaxation: Any = arch.relaxation
-        genotype, steps = self.read_out(arch), max(progress.step, 1)
-        evaluated = (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.epochs
-        record = {
-            "epoch": epoch,
-            "p": self.phi.p,
-            "sparse_share": progress.sparse / steps,
-            "train_loss": progress.train_loss / steps,
-            "val_loss": progress.val_loss / steps,
-            **(self._evaluate(self._at(progress.t_sp, epoch).eval_temperature) if evaluated else {}),
-            "temperature": relaxation.temperature,
-            "entropy": arch.entropy(),
+    def begin_epoch(self) -> None:
+        method, length = self.method, self.config.size.epochs
+        self.learning_rate.step(self.epoch, begins=not self.progress.step)
+        if not self.progress.plan:  # what has been fixed and decided stays when a run goes on within the epoch
+            moment = Moment(self.config.run.seed, self.epoch)
+            decisions = method.decide(self.arch, moment, length, self._validation_accuracy)
+            self.progress.plan = {**method.plan(self.arch, self.epoch, length), **decisions}
+        self.arch.relaxation = method.relaxation(self.progress.plan)
+        self.model.train()
+
+    def step(self, batch: Any) -> None:
+        train, val = map(self.parallel.shard, batch)
+        moment = Moment(self.config.run.seed, self.epoch, self.progress.step)
+        moment = replace(moment, phi=self.method.phi(moment, self.progress.plan))
+        self.arch.moment = moment
+        audits = self.config.execution
+        if audits.audit_every and moment.step % audits.audit_every == 0:
+            self.progress.audits += self._audit(moment, val)
+        trains_alphas = self.method.trains_alphas(self.epoch, self.config.size.epochs)
+        losses = torch.stack([*self.search_step(train, val, alphas=trains_alphas)])
+        self.parallel.average([losses, *(b for b in self.model.buffers() if b.is_floating_point())])
+        train_loss, val_loss = losses.tolist()
+        self.progress.add(loss=train_loss, val_loss=val_loss, sparse=moment.phi)
+
+    def note(self) -> str:
+        columns, plan = self.method.columns, self.progress.plan
+        return "".join(f", {heading} {write(plan[name])}" for name, (heading, write) in columns.items())
+
+    def stops(self) -> bool:
+        return self.method.stops(self.folder.records)
+
+    def check_finite(self) -> None:
+        self.arch.check_finite()
+
+    def same_everywhere(self) -> Iterator[tuple[str, Tensor]]:
+        yield from ((f"alpha of {label!r}", alpha) for label, alpha in self.arch.named_parameters())
+        yield from super().same_everywhere()
+
+    def record(self) -> dict[str, Any]:
+        config, arch, progress, plan = self.config.measurement, self.arch, self.progress, self.progress.plan
+        genotype = self.read_out(arch, plan["temperature"])
+        evaluated = (self.epoch + 1) % config.evaluate_every == 0 or self.epoch + 1 == self.epochs
+        return {
+            "epoch": self.epoch,
+            "sparse_share": progress.mean("sparse"),
+            "train_loss": progress.mean("loss"),
+            "val_loss": progress.mean("val_loss"),
+            **(self._evaluate() if evaluated else {}),
+            **plan,
+            "entropy": arch.entropy(plan["temperature"]),
             "entropy_at_1": arch.entropy(1.0),
             **({} if genotype.skips is None else {"skips": genotype.skips}),
-            **({"audits": progress.audits} if config.audit_every else {}),
+            **({"audits": progress.audits} if self.config.execution.audit_every else {}),
             "genotype": str(genotype),
             "alphas": {label: alpha.tolist() for label, alpha in arch.named_parameters()},
             **self.judge(genotype),
-            "seconds": progress.seconds + time.perf_counter() - started,
         }
-        self.folder.append_record(record)
-        self._save(epoch + 1, _Epoch())
-        self._log(record, {f"alpha/{label}": alpha for label, alpha in arch.named_parameters()})
+
+    def shown(self, record: Mapping[str, Any]) -> str:
         *_, previous = [None, *self.folder.records[:-1]]
         recent = [record["seconds"] for record in self.folder.records[-5:]]
-        left = (config.epochs - epoch - 1) * sum(recent) / len(recent)
-        self._say(self._table.line(record, previous, left))
+        left = (self.epochs - record["epoch"] - 1) * sum(recent) / len(recent)
+        return self.table.line(record, previous, left)
 
-    def _evaluate(self, temperature: float) -> dict[str, Any]:
-        """Accuracies and leakage. Nothing of it reaches the search: statistics and random state are put back."""
-        arch, pairs, started = self.arch, self.pairs, time.perf_counter()
-        relaxation, validation = Softmax(temperature), _Repeatable(pairs.validation)
-        statistics = _Repeatable(lambda: pairs.statistics(self.config.statistics_images))
-        devices = [self.accelerator.device.index or 0] if self.accelerator.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
+    def tensors(self) -> dict[str, Tensor]:
+        return {f"alpha/{label}": alpha for label, alpha in self.arch.named_parameters()}
+
+    # Measurements. Nothing of them reaches the search: statistics and random state are put back.
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Accuracies and leakage."""
+        arch, plan, started = self.arch, self.progress.plan, time.perf_counter()
+        relaxation, validation, statistics = self.method.evaluation(plan), self._validation(), self._statistics()
+        with self._own_random_state():
             raw = discretization(arch, validation, relaxation)
             renewed = discretization(arch, validation, relaxation, statistics)
-            phi, arch.phi = arch.phi, True  # leakage of the sparse batches
-            leaks = leakage(arch, next(iter(statistics))[0])
-            arch.phi = phi
+            with arch.using(Softmax(plan["temperature"])):
+                leaks = leakage(arch, next(iter(statistics))[0])
         return {
             "supernet_accuracy": renewed.supernet,
             "discretized_accuracy": renewed.discretized,
@@ -253,18 +241,44 @@ class Search:
             "evaluation_seconds": time.perf_counter() - started,
         }
 
-    def _summarize(self) -> dict[str, Any]:
+    def _validation_accuracy(self) -> float:
+        """Accuracy of the supernet under the relaxation in force, the same in all processes."""
+        with self._own_random_state(), renewed_statistics(self.model, self._statistics()):
+            measured = torch.tensor(accuracy(self.model, self._validation()), device=self.accelerator.device)
+        self.parallel.average([measured])
+        return float(measured)
+
+    def _validation(self) -> _Repeatable:
+        return _Repeatable(self.pairs.validation)
+
+    def _statistics(self) -> _Repeatable:
+        return _Repeatable(lambda: self.pairs.statistics(self.config.measurement.statistics_images))
+
+    def _own_random_state(self) -> Any:
+        device = self.accelerator.device
+        return torch.random.fork_rng([device.index or 0] if device.type == "cuda" else [])
+
+    def _audit(self, moment: Moment, batch: Shard) -> list[dict[str, Any]]:
+        at = {"step": moment.step, "phi": moment.phi}
+        return [
+            {**at, "threshold": t, **asdict(audit(self.arch, self.search_step.loss, batch, t, self.alpha_optimizer))}
+            for t in self.config.execution.audit_thresholds
+        ]
+
+    # The end
+
+    def summarize(self) -> dict[str, Any]:
         records, config = self.folder.records, self.config
-        self.arch.relaxation = METHODS[config.method](self._at(records[-1]["temperature"], config.epochs - 1))
-        dropped = {"epoch", "p", "sparse_share", "audits", "alphas", "seconds", "evaluation_seconds"}
-        averaged = self._averaged_genotype()
+        last = records[-1]
+        of_epoch = {"epoch", "sparse_share", "audits", "alphas", "seconds", "evaluation_seconds"}
+        averaged = self._averaged_genotype(last["temperature"])
         summary = {
-            "method": config.method,
-            "seed": config.seed,
-            **{key: value for key, value in records[-1].items() if key not in dropped},
+            "method": config.method.name,
+            "seed": config.run.seed,
+            **{key: value for key, value in last.items() if key not in of_epoch},
             "averaged_genotype": str(averaged),
             **{f"averaged_{key}": value for key, value in self.judge(averaged).items()},
-            "undecided": _undecided(self.arch, records[-1]["temperature"]),
+            "undecided": undecided(self.arch, last["temperature"]),
             "seconds": sum(record["seconds"] for record in records),
             **({} if self.compilations is None else {"compilations": self.compilations.count}),
         }
@@ -275,83 +289,35 @@ class Search:
         following = f"its course: sparsemix report {self.folder.path} --figure search.png"
         if self.retrain is not None:
             following = f"to train it from scratch: {self.retrain(self.folder.path)}\n{following}"
-        self._say(closing_lines(summary, len(self.arch.rows), self.folder.path, following))
+        self.say(closing_lines(summary, len(self.arch.rows), self.folder.path, following))
         return summary
 
-    def _averaged_genotype(self) -> Any:
+    def _averaged_genotype(self, temperature: float) -> Any:
         """Read out of the mean of the last epochs' alphas, which a late change of mind moves less."""
-        last = [record["alphas"] for record in self.folder.records[-self.config.average_epochs :]]
+        last = [record["alphas"] for record in self.folder.records[-self.config.measurement.average_epochs :]]
         mean = {label: torch.tensor([alphas[label] for alphas in last]).mean(0) for label in self.arch.rows}
         with self.arch.reading(mean):
-            return self.read_out(self.arch)
+            return self.read_out(self.arch, temperature)
 
     # Checkpoints
 
-    def _save(self, epoch: int, progress: _Epoch) -> None:
-        """All that the next step depends on; the draws depend on (seed, epoch, step) alone."""
-        self.arch.check_finite()
-        evaluated = [record for record in self.folder.records if "discretized_accuracy" in record]
-        best = max(evaluated, key=lambda record: record["discretized_accuracy"], default=None)
-        self.folder.save_checkpoint(
-            {
-                "epoch": epoch,
-                "progress": asdict(progress),
-                "model": self.arch.model.state_dict(),
-                "weight_optimizer": self.weight_optimizer.state_dict(),
-                "alpha_optimizer": self.alpha_optimizer.state_dict(),
-                "phi": self.phi.state_dict(),
-                "alpha_gradients": [alpha.grad for alpha in self.arch.parameters()],  # clipped with the weights' next
-                "rng": rng_state(),
-            },
-            epoch,
-            progress.step,
-            best=None if best is None else best["epoch"] + 1,
-        )
+    def state(self) -> dict[str, Any]:
+        return {
+            "weight_optimizer": self.weight_optimizer.state_dict(),
+            "alpha_optimizer": self.alpha_optimizer.state_dict(),
+            "alpha_gradients": [alpha.grad for alpha in self.arch.parameters()],  # clipped with the weights' next
+        }
 
-    def _restore(self) -> tuple[int, _Epoch]:
-        state = self.folder.load_checkpoint() if self.config.resume else None
-        if state is None:
-            return 0, _Epoch()
-        self.arch.model.load_state_dict(state["model"])
+    def load_state(self, state: Mapping[str, Any]) -> None:
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
-        self.phi.load_state_dict(state["phi"])
         for alpha, gradient in zip(self.arch.parameters(), state["alpha_gradients"], strict=True):
             alpha.grad = None if gradient is None else gradient.to(alpha)
-        set_rng_state(state["rng"])
-        return state["epoch"], _Epoch(**state["progress"])
 
-    # Details
-
-    def _audit(self, step: int, batch: tuple[Tensor, Tensor, float]) -> list[dict[str, Any]]:
-        at = {"step": step, "phi": self.phi.phi}
-        return [
-            {**at, "threshold": t, **asdict(audit(self.arch, self.search_step.loss, batch, t, self.alpha_optimizer))}
-            for t in self.config.audit_thresholds
-        ]
-
-    def _sparse_temperature(self, epoch: int) -> float:
-        """t_sp of an epoch that begins now."""
-        config = self.config
-        if config.auto_temperature:
-            schedule = EntropySchedule(self.arch, config.epochs, config.entropy_start, config.entropy_end)
-            return schedule.temperature(epoch) or config.sparse
-        held = config.hold_epoch is not None and epoch >= config.hold_epoch
-        return config.hold_sparse if held and config.hold_sparse is not None else config.sparse
-
-    def _at(self, t_sp: float, epoch: int) -> SearchConfig:
-        """The configuration with an epoch's temperatures: this t_sp, and those that keep their ratio to it."""
-        config, scale = self.config, t_sp / self.config.sparse
-        warm = config.warmup_smooth if epoch < config.warmup_epochs else None
-        evaluated = config.eval_temperature * (scale if config.auto_temperature else 1)
-        return replace(config, sparse=t_sp, smooth=warm or config.smooth * scale, eval_temperature=evaluated)
-
-    def _around_weights(self) -> AbstractContextManager[None]:
-        arch = self.arch
-        return arch.using(OfSoftmax(arch.relaxation)) if self.config.double_softmax else nullcontext()
-
-    def _say(self, text: str) -> None:
-        say(self.accelerator, text)
+    def best_epoch(self) -> int | None:
+        evaluated = [record for record in self.folder.records if "discretized_accuracy" in record]
+        best = max(evaluated, key=lambda record: record["discretized_accuracy"], default=None)
+        return None if best is None else best["epoch"] + 1
 
 
 class _Repeatable:
@@ -364,7 +330,7 @@ class _Repeatable:
         return self.begin()
 
 
-def _undecided(arch: ArchParameterGroup, temperature: float) -> dict[str, list[str]]:
+def undecided(arch: ArchParameterGroup, temperature: float) -> dict[str, list[str]]:
     """The rows whose strongest alpha leads by less than two temperatures, with their two strongest operations."""
     found = {}
     for label, alpha in arch.named_parameters():

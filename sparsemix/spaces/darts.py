@@ -19,16 +19,10 @@ from .genotypes import DartsGenotype
 from .primitives import AvgPool, Conv7x1And1x7, DilConv, FactorizedReduce, MaxPool, Noise, NormalizedPool, SepConv, Zero
 
 __all__ = [
-    "BASELINE",
     "DARTS",
-    "DARTS_SETTINGS",
-    "DIGITS",
     "EDGES",
-    "FAST",
     "OPERATIONS",
-    "PRESETS",
     "PRIMITIVES",
-    "PROXY",
     "READ_OUTS",
     "WITH_NONE",
     "ReadOut",
@@ -219,64 +213,3 @@ def _strengths(scores: Tensor, rule: ReadOut) -> list[float]:
         return [round(weight, rule.decimals) for weight in torch.softmax(scores, dim=0).tolist()]
     others = [torch.cat([scores[:k], scores[k + 1 :]]) for k in range(len(scores))]
     return [float(score - rest.logsumexp(0)) for score, rest in zip(scores, others, strict=True)]
-
-
-# Settings of a search (fields of a script's configuration): method -> preset -> data set -> settings; "*" is for all.
-# docs/presets.md lists them with their sources.
-DARTS_SETTINGS: dict[str, Any] = {
-    "batch_size": 64,
-    "weight_lr": 0.025,
-    "weight_lr_min": 0.001,
-    "alpha_weight_decay": 1e-3,
-    "p_low": 0.0,
-    "p_up": 0.0,
-    "eval_temperature": 1.0,
-}
-"""The search of Liu et al. (section 3.1.2 and appendix A.1.1), where it departs from that of SP-DARTS in any space."""
-FAST: dict[str, Any] = {"threshold": 1e-3, "evaluate_limit": 5_000}
-"""What makes a search faster and has been found harmless (docs/results.md)."""
-PROXY: dict[str, Any] = {
-    "channels": 8,
-    "cells": 5,
-    "epochs": 10,
-    "batch_size": 64,
-    "image_size": 16,
-    "limit": 6_400,
-}
-"""A size for CPUs: a small supernet on few, small images."""
-DIGITS: dict[str, Any] = {"image_size": 8, "limit": None}
-"""The size of the embedded data."""
-
-_PAPER: dict[str, Any] = {
-    "channels": 16,
-    "cells": 8,
-    "epochs": 50,
-    "batch_size": 80,
-    "weight_lr": 0.05,
-    "weight_lr_min": 0.05,
-    "weight_decay": 3e-4,
-    "nesterov": False,
-    "sparse": 1e-3,
-    "smooth": 1e-2,
-    "p_up": 1.0,
-    "warmup_epochs": 1,
-    "eval_temperature": 1e-4,
-}
-_AUTHORS = {**_PAPER, "warmup_smooth": 10.0, "weights_first": False, "sampling": "anew", "read_out": "authors"}
-_DARTS = {**_PAPER, **DARTS_SETTINGS, "weights_first": False, "sampling": "anew"}
-
-BASELINE: dict[str, dict[str, dict[str, Any]]] = {
-    "original": {"*": _DARTS},
-    "proxy": {"*": {**_DARTS, **PROXY}, "digits": DIGITS},
-}
-"""The presets of DARTS, on any space of these cells."""
-
-PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
-    "sp-darts": {
-        "paper": {"*": _PAPER},
-        "fast": {"*": {**_PAPER, **FAST}},
-        "authors": {"*": _AUTHORS},
-        "proxy": {"*": {**_PAPER, **FAST, **PROXY}, "digits": DIGITS},
-    },
-    "darts": {**BASELINE, "original": {"*": {**_DARTS, "space": "darts-none"}}},  # none is among its operations
-}

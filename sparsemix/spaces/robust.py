@@ -5,12 +5,9 @@ Source: Zela et al., "Understanding and Robustifying Differentiable Architecture
 
 from __future__ import annotations
 
-from typing import Any
-
-from ..spaces import darts
 from .darts import Space, everywhere
 
-__all__ = ["PRESETS", "S1", "S2", "S3", "S4", "SPACES"]
+__all__ = ["S1", "S2", "S3", "S4", "SPACES"]
 
 _SKIP, _SEP, _DIL3, _DIL5 = "skip_connect", "sep_conv_3x3", "dil_conv_3x3", "dil_conv_5x5"
 _MAX, _AVG = "max_pool_3x3", "avg_pool_3x3"
@@ -54,37 +51,3 @@ S3: Space = everywhere("none", _SKIP, _SEP)
 S4: Space = everywhere("noise", _SEP)
 
 SPACES: dict[str, Space] = {"s1": S1, "s2": S2, "s3": S3, "s4": S4}
-
-# Settings of a search, as sparsemix.spaces.darts.PRESETS
-_PAPER: dict[str, Any] = {
-    **darts.PRESETS["sp-darts"]["paper"]["*"],
-    "sparse": 5e-4,  # the paper runs 4e-4 to 7e-4 and takes the best
-    "smooth": 5e-3,
-    "eval_temperature": 5e-5,
-}
-_AUTHORS: dict[str, Any] = {
-    **_PAPER,
-    "batch_size": 128,
-    "weight_lr": 0.025,
-    "weight_lr_min": 0.025,
-    "sparse": 3e-4,
-    "smooth": 3e-3,
-    "double_softmax": True,
-    "eval_temperature": 3e-5,
-    "warmup_epochs": 0,
-    "p_low": 0.8,
-    "p_up": 1.1,
-    "weights_first": False,
-    "sampling": "anew",
-    "read_out": "authors-robust",
-}
-
-PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
-    "sp-darts": {
-        "paper": {"*": _PAPER},
-        "fast": {"*": {**_PAPER, **darts.FAST}},
-        "authors": {"*": _AUTHORS},
-        "proxy": {"*": {**_PAPER, **darts.FAST, **darts.PROXY}, "digits": darts.DIGITS},
-    },
-    "darts": darts.BASELINE,
-}

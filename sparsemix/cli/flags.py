@@ -1,0 +1,137 @@
+"""Command lines as configurations: a preset's settings, and the flags that override them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import field, fields, make_dataclass, replace
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from ..methods.method import Method
+from ..methods.registry import find_method
+from ..runs.config import SearchConfig, configured
+from ..runs.training_config import PRESETS, TrainingConfig
+from ..spaces.settings import SpaceSettings
+
+__all__ = ["peek_flags", "preset_names", "search_config", "search_settings", "training_config"]
+
+Config = TypeVar("Config", bound=SearchConfig)
+
+
+def preset_names(method: Method, space: SpaceSettings) -> list[str]:
+    """The presets of a method on a space, its default first."""
+    own = [*method.presets.get(space.name, {"default": {}})]
+    return [*own, *(scale for scale in space.scales if scale not in own)]
+
+
+def search_settings(
+    method: Method, space: SpaceSettings, preset: str, dataset: str, scale: str = "published"
+) -> dict[str, Any]:
+    """The settings of a search, name -> value: the space's, the method's on that space, and those of the scale.
+
+    Args:
+        method: of the search.
+        space: its settings.
+        preset: one of :func:`preset_names`; one that names a scale is of that scale.
+        dataset: the images.
+        scale: ``"published"``, or one of the space's.
+    """
+    presets = method.presets.get(space.name, {"default": {}})
+    chosen = presets.get(preset, next(iter(presets.values())))
+    scale = preset if preset in space.scales else scale
+    size = space.scales.get(scale, {})
+    layers = [space.recipe, chosen.get("*", {}), chosen.get(dataset, {}), size.get("*", {}), size.get(dataset, {})]
+    settings = {name: value for layer in layers for name, value in layer.items()}
+    return {**settings, "method": method.name, "preset": preset, "scale": scale, "dataset": dataset}
+
+
+def search_config(
+    kind: type[Config],
+    space: SpaceSettings,
+    args: list[str] | None = None,
+    prog: str | None = None,
+    overlay: Mapping[str, Any] | None = None,
+) -> Config:
+    """The configuration of a search from its command line: the preset's settings, and then the flags.
+
+    Args:
+        kind: the class of the configuration; a command with more flags has its own.
+        space: settings of the space.
+        args: the command line; by default the process's own.
+        prog: the command's name, for its help.
+        overlay: settings between the preset's and the flags.
+
+    Raises:
+        SystemExit: a flag is unknown or malformed (shown with the usage), as command lines do.
+    """
+    defaults = kind()
+    method = _method(peek_flags(args, prog, method=(None, defaults.method.name))["method"], prog)
+    names = preset_names(method, space)
+    given = peek_flags(
+        args,
+        prog,
+        preset=(names, names[0]),
+        scale=(["published", *space.scales], "published"),
+        dataset=(None, defaults.data.dataset),
+    )
+    settings = {**search_settings(method, space, **given), **(overlay or {})}
+    settings = {name: value for name, value in settings.items() if name in {**defaults.settings, **method.settings}}
+    return _parsed(configured(defaults, settings), names, space, args, prog)
+
+
+def training_config(args: list[str] | None = None, prog: str | None = None) -> TrainingConfig:
+    """The configuration of a training from its command line: the preset's settings, the data set's, then the flags.
+
+    Raises:
+        SystemExit: a flag is unknown or malformed (shown with the usage), as command lines do.
+    """
+    given = peek_flags(args, prog, preset=([*PRESETS], TrainingConfig.preset), dataset=(None, None))
+    default = TrainingConfig.of_preset(**given)
+    return tyro.cli(TrainingConfig, prog=prog, args=args, default=default, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def _method(name: str, prog: str | None) -> Method:
+    try:
+        return find_method(name)
+    except ValueError as error:
+        print(f"{prog or 'sparsemix search'}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parsed(
+    config: Config, presets: Sequence[str], space: SpaceSettings, args: list[str] | None, prog: str | None
+) -> Config:
+    """What a command line makes of a configuration. The method's own settings are a group of flags beside the others.
+
+    The flags of a command depend on its method. tyro takes them from a class, which is therefore made here.
+    """
+    parts = [(type(part).__name__.lower(), type(part), field(default=part)) for part in config.method.parts]
+    shown = {
+        "method": (str, config.method.name, "Search method, or several that go together (a+b)."),
+        "preset": (Literal[tuple(presets)], config.preset, "Settings that the other flags start from."),
+        "scale": (Literal[("published", *space.scales)], config.scale, "Size that goes with the preset."),
+    }
+    chosen = [
+        (name, Annotated[annotation, tyro.conf.arg(help=text)], field(default=value))
+        for name, (annotation, value, text) in shown.items()
+    ]
+    of_method = make_dataclass(type(config).__name__, [*chosen, *parts], bases=(type(config),), frozen=True)
+    values = {each.name: getattr(config, each.name) for each in fields(config) if each.name not in shown}
+    default = of_method(**values, **{name: value for name, (_, value, _) in shown.items()})
+    parsed: Any = tyro.cli(of_method, prog=prog, args=args, default=default, config=(tyro.conf.OmitArgPrefixes,))
+    values = {name: getattr(parsed, name) for name in (*values, "preset", "scale")}
+    method = replace(config.method, parts=tuple(getattr(parsed, name) for name, _, _ in parts))
+    return replace(config, **values, method=method)
+
+
+def peek_flags(
+    args: list[str] | None, prog: str | None = None, **flags: tuple[Sequence[str] | None, str | None]
+) -> dict[str, Any]:
+    """The values of a few flags that decide what the others start from: name -> (choices or None, default)."""
+    parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    for name, (choices, default) in flags.items():
+        parser.add_argument(f"--{name}", choices=choices, default=default)
+    return vars(parser.parse_known_args(args)[0])

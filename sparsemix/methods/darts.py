@@ -1,0 +1,60 @@
+"""DARTS: a softmax of the alphas mixes the operations of an edge, in every batch.
+
+Source: Liu et al., "DARTS: Differentiable Architecture Search". In first order this is what a search does by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..relaxations import Softmax
+from .method import Method, Part, Plan
+
+__all__ = ["METHODS", "SETTINGS", "Darts"]
+
+
+@dataclass(frozen=True)
+class Darts(Part):
+    """A softmax of the alphas at temperature 1 mixes the operations (Eq. 2 of the source)."""
+
+    eval_temperature: float = 1.0
+    """Temperature at which the supernet is evaluated."""
+
+    def __post_init__(self) -> None:
+        if not self.eval_temperature > 0:
+            raise ValueError(f"Darts: eval_temperature must be positive, got {self.eval_temperature}")
+
+    def evaluation(self, plan: Plan) -> Softmax:
+        return Softmax(self.eval_temperature)
+
+
+SETTINGS: dict[str, Any] = {"batch_size": 64, "weight_lr": 0.025, "weight_lr_min": 0.001, "alpha_weight_decay": 1e-3}
+"""The search of Liu et al. (section 3.1.2 and appendix A.1.1), on which many others are based."""
+
+# as NAS-Bench-201's own code runs it, and as the authors of SP-DARTS do
+_NB201: dict[str, Any] = {**SETTINGS, "clip_alphas": True, "split": "benchmark", "sampling": "replacement"}
+_NB201_AUTHORS: dict[str, Any] = {
+    **_NB201,
+    "batch_size": 256,
+    "weight_lr": 0.025,
+    "weight_lr_min": 0.025,
+    "alpha_weight_decay": 0.0,
+    "eval_temperature": 1e-4,
+}
+_ORIGINAL: dict[str, Any] = {**SETTINGS, "weights_first": False, "sampling": "anew"}
+
+METHODS = (
+    Method(
+        "darts",
+        (Darts(),),
+        "softmax of the alphas, always at temperature 1",
+        {
+            "nb201": {"nas-bench-201": {"*": _NB201}, "authors": {"*": _NB201_AUTHORS}},
+            # none is among its operations
+            "darts": {"original": {"*": {**_ORIGINAL, "space": "darts-none"}}, "proxy": {"*": _ORIGINAL}},
+            "robust": {"original": {"*": _ORIGINAL}},
+            "timm": {"default": {"*": SETTINGS}},
+        },
+    ),
+)

@@ -1,0 +1,285 @@
+"""What a search method is: parts that each change something about a search, and their composition.
+
+A method is a file in this folder. It holds a :class:`Part`, whose fields are the method's settings, and ``METHODS``:
+the names under which it can be chosen, with the settings that were published. Nothing else has to know of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ..relaxations import Moment, Relaxation, Softmax
+from ..supernet.group import ArchParameterGroup
+
+__all__ = ["Columns", "Method", "Part", "Phase", "Plan", "Presets"]
+
+Plan = Mapping[str, Any]
+"""What a method has fixed for an epoch, such as its temperature: numbers, strings and lists, as JSON holds them."""
+
+Presets = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Preset -> data set (``"*"`` for all) -> settings; the first preset is the default."""
+
+Columns = Mapping[str, tuple[str, Callable[[Any], str]]]
+"""Field of a record -> (heading, how its value is written)."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of epochs that begins with a fresh optimizer state and a learning-rate schedule of its own.
+
+    Attributes:
+        epochs: its length.
+        lr: its first learning rate of the weights, as a share of the search's.
+    """
+
+    epochs: int
+    lr: float = 1.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that a method changes about a search. As it stands it changes nothing, which is DARTS in first order.
+
+    Subclasses are frozen dataclasses; their fields are the method's settings, checked in ``__post_init__``. A part
+    remembers nothing. What it fixes for an epoch is its plan, which is recorded and saved; what it draws follows from
+    the moment; what it decides is in the supernet's ``state_dict``. A search can therefore be resumed anywhere.
+
+    Of the parts of a method at most one may define each of :attr:`EXCLUSIVE`; all of them are asked for the rest.
+    """
+
+    EXCLUSIVE: ClassVar[tuple[str, ...]] = (
+        "phases", "alpha_optimizer", "relaxation", "evaluation", "phi", "at_temperature",
+    )  # fmt: skip
+    columns: ClassVar[Columns] = {}
+    """Fields of the plan that are shown for every epoch."""
+
+    # Before the search
+
+    def check(self, arch: ArchParameterGroup, epochs: int) -> None:
+        """Insist that the settings fit the supernet and the length of the search; nothing has been written yet."""
+
+    def prepare_(self, arch: ArchParameterGroup) -> None:
+        """Change the supernet or its alphas, before optimizers are made."""
+
+    def phases(self, arch: ArchParameterGroup, epochs: int) -> Sequence[Phase]:
+        """What follows what; by default ``epochs`` epochs, and that is all."""
+        return [Phase(epochs)]
+
+    def alpha_optimizer(self, alphas: list[nn.Parameter], settings: Any) -> Any:
+        """The alphas' optimizer, where it is not the Adam of the settings; None: it is."""
+        return None
+
+    # An epoch
+
+    def plan(self, arch: ArchParameterGroup, epoch: int, epochs: int) -> Plan:
+        """What holds in an epoch that begins now. ``temperature`` is that at which rows are compared and read out."""
+        return {}
+
+    def decide(self, arch: ArchParameterGroup, moment: Moment, epochs: int, accuracy: Callable[[], float]) -> Plan:
+        """Settle some of the architecture before an epoch begins, for good: by ``arch.restrict(row, names)``.
+
+        Args:
+            arch: the architecture parameters.
+            moment: of the epoch, for draws.
+            epochs: length of the search.
+            accuracy: measures the supernet, as it is now, on the images of the alphas.
+
+        Returns:
+            What is recorded of it.
+        """
+        return {}
+
+    def trains_alphas(self, epoch: int, epochs: int) -> bool:
+        """Whether the alphas are updated in an epoch; all parts must want it."""
+        return True
+
+    def relaxation(self, plan: Plan) -> Relaxation:
+        """The relaxation of the epoch's batches."""
+        return Softmax()
+
+    def evaluation(self, plan: Plan) -> Relaxation:
+        """The relaxation under which the supernet is evaluated; draws nothing."""
+        return Softmax()
+
+    # A step
+
+    def phi(self, moment: Moment, plan: Plan) -> bool:
+        """Whether the batch is a sparse one (Eq. 15)."""
+        return False
+
+    def around_weights(
+        self, arch: ArchParameterGroup, loss: Callable[[Any], Tensor], batch: Any, plan: Plan
+    ) -> AbstractContextManager[None]:
+        """A context of the weights' update alone, such as another relaxation in it."""
+        return nullcontext()
+
+    def penalty(self, arch: ArchParameterGroup, plan: Plan) -> Tensor | None:
+        """What is added to the loss of the alphas."""
+        return None
+
+    # After an epoch
+
+    def stops(self, records: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the search is over, from its records alone; asked before every epoch."""
+        return False
+
+    # Variants
+
+    def at_temperature(self, temperature: float) -> Part:
+        """The same at another temperature, whatever follows from it included."""
+        raise ValueError(f"{type(self).__name__}: this method is not searched at several temperatures")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Field -> value."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named composition of parts, with the settings that were published for it.
+
+    Args:
+        name: as it is chosen, ``"sp-darts"``.
+        parts: what it changes.
+        summary: what that is, in a line.
+        presets: search space -> :data:`Presets`: settings of any field, those of the parts included.
+
+    Raises:
+        ValueError: two parts define the same of :attr:`Part.EXCLUSIVE`, or have a field of the same name.
+
+    Example:
+        >>> Method("plain", (Part(),)).plan(arch=None, epoch=0, epochs=1)
+        {'temperature': 1.0}
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    summary: str = ""
+    presets: Mapping[str, Presets] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for one, other in combinations(self.parts, 2):
+            both = f"{self.name}: {type(one).__name__} and {type(other).__name__} cannot be combined, since both"
+            if shared := [seam for seam in Part.EXCLUSIVE if _defines(one, seam) and _defines(other, seam)]:
+                raise ValueError(f"{both} define {', '.join(shared)}")
+            if shared := [name for name in one.settings if name in other.settings]:
+                raise ValueError(f"{both} have the setting {', '.join(shared)}")
+
+    def __add__(self, other: Method) -> Method:
+        """Both. The presets are this method's, with the other's default settings of its own parts."""
+        own = {name for part in other.parts for name in part.settings}
+        presets = {
+            space: {
+                preset: {
+                    dataset: {**_only(own, other.default_settings(space, dataset)), **settings}
+                    for dataset, settings in of_preset.items()
+                }
+                for preset, of_preset in of_space.items()
+            }
+            for space, of_space in self.presets.items()
+        }
+        summary = f"{self.summary}; {other.summary}"
+        return Method(f"{self.name}+{other.name}", (*self.parts, *other.parts), summary, presets)
+
+    def default_settings(self, space: str, dataset: str = "*") -> Mapping[str, Any]:
+        """The settings of the first preset on a space, for one data set or for all."""
+        first: Mapping[str, Mapping[str, Any]] = next(iter(self.presets.get(space, {}).values()), {})
+        return first.get(dataset, {})
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Method:
+        """The same with other values of the parts' fields; other names among them are left alone."""
+        parts = (type(part)(**{**part.settings, **_only(part.settings, settings)}) for part in self.parts)
+        return Method(self.name, tuple(parts), self.summary, self.presets)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Field -> value, of all parts."""
+        return {name: value for part in self.parts for name, value in part.settings.items()}
+
+    @property
+    def columns(self) -> Columns:
+        return {name: column for part in self.parts for name, column in part.columns.items()}
+
+    # What all parts have their say in
+
+    def check(self, arch: ArchParameterGroup, epochs: int) -> None:
+        for part in self.parts:
+            part.check(arch, epochs)
+
+    def prepare_(self, arch: ArchParameterGroup) -> None:
+        for part in self.parts:
+            part.prepare_(arch)
+
+    def plan(self, arch: ArchParameterGroup, epoch: int, epochs: int) -> dict[str, Any]:
+        plans = (part.plan(arch, epoch, epochs) for part in self.parts)
+        return {"temperature": 1.0, **{name: value for plan in plans for name, value in plan.items()}}
+
+    def decide(
+        self, arch: ArchParameterGroup, moment: Moment, epochs: int, accuracy: Callable[[], float]
+    ) -> dict[str, Any]:
+        decisions = (part.decide(arch, moment, epochs, accuracy) for part in self.parts)
+        return {name: value for decision in decisions for name, value in decision.items()}
+
+    def trains_alphas(self, epoch: int, epochs: int) -> bool:
+        return all(part.trains_alphas(epoch, epochs) for part in self.parts)
+
+    @contextmanager
+    def around_weights(
+        self, arch: ArchParameterGroup, loss: Callable[[Any], Tensor], batch: Any, plan: Plan
+    ) -> Iterator[None]:
+        with ExitStack() as contexts:
+            for part in self.parts:
+                contexts.enter_context(part.around_weights(arch, loss, batch, plan))
+            yield
+
+    def penalties(self, arch: ArchParameterGroup, plan: Plan) -> list[Tensor]:
+        penalties = (part.penalty(arch, plan) for part in self.parts)
+        return [penalty for penalty in penalties if penalty is not None]
+
+    def stops(self, records: Sequence[Mapping[str, Any]]) -> bool:
+        return any(part.stops(records) for part in self.parts)
+
+    # What one part decides
+
+    def phases(self, arch: ArchParameterGroup, epochs: int) -> Sequence[Phase]:
+        return self._deciding("phases").phases(arch, epochs)
+
+    def alpha_optimizer(self, alphas: list[nn.Parameter], settings: Any) -> Any:
+        return self._deciding("alpha_optimizer").alpha_optimizer(alphas, settings)
+
+    def relaxation(self, plan: Plan) -> Relaxation:
+        return self._deciding("relaxation").relaxation(plan)
+
+    def evaluation(self, plan: Plan) -> Relaxation:
+        return self._deciding("evaluation").evaluation(plan)
+
+    def phi(self, moment: Moment, plan: Plan) -> bool:
+        return self._deciding("phi").phi(moment, plan)
+
+    def at_temperature(self, temperature: float) -> Method:
+        """The same method with its one part that has a temperature at another one.
+
+        Raises:
+            ValueError: no part has a temperature that is searched.
+        """
+        deciding = self._deciding("at_temperature")
+        parts = [part.at_temperature(temperature) if part is deciding else part for part in self.parts]
+        return Method(self.name, tuple(parts), self.summary, self.presets)
+
+    def _deciding(self, seam: str) -> Part:
+        return next((part for part in self.parts if _defines(part, seam)), self.parts[0])
+
+
+def _defines(part: Part, seam: str) -> bool:
+    return getattr(type(part), seam) is not getattr(Part, seam)
+
+
+def _only(names: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name in names}

@@ -1,0 +1,183 @@
+"""The skeleton of a run: set up, restored, taken through its epochs, recorded, saved, stopped, and summed up."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from .config import Config
+from .epochs import Batches, Progress, Steps
+from .folder import RunFolder
+from .launching import rng_state, say, set_rng_state, stop_requests, surroundings
+from .processes import Parallel, sums
+from .trackers import check_tracker, tracking
+
+__all__ = ["Run"]
+
+
+class Run(ABC):
+    """A run from its configuration to ``summary.json`` in its run folder.
+
+    A subclass says what is trained and what an epoch is made of. It is complete when it has been constructed: it calls
+    :meth:`open` last, when everything fits together, which makes the run folder or restores what it holds.
+
+    Args:
+        config: the configuration.
+        accelerator: where and how it runs.
+        model: what is trained.
+        data: its batches.
+
+    Attributes:
+        epoch: the epoch that is running, or is to run next; from 0.
+        epochs: how many there are.
+        progress: how far that epoch is.
+        folder: the run folder.
+    """
+
+    config: Config
+    folder: RunFolder
+    epochs: int
+
+    def __init__(self, config: Config, accelerator: Accelerator, model: nn.Module, data: Batches) -> None:
+        check_tracker(config.run.log_with)
+        self.accelerator = accelerator
+        self.parallel = Parallel(accelerator)
+        self.model = model
+        self.data = data
+        self.epoch = 0
+        self.progress = Progress()
+
+    # What a subclass says
+
+    @abstractmethod
+    def begin_epoch(self) -> None:
+        """Prepare the epoch, at its start and again where a run goes on in its middle."""
+
+    @abstractmethod
+    def step(self, batch: Any) -> None:
+        """One step, on the batch of all processes."""
+
+    @abstractmethod
+    def record(self) -> dict[str, Any]:
+        """What the epoch brought, ready for JSON, but for the time it took."""
+
+    @abstractmethod
+    def shown(self, record: Mapping[str, Any]) -> str:
+        """A record as a printed line."""
+
+    @abstractmethod
+    def summarize(self) -> dict[str, Any]:
+        """Write what the run found; its summary."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on; order, augmentation and draws depend on (seed, epoch, step) alone."""
+
+    @abstractmethod
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+
+    @abstractmethod
+    def check_finite(self) -> None:
+        """Insist that it makes sense to go on, before anything is saved.
+
+        Raises:
+            FloatingPointError: it does not.
+        """
+
+    @abstractmethod
+    def best_epoch(self) -> int | None:
+        """The epoch with the best record so far, whose checkpoint is worth keeping."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Named tensors that trackers show as histograms."""
+        return {}
+
+    def same_everywhere(self) -> Iterable[tuple[str, Tensor]]:
+        """Named tensors that must be the same in all processes; of large ones, two sums."""
+        return ((name, sums(weight)) for name, weight in self.model.named_parameters())
+
+    def note(self) -> str:
+        """For the progress bar, beside the epoch."""
+        return ""
+
+    def stops(self) -> bool:
+        """Whether the run is over before its last epoch."""
+        return False
+
+    # The run
+
+    def open(self, output: Path, settings: Mapping[str, Any]) -> None:
+        """Make the run folder, or restore what it holds.
+
+        Args:
+            output: the folder.
+            settings: what the results depend on, for ``config.json``.
+        """
+        self.settings = {**settings, **surroundings(self.accelerator)}
+        config, main = self.config, self.accelerator.is_main_process
+        self.folder = RunFolder(output, self.settings, config.run.resume, config.MOVABLE, writes=main)
+        self.accelerator.wait_for_everyone()
+        state = self.folder.load_checkpoint() if config.run.resume else None
+        if state is not None:
+            self.model.load_state_dict(state["model"])
+            self.load_state(state)
+            set_rng_state(state["rng"])
+            self.epoch, self.progress = state["epoch"], Progress(**state["progress"])
+
+    def run(self) -> dict[str, Any]:
+        """Go on to the end.
+
+        Returns:
+            The summary.
+
+        Raises:
+            Interrupted: by Ctrl-C or SIGTERM, after the running step; the checkpoint is of that moment.
+            FloatingPointError: the loss or an alpha is not finite; the last checkpoint is of before that epoch.
+        """
+        with (
+            stop_requests() as stop,
+            tracking(self.accelerator, self.config.run.log_with, self.folder.path, self.settings) as log,
+            Steps(self.parallel, self.save, stop, self.epochs, self.config.run) as steps,
+        ):
+            while self.epoch < self.epochs and not self.stops():
+                self.begin_epoch()
+                for batch in steps.epoch(self.data, self.epoch, self.progress, self.note()):
+                    self.step(batch)
+                self.check_finite()
+                self.parallel.check_same(self.same_everywhere())
+                self._finish_epoch(log)
+        return self.summarize()
+
+    def _finish_epoch(self, log: Callable[..., None]) -> None:
+        started, trained = time.perf_counter(), self.progress.seconds
+        record = self.record()
+        record["seconds"] = trained + time.perf_counter() - started
+        self.folder.append_record(record)
+        self.epoch, self.progress = self.epoch + 1, Progress()
+        self.save()
+        log(record, self.tensors())
+        self.say(self.shown(record))
+
+    def save(self) -> None:
+        """Write a checkpoint of now."""
+        self.check_finite()
+        state = {
+            "epoch": self.epoch,
+            "progress": asdict(self.progress),
+            "model": self.model.state_dict(),
+            "rng": rng_state(),
+            **self.state(),
+        }
+        self.folder.save_checkpoint(state, self.epoch, self.progress.step, self.best_epoch())
+
+    def say(self, text: str) -> None:
+        """Print, in the main process."""
+        say(self.accelerator, text)
