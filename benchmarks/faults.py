@@ -167,8 +167,6 @@ def search_with_a_fault(fault: str) -> None:
     """In the process of a run: the search of nb201_space.py, and what kills it."""
     from sparsemix.cli import nb201 as nb201_cli
     from sparsemix.methods import SearchStep
-    from sparsemix.runs.config import config_from_flags
-    from sparsemix.spaces import nb201
 
     kind, when, rank = fault.split() if fault else ("", "0", "0")
     count = iter(range(1_000_000))
@@ -176,10 +174,10 @@ def search_with_a_fault(fault: str) -> None:
     def strike(at: str) -> bool:
         return kind == at and rank == os.environ.get("RANK", "0") and next(count) == int(when)
 
-    def step(self: Any, *batches: Any, original: Any = SearchStep.__call__) -> Any:
+    def step(*args: Any, original: Any = SearchStep.__call__, **keywords: Any) -> Any:
         if strike("step"):
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, *batches)
+        return original(*args, **keywords)
 
     def replace(partial: Path, path: Path, original: Any = os.replace) -> None:
         if strike("write"):
@@ -190,7 +188,7 @@ def search_with_a_fault(fault: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     SearchStep.__call__, os.replace = step, replace  # type: ignore[method-assign, assignment]
-    nb201_cli.search(config_from_flags(nb201.PRESETS))
+    nb201_cli.search(nb201_cli.configure())
 
 
 if __name__ == "__main__":

@@ -94,10 +94,11 @@ def launched(options: Options, processes: int) -> tuple[float, float]:
 def search(options: Options) -> None:
     """In a process of the run: the search, with clocks in it."""
     from sparsemix.cli import nb201 as nb201_cli
-    from sparsemix.runs.config import SearchConfig
+    from sparsemix.runs.config import SearchConfig, configured
     from sparsemix.runs.processes import Parallel
     from sparsemix.runs.search import Search
 
+    begun: list[float] = []
     exchanges: list[float] = []
     epochs: list[tuple[int, float, float]] = []  # images, seconds, seconds in communication
 
@@ -106,26 +107,30 @@ def search(options: Options) -> None:
         original(self, tensors)
         exchanges.append(time.perf_counter() - started)
 
-    def train_epoch(self: Any, *args: Any, original: Any = Search._train_epoch) -> None:
+    def begin_epoch(self: Any, original: Any = Search.begin_epoch) -> None:
         exchanges.clear()
-        started = time.perf_counter()
-        original(self, *args)
-        images = 2 * self.config.batch_size * len(self.pairs)
-        epochs.append((images, time.perf_counter() - started, sum(exchanges)))
+        begun.append(time.perf_counter())
+        original(self)
 
-    Parallel.average, Search._train_epoch = average, train_epoch  # type: ignore[method-assign, assignment]
+    def record(self: Any, original: Any = Search.record) -> Any:
+        images = 2 * self.config.size.batch_size * len(self.pairs)
+        epochs.append((images, time.perf_counter() - begun[-1], sum(exchanges)))
+        return original(self)
+
+    Parallel.average = average  # type: ignore[method-assign]
+    Search.begin_epoch, Search.record = begin_epoch, record  # type: ignore[method-assign]
     result = Path(os.environ[RESULT])
-    config = SearchConfig(
-        device="cpu",
-        channels=options.channels,
-        cells=options.cells,
-        image_size=options.image_size,
-        batch_size=options.batch_size,
-        epochs=1 + options.epochs,
-        threshold=1e-3,
-        output=result.parent / "run",
-    )
-    nb201_cli.search(config)
+    settings = {
+        "device": "cpu",
+        "channels": options.channels,
+        "cells": options.cells,
+        "image_size": options.image_size,
+        "batch_size": options.batch_size,
+        "epochs": 1 + options.epochs,
+        "threshold": 1e-3,
+        "output": result.parent / "run",
+    }
+    nb201_cli.search(configured(SearchConfig(), settings))
     images, seconds, communication = map(sum, zip(*epochs[1:], strict=True))
     if os.environ["RANK"] == "0":
         result.write_text(json.dumps([images / seconds, communication / seconds]))

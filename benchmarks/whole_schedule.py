@@ -24,13 +24,16 @@ from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
 import sparsemix.models  # noqa: F401  (registers the supernet)
-from sparsemix import ArchParameterGroup, BatchMixedScheduler
+from sparsemix import ArchParameterGroup, BatchMixedScheduler, SparseSmoothSoftmax
+from sparsemix.cli.flags import search_settings
 from sparsemix.data import Pairs, open_pairs
 from sparsemix.measure import accuracy
 from sparsemix.methods import SearchStep
-from sparsemix.runs.config import METHODS, SearchConfig
+from sparsemix.methods.registry import find_method
+from sparsemix.runs.config import Optimization, SearchConfig, configured
 from sparsemix.spaces import nb201
 from sparsemix.spaces.genotypes import NB201Genotype
+from sparsemix.spaces.settings import NB201
 
 __all__ = ["ScheduleRow", "whole_schedule"]
 
@@ -118,10 +121,11 @@ def contiguous(batch: Any) -> Any:
 
 
 def settings(method: str, preset: str, epochs: int) -> SearchConfig:
-    return SearchConfig(**{**nb201.PRESETS[method][preset]["*"], "epochs": epochs, "alpha_lr": 3e-3})
+    published = search_settings(find_method(method), NB201, preset, dataset="digits")
+    return configured(SearchConfig(), {**published, "epochs": epochs, "alpha_lr": 3e-3})
 
 
-def optimizers(config: SearchConfig, weights: list[nn.Parameter], alphas: list[nn.Parameter]) -> tuple[Any, Any]:
+def optimizers(config: Optimization, weights: list[nn.Parameter], alphas: list[nn.Parameter]) -> tuple[Any, Any]:
     sgd = torch.optim.SGD(
         weights,
         lr=config.weight_lr,
@@ -137,7 +141,7 @@ def optimizers(config: SearchConfig, weights: list[nn.Parameter], alphas: list[n
 
 
 def darts(supernet: Any, epochs: int) -> Contender:
-    config = settings("darts", "nas-bench-201", epochs)
+    config = settings("darts", "nas-bench-201", epochs).optimization
     dense = PublishedSupernet(supernet, temperature=1.0)
     sgd, adam = optimizers(config, dense.weight_parameters(), [dense.alphas])
     schedule = CosineLRScheduler(sgd, epochs, lr_min=config.weight_lr_min)
@@ -158,9 +162,10 @@ def darts(supernet: Any, epochs: int) -> Contender:
 def sp_darts(supernet: Any, epochs: int, steps_per_epoch: int, threshold: float) -> Contender:
     config = settings("sp-darts", "fast", epochs)
     model = supernet.to(memory_format=torch.channels_last)
-    arch = ArchParameterGroup(model, METHODS["sp-darts"](config), threshold=threshold)
-    sgd, adam = optimizers(config, arch.weight_parameters(), arch.parameters())
-    phi = BatchMixedScheduler(arch, epochs, steps_per_epoch, warmup_epochs=config.warmup_epochs)
+    temperatures = {name: config.method.settings[name] for name in ("sparse", "smooth")}
+    arch = ArchParameterGroup(model, SparseSmoothSoftmax(**temperatures), threshold=threshold)
+    sgd, adam = optimizers(config.optimization, arch.weight_parameters(), arch.parameters())
+    phi = BatchMixedScheduler(arch, epochs, steps_per_epoch)
     search_step = SearchStep(arch, lambda batch: F.cross_entropy(model(batch[0]), batch[1]), sgd, adam)
 
     def step(update: int, train: Any, val: Any) -> None:

@@ -1,6 +1,7 @@
 """A search in float64 without batch norm, for test_parallel.py: launched in one process and in two.
 
-parallel_search.py OUTPUT ORDER FAULT: FAULT is ``none``, ``drift`` (an alpha of the last process changes) or ``raise``.
+parallel_search.py OUTPUT ORDER FAULT METHOD: FAULT is ``none``, ``drift`` (an alpha of the last process changes) or
+``raise``.
 """
 
 import sys
@@ -10,7 +11,7 @@ import torch
 from accelerate.utils import set_seed
 from torch import nn
 
-from sparsemix import ArchParameterGroup, BatchMixedScheduler, MixedOp, SparseSmoothSoftmax
+from sparsemix import ArchParameterGroup, MixedOp, SparseSmoothSoftmax
 from sparsemix.data import open_pairs
 from sparsemix.runs.config import SearchConfig, configured
 from sparsemix.runs.launching import make_accelerator
@@ -43,26 +44,28 @@ def supernet(channels=4):
     return nn.Sequential(stem, mixed(channels), nn.ReLU(), mixed(channels), head).double()
 
 
-def main(output, order, fault):
-    settings = {"epochs": 3, "batch_size": 31, "limit": 434, "order": order, "p_low": 0.5, "device": "cpu"}
-    config = configured(SearchConfig(), {**settings, "output": Path(output)})
+def main(output, order, fault, method="sp-darts"):
+    settings = {"epochs": 3, "batch_size": 31, "limit": 434, "order": order, "device": "cpu", "output": Path(output)}
+    mixed = {"p_low": 0.5} if method == "sp-darts" else {}
+    config = configured(SearchConfig(), {**settings, "method": method, **mixed})
     accelerator = make_accelerator("cpu")
     set_seed(0)
     pairs = open_pairs("digits", batch_size=31, limit=434)  # 7 pairs an epoch, of odd size
     arch = ArchParameterGroup(supernet(), SparseSmoothSoftmax(), threshold=1e-3)
     last = accelerator.process_index == accelerator.num_processes - 1
     if fault != "none" and last:
-        step_update = BatchMixedScheduler.step_update
+        step = Search.step
 
-        def struck(self, num_updates, metric=None):
-            step_update(self, num_updates)
-            if num_updates == 10 and fault == "raise":
+        def struck(self, batch):
+            now = self.epoch * len(self.data) + self.progress.step
+            if now == 10 and fault == "raise":
                 raise ArithmeticError("the last process fails")
-            if num_updates == 10:
+            if now == 10:
                 with torch.no_grad():
                     arch.parameters()[1][2] += 1e-12
+            step(self, batch)
 
-        BatchMixedScheduler.step_update = struck
+        Search.step = struck
     Search(config, arch, pairs, accelerator, "test", lambda arch, temperature: Choice(arch.genotype())).run()
     torch.save([alpha.detach() for alpha in arch.parameters()], Path(output) / f"alphas-{accelerator.process_index}.pt")
 

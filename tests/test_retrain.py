@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,21 +81,23 @@ def test_robust_spaces(tmp_path, space):
 
 def test_selections_are_protocols_that_flags_change():
     """Of the peers: four seeds, each result trained for 100 epochs as in full, and judged on half of the images."""
-    peers = pick.config(["--space", "s2", "--selection", "peers", "--dataset", "cifar100"])
-    assert (peers.seeds, peers.temperatures, peers.preset) == ((0, 1, 2, 3), (), "paper")
-    train = pick.train_config(peers, Path("DARTS_V2"), Path("runs/x"))
-    assert (train.epochs, train.holdout, train.channels, train.cells, train.batch_size) == (100, 0.5, 16, 8, 96)
-    assert (train.auxiliary, train.cutout, train.drop_path) == (0.4, 16, 0.2)
-    paper = pick.config(["--space", "s3", "--selection", "paper", "--train-epochs", "50"])
+    peers = pick.configure(["--space", "s2", "--selection", "peers", "--dataset", "cifar100"])
+    assert (peers.selection.seeds, peers.selection.temperatures, peers.preset) == ((0, 1, 2, 3), (), "paper")
+    training = pick.training_of(peers, Path("DARTS_V2"), Path("runs/x")).settings
+    expected = {"epochs": 100, "holdout": 0.5, "channels": 16, "cells": 8, "batch_size": 96}
+    expected |= {"auxiliary": 0.4, "cutout": 16, "drop_path": 0.2}
+    assert {name: training[name] for name in expected} == expected
+    paper = pick.configure(["--space", "s3", "--selection", "paper", "--train-epochs", "50"])
+    paper = paper.selection
     assert (paper.seeds, paper.temperatures, paper.train_epochs) == ((0,), (4e-4, 5e-4, 6e-4, 7e-4), 50)
-    proxy = pick.config(["--space", "s3", "--preset", "proxy"])
+    proxy = pick.configure(["--space", "s3", "--preset", "proxy"]).selection
     assert (proxy.selection, proxy.seeds, proxy.train_preset, proxy.train_epochs) == ("proxy", (0, 1), "proxy", None)
 
 
 def test_pick_searches_trains_and_picks_the_best(tmp_path, capsys):
     flags = [*TINY_SEARCH, "--epochs", "2", "--space", "s2", "--train-epochs", "1", "--output", str(tmp_path)]
     flags += ["--seeds", "0", "1", "--temperatures", "4e-4", "7e-4"]
-    config = pick.config(flags)
+    config = pick.configure(flags)
     result = pick.pick(config)
     accuracies = {c["name"]: c["accuracy"] for c in result["candidates"]}
     assert set(accuracies) == {"t0.0004-seed0", "t0.0004-seed1", "t0.0007-seed0", "t0.0007-seed1"}
@@ -111,7 +112,7 @@ def test_pick_searches_trains_and_picks_the_best(tmp_path, capsys):
     assert pick.pick(config) == result  # nothing is done twice
     assert (tmp_path / "search-t0.0004-seed0" / "records.jsonl").read_text() == records
     with pytest.raises(ValueError, match="holds a run with another configuration: epochs was 1 and is now 3"):
-        pick.pick(replace(config, train_epochs=3))
+        pick.pick(configured(config, {"train_epochs": 3}))
 
 
 def test_a_timm_model_is_trained_by_the_same_script(tmp_path):

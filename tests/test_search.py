@@ -206,11 +206,11 @@ def search_with_a_break(monkeypatch, stop_at, output, *flags):
     """Interrupted in a step, and resumed under another random state."""
     calls, step = [], SearchStep.__call__
 
-    def interrupting(self, train_batch, val_batch):
+    def interrupting(*args, **keywords):
         calls.append(1)
         if len(calls) == stop_at:
             os.kill(os.getpid(), signal.SIGINT)
-        return step(self, train_batch, val_batch)
+        return step(*args, **keywords)
 
     with monkeypatch.context() as patch:
         patch.setattr(SearchStep, "__call__", interrupting)
@@ -354,11 +354,11 @@ def test_a_run_killed_within_an_epoch_loses_no_more_than_save_every_says(finishe
     flags = ["--table", str(table), "--table-dataset", "cifar10", "--save-every", "2"]
     calls, step = [], SearchStep.__call__
 
-    def failing(self, train_batch, val_batch):
+    def failing(*args, **keywords):
         calls.append(1)
         if len(calls) == 9:  # the fourth of the second epoch
             raise RuntimeError("killed")
-        return step(self, train_batch, val_batch)
+        return step(*args, **keywords)
 
     monkeypatch.setattr(SearchStep, "__call__", failing)
     with pytest.raises(RuntimeError, match="killed"):
@@ -416,8 +416,13 @@ def test_a_temperature_that_follows_the_entropy(tmp_path, monkeypatch):
 
 
 def test_a_temperature_that_is_fixed_and_chosen():
-    with pytest.raises(ValueError, match="auto_temperature chooses the t_sp of sp-darts; it excludes method='darts'"):
-        SearchConfig(method="darts", auto_temperature=True)
+    with pytest.raises(ValueError, match=r"auto_temperature chooses t_sp; it excludes hold_sparse=0\.001"):
+        configured(SearchConfig(), {"auto_temperature": True, "hold_sparse": 1e-3, "hold_epoch": 3})
+
+
+def test_settings_of_another_method():
+    with pytest.raises(ValueError, match="SearchConfig has no setting auto_temperature; it has seed, "):
+        configured(SearchConfig(), {"method": "darts", "auto_temperature": True})
 
 
 def test_resuming_a_finished_run_changes_nothing(finished, capsys):
@@ -446,15 +451,15 @@ def test_resuming_nothing(tmp_path):
 
 
 def test_an_alpha_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
-    step_update = BatchMixedScheduler.step_update
+    step = Search.step
 
-    def poison(self, num_updates, metric=None):
-        step_update(self, num_updates)
-        if num_updates == 7:
+    def poison(self, batch):
+        if (self.epoch, self.progress.step) == (1, 2):
             with torch.no_grad():
                 self.arch.parameters()[2][1] = torch.nan
+        step(self, batch)
 
-    monkeypatch.setattr(BatchMixedScheduler, "step_update", poison)
+    monkeypatch.setattr(Search, "step", poison)
     with pytest.raises(FloatingPointError, match="alpha of '2<-1' is not finite"):
         search(tmp_path / "run")
     state = Checkpoints(tmp_path / "run").load()
@@ -584,7 +589,7 @@ def test_bfloat16(finished, tmp_path):
 
 
 def test_a_configuration_that_cannot_run_leaves_no_folder(tmp_path):
-    with pytest.raises(ValueError, match="got warmup_epochs=3 of epochs=3"):
+    with pytest.raises(ValueError, match="got warmup_epochs=3 of 3 epochs"):
         search(tmp_path / "run", "--warmup-epochs", "3")
     assert not (tmp_path / "run").exists()
 
