@@ -32,11 +32,11 @@ def alphas(folder, rank=0):
     return torch.load(folder / f"alphas-{rank}.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("order", ["first", "second"])
-def test_two_processes_follow_one(tmp_path, order):
-    """Odd batches, so that the shards differ in size; 21 steps on both temperatures; no batch norm, float64."""
-    parallel_search.main(tmp_path / "1", order, "none")
-    shown = launch(2, HERE / "parallel_search.py", tmp_path / "2", order, "none")
+@pytest.mark.parametrize(("order", "method"), [("first", "sp-darts"), ("second", "sp-darts"), ("first", "gdas")])
+def test_two_processes_follow_one(tmp_path, order, method):
+    """Odd batches, so that the shards differ in size; 21 steps of mixed draws; no batch norm, float64."""
+    parallel_search.main(tmp_path / "1", order, "none", method)
+    shown = launch(2, HERE / "parallel_search.py", tmp_path / "2", order, "none", method)
     assert shown.returncode == 0, shown.stderr
     one, two = alphas(tmp_path / "1"), alphas(tmp_path / "2")
     for a, b, other in zip(one, two, alphas(tmp_path / "2", 1), strict=True):

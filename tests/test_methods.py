@@ -1,0 +1,289 @@
+"""Every method by the same rules, and the seams through which methods change a search."""
+
+import json
+import os
+import signal
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import nn
+
+from sparsemix import ArchParameterGroup, MixedOp
+from sparsemix.cli import nb201 as nb201_cli
+from sparsemix.methods import SearchStep
+from sparsemix.methods.gdas import GDAS, GumbelArgmax
+from sparsemix.methods.method import Method, Part, Phase
+from sparsemix.methods.registry import find_method, methods
+from sparsemix.relaxations import Moment, Softmax
+from sparsemix.runs.checkpoints import Checkpoints
+from sparsemix.runs.config import SearchConfig, configured
+from sparsemix.runs.launching import Interrupted
+from sparsemix.runs.search import Search
+from sparsemix.supernet.mixed_op import Execution
+
+TINY = ["--preset", "proxy", "--device", "cpu", "--channels", "4", "--epochs", "2", "--batch-size", "40"]
+TINY += ["--limit", "400", "--image-size", "8", "--seed", "1", "--sampling", "shuffled", "--split", "halves"]
+
+
+def search(output, *flags):
+    return nb201_cli.search(nb201_cli.configure([*TINY, "--output", str(output), *flags]))
+
+
+def records(output):
+    lines = map(json.loads, (output / "records.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if k not in ("seconds", "evaluation_seconds")} for line in lines]
+
+
+def small_arch(**keywords):
+    torch.manual_seed(0)
+    ragged = [{"a": nn.Identity(), "b": nn.Tanh(), "c": nn.Sigmoid()}, {"a": nn.Identity(), "b": nn.Tanh()}]
+    return ArchParameterGroup(nn.Sequential(*map(MixedOp, ragged)).double(), **keywords)
+
+
+# name -> (weights are on the simplex, how many of a row's weights are not zero; None: all)
+METHODS = {
+    "darts": (True, None),
+    "sp-darts": (True, None),
+    "gdas": (True, 1),
+    "pt": (True, None),
+}
+
+
+def test_every_method_is_in_the_table():
+    assert METHODS.keys() == methods().keys()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_relaxation_of(name):
+    on_the_simplex, nonzero = METHODS[name]
+    method, arch = find_method(name), small_arch()
+    for epoch in (0, 3):
+        plan = method.plan(arch, epoch, 4)
+        json.dumps(plan)
+        arch.relaxation = method.relaxation(plan)
+        for step in range(3):
+            moment = Moment(7, epoch, step)
+            arch.moment = replace(moment, phi=method.phi(moment, plan))
+            weights = arch.weights()
+            again = ArchParameterGroup(arch.model, arch.relaxation)
+            again.moment = arch.moment
+            arch._bind()
+            for label, row in weights.items():
+                assert (row >= 0).all()
+                assert not on_the_simplex or row.sum().item() == pytest.approx(1)
+                assert nonzero is None or int((row != 0).sum()) == nonzero
+                assert torch.equal(row, again.weights()[label]), "draws follow from the moment"
+        assert torch.equal(*(method.evaluation(plan)(torch.arange(3.0), Moment(step=s)) for s in (0, 1)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("stop_at", [2, 12])
+def test_interrupted_and_resumed_is_as_if_never_interrupted(name, stop_at, tmp_path, monkeypatch):
+    flags = ["--method", name, "--accumulate", "2", *(["--tuning-epochs", "1"] if name == "pt" else [])]
+    search(tmp_path / "whole", *flags)
+    calls, step = [], SearchStep.__call__
+
+    def interrupting(*args, **keywords):
+        calls.append(1)
+        if len(calls) == stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(*args, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SearchStep, "__call__", interrupting)
+        if name == "pt" or stop_at < 10:
+            with pytest.raises(Interrupted):
+                search(tmp_path / "parts", *flags)
+    search(tmp_path / "parts", *flags, *(["--resume"] if len(calls) == stop_at else []))
+    assert records(tmp_path / "parts") == records(tmp_path / "whole")
+    parts, whole = (Checkpoints(tmp_path / folder).load()["model"] for folder in ("parts", "whole"))
+    assert all(torch.equal(value, whole[name]) for name, value in parts.items())
+
+
+# GDAS
+
+
+def test_gdas_samples_from_the_softmax():
+    alpha = torch.tensor([[0.0, 1.0, 2.0, -torch.inf]])
+    relax, draws = GumbelArgmax(tau=5.0), 4000
+    counts = sum(relax(alpha, Moment(step=step)) for step in range(draws)) / draws
+    expected = torch.softmax(alpha, -1)
+    assert (counts - expected).abs().max() < 4 * 0.5 / draws**0.5
+    assert counts[0, 3] == 0
+
+
+def test_gdas_has_the_gradient_of_the_soft_sample():
+    """The estimator that it states, softmax((log softmax alpha + g) / tau), by finite differences at the same noise."""
+    alpha = torch.tensor([[0.3, -0.2, 0.1], [0.0, 0.5, 0.2]], dtype=torch.float64, requires_grad=True)
+    upstream = torch.tensor([[1.0, 2.0, -1.0], [0.5, 0.0, 3.0]], dtype=torch.float64)
+    moment, tau = Moment(3, 1, 4), 0.7
+    hard = GumbelArgmax(tau)(alpha, moment)
+    [gradient] = torch.autograd.grad((hard * upstream).sum(), alpha)
+    uniform = torch.rand(2, 3, generator=moment.generator("gumbel"), dtype=torch.float64)
+    noise = -torch.log(-torch.log(uniform))
+
+    def soft(alpha):
+        return (torch.softmax((torch.log_softmax(alpha, -1) + noise) / tau, -1) * upstream).sum()
+
+    difference = torch.zeros(2, 3, dtype=torch.float64)
+    for i in range(2):
+        for j in range(3):
+            step = torch.zeros(2, 3, dtype=torch.float64)
+            step[i, j] = 1e-6
+            difference[i, j] = (soft(alpha.detach() + step) - soft(alpha.detach() - step)) / 2e-6
+    assert torch.allclose(gradient, difference, atol=1e-8)
+    strongest = (torch.log_softmax(alpha, -1) + noise).argmax(-1)
+    assert torch.equal(hard, torch.nn.functional.one_hot(strongest, 3).double())
+
+
+def test_gdas_runs_one_operation_an_edge_and_the_same_in_both_updates(tmp_path, monkeypatch):
+    ran, update = [], {name: getattr(SearchStep, name) for name in ("update_weights", "update_alphas")}
+
+    def watching(name):
+        def watched(self, *batches):
+            loss = update[name](self, *batches)
+            assert all(Counter(op.ran)[Execution.FULL] == 1 for op in self.arch.operations)
+            assert all(Counter(op.ran)[Execution.SCORED] == 0 for op in self.arch.operations)
+            ran.append([op.ran for op in self.arch.operations])
+            return loss
+
+        return watched
+
+    for name in update:
+        monkeypatch.setattr(SearchStep, name, watching(name))
+    search(tmp_path / "run", "--method", "gdas")
+    assert ran[::2] == ran[1::2]
+    assert len({str(step) for step in ran[::2]}) == len(ran) / 2, "every step draws anew"
+    assert [line["tau"] for line in records(tmp_path / "run")] == [10.0, pytest.approx(0.1)]
+
+
+# Compositions
+
+
+def test_parts_that_fill_the_same_place():
+    with pytest.raises(ValueError, match=r"SPDarts and GDAS cannot be combined, since both define relaxation, "):
+        find_method("sp-darts+gdas")
+
+    @dataclass(frozen=True)
+    class Other(Part):
+        tau_first: float = 1.0
+
+    with pytest.raises(ValueError, match="both have the setting tau_first"):
+        Method("both", (GDAS(), Other()))
+
+
+def test_an_unknown_method():
+    with pytest.raises(ValueError, match=r"no method 'gads'; did you mean gdas\?"):
+        find_method("gads")
+
+
+def test_a_composition_has_the_presets_of_the_first_and_the_settings_of_both():
+    both = find_method("sp-darts+pt")
+    assert both.presets["darts"]["paper"]["*"]["edges_per_node"] == 2
+    assert both.presets["darts"]["paper"]["*"]["batch_size"] == 80
+    assert both.presets["nb201"].keys() == find_method("sp-darts").presets["nb201"].keys()
+    assert "edges_per_node" not in both.presets["nb201"]["paper"]["*"]
+    config = nb201_cli.configure(["--method", "sp-darts+pt", "--tuning-epochs", "3", "--sparse", "2e-3"])
+    assert (config.method.settings["tuning_epochs"], config.method.settings["sparse"]) == (3, 2e-3)
+
+
+def test_flags_are_those_of_the_method(capsys):
+    with pytest.raises(SystemExit):
+        nb201_cli.configure(["--method", "gdas", "--sparse", "1e-3"])
+    assert "sparse" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        nb201_cli.configure(["--method", "gdas", "--tau-last", "0"])
+    assert "temperatures must be positive, got 10.0 and 0.0" in capsys.readouterr().err
+
+
+def test_a_published_length_does_not_reach_a_laptop():
+    assert nb201_cli.configure(["--method", "gdas"]).size.epochs == 250
+    assert nb201_cli.configure(["--method", "gdas", "--preset", "proxy"]).size.epochs == 25
+
+
+# The seams
+
+
+def run_with(monkeypatch, part, output, *flags, watch=None):
+    """A tiny search under a method of one part."""
+    config = nb201_cli.configure([*TINY, "--method", "darts", "--output", str(output), *flags])
+    searches = []
+    init = Search.__init__
+
+    def keeping(self, *args, **keywords):
+        searches.append(self)
+        init(self, *args, **keywords)
+
+    monkeypatch.setattr(Search, "__init__", keeping)
+    nb201_cli.search(replace(config, method=Method("trial", (part,))))
+    return searches[0]
+
+
+def test_a_search_that_stops_by_its_records(monkeypatch, tmp_path):
+    class Stopper(Part):
+        def stops(self, records):
+            return len(records) == 1
+
+    run_with(monkeypatch, Stopper(), tmp_path / "run", "--epochs", "5")
+    assert len(records(tmp_path / "run")) == 1
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_phases_begin_afresh(monkeypatch, tmp_path):
+    class Twice(Part):
+        def phases(self, arch, epochs):
+            return [Phase(epochs), Phase(2, lr=0.1)]
+
+        def trains_alphas(self, epoch, epochs):
+            return epoch < epochs
+
+    rates, begin = [], Search.begin_epoch
+
+    def watching(self):
+        begin(self)
+        rates.append(self.weight_optimizer.param_groups[0]["lr"])
+        assert bool(self.weight_optimizer.state) == (self.epoch not in (0, 2)), "momentum ends with its phase"
+
+    monkeypatch.setattr(Search, "begin_epoch", watching)
+    run = run_with(monkeypatch, Twice(), tmp_path / "run", "--weight-lr", "0.05", "--weight-lr-min", "0.001")
+    assert run.epochs == len(records(tmp_path / "run")) == 4
+    half = [0.001 + (rate - 0.001) / 2 for rate in (0.05, 0.005)]  # of a cosine over two epochs
+    assert rates == pytest.approx([0.05, half[0], 0.005, half[1]])
+    moved = [line["alphas"] for line in records(tmp_path / "run")]
+    assert moved[0] != moved[1] == moved[2] == moved[3]
+
+
+def test_penalties_optimizers_and_contexts(monkeypatch, tmp_path):
+    entered = []
+
+    class Everything(Part):
+        def prepare_(self, arch):
+            with torch.no_grad():
+                for alpha in arch.parameters():
+                    alpha.fill_(0.5)
+
+        def alpha_optimizer(self, alphas, settings):
+            return torch.optim.SGD(alphas, lr=1.0)
+
+        def penalty(self, arch, plan):
+            return 100 * sum(alpha.sum() for alpha in arch.parameters())
+
+        def around_weights(self, arch, loss, batch, plan):
+            entered.append(len(batch[1]))
+            return arch.using(Softmax(2.0))
+
+    run = run_with(monkeypatch, Everything(), tmp_path / "run", "--epochs", "1", "--accumulate", "2")
+    assert entered == [40] * 5, "the context is of the whole batch"
+    alphas = torch.stack([alpha for _, alpha in run.arch.named_parameters()])
+    assert alphas.mean().item() == pytest.approx(0.5 - 5 * 100, rel=1e-3)  # the loss's gradient of a row sums to 0
+
+
+def test_what_a_method_insists_on_is_said_before_there_is_a_folder(tmp_path):
+    config = configured(nb201_cli.configure([*TINY, "--output", str(tmp_path / "run")]), {"warmup_epochs": 9})
+    with pytest.raises(ValueError, match="the warm-up must be shorter than the search"):
+        nb201_cli.search(config)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="this method is not searched at several temperatures"):
+        SearchConfig().method.__class__("plain", (Part(),)).at_temperature(1e-3)
