@@ -7,7 +7,6 @@ import reference
 import timm
 import torch
 import torch.nn.functional as F
-from published import PublishedSupernet, published_step
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,6 +15,7 @@ from sparsemix import ArchParameterGroup, BatchMixedScheduler, MixedOp
 from sparsemix.methods import SearchStep
 from sparsemix.relaxations import Softmax
 from sparsemix.spaces.nb201 import OPERATIONS
+from sparsemix.speed.published import PublishedSupernet, published_step
 from sparsemix.supernet.gradients import alpha_gradient, unrolled_alpha_gradient
 
 

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from published import PublishedDarts
 from torch import nn
 
 import sparsemix.models  # noqa: F401
@@ -23,6 +22,7 @@ from sparsemix.spaces import darts, robust
 from sparsemix.spaces import primitives as ops
 from sparsemix.spaces.genotypes import DartsGenotype
 from sparsemix.spaces.published import PUBLISHED, read_genotype
+from sparsemix.speed.published import PublishedDarts
 from sparsemix.supernet.mixed_op import Source
 
 SPACES = ["darts", "darts-none", "s1", "s2", "s3", "s4"]

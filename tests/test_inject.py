@@ -4,7 +4,6 @@ import json
 import pytest
 import timm
 import torch
-from mixed_models import MODELS
 from timm.layers import Conv2dSame, LayerNorm2d, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from timm.utils.model import reparameterize_model
 from torch import nn
@@ -16,6 +15,7 @@ from sparsemix.inject import FAMILIES, Family, Site, choices, choose_, mix_
 from sparsemix.measure import macs, measure_costs
 from sparsemix.methods import SearchStep
 from sparsemix.relaxations import Softmax
+from sparsemix.speed.models import MODELS
 
 X = torch.zeros(1, 3, 8, 8)
 

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from sparsemix.cli.darts import DartsConfig
-from sparsemix.cli.flags import preset_names, search_config, search_settings, training_config
+from sparsemix.cli.flags import search_config, training_config
 from sparsemix.cli.timm_model import TIMM, TimmConfig
 from sparsemix.methods.method import Method, Part
 from sparsemix.methods.registry import find_method
 from sparsemix.runs.config import SearchConfig, configured
+from sparsemix.runs.presets import preset_names, search_settings
 from sparsemix.runs.training_config import PRESETS as TRAININGS
 from sparsemix.runs.training_config import TrainingConfig
 from sparsemix.spaces.settings import DARTS, NB201, ROBUST

@@ -93,7 +93,7 @@ def test_a_run_that_has_not_finished(tmp_path):
         load_run(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"epochs": 25}))
     (tmp_path / "records.jsonl").write_text("{}\n{}\n")
-    with pytest.raises(FileNotFoundError, match=r"has not finished \(2 of 25 epochs\): continue it with --resume"):
+    with pytest.raises(FileNotFoundError, match=r"has not finished \(2 of 25 epochs\): continue it \(resume\)"):
         load_run(tmp_path)
 
 
@@ -137,7 +137,7 @@ def test_runs_with_other_settings_are_not_averaged(runs):
 
 def test_audits_as_a_table_and_a_figure(runs, tmp_path):
     assert audit_table(loaded(runs)) is None
-    with pytest.raises(ValueError, match="no run recorded an audit of a sparse batch: search with --audit-every N"):
+    with pytest.raises(ValueError, match="no run recorded an audit of a sparse batch: search with audit_every set"):
         draw_audits(loaded(runs), tmp_path / "figure.png")
     lines = (runs[0] / "records.jsonl").read_text().splitlines()
     audit = {"phi": True, "threshold": 1e-3, "output": 0.0, "update": 0.5, "executed": 0.4}

@@ -386,7 +386,7 @@ def test_a_tracker(tmp_path):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=r"file/run cannot be written \(.*Not a directory.*\); give another --output"):
+    with pytest.raises(OSError, match=r"file/run cannot be written \(.*Not a directory.*\); name another \(output\)"):
         search(tmp_path / "file" / "run")
 
 
@@ -435,7 +435,7 @@ def test_resuming_a_finished_run_changes_nothing(finished, capsys):
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(finished):
     output, *_ = finished
-    with pytest.raises(FileExistsError, match="holds a run already: continue it with --resume, or give another"):
+    with pytest.raises(FileExistsError, match=r"holds a run already: continue it \(resume\), or name another"):
         search(output)
 
 
@@ -562,7 +562,7 @@ def test_an_unknown_preset(capsys):
 def test_a_device_that_is_not_there():
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(ValueError, match="--device cuda is not available here; found cpu"):
+    with pytest.raises(ValueError, match="the device cuda is not available here; found cpu"):
         make_accelerator("cuda")
 
 

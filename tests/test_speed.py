@@ -2,13 +2,12 @@
 
 import json
 
-import speed
-
 from sparsemix.spaces.genotypes import NB201Genotype
+from sparsemix.speed.measurement import Options, measure_speed
 
 
 def test_every_comparison_is_measured(tmp_path, capsys):
-    options = speed.Options(
+    options = Options(
         cells=(1,),
         candidates=(2,),
         models=("mobilenetv3_small_100",),
@@ -21,7 +20,7 @@ def test_every_comparison_is_measured(tmp_path, capsys):
         schedule_images=64,
         json=tmp_path / "speed.json",
     )
-    rows = speed.main(options)
+    rows = measure_speed(options)
     assert json.loads((tmp_path / "speed.json").read_text()) == rows
     comparisons = {}
     for row in rows:

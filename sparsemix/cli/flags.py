@@ -13,39 +13,13 @@ import tyro
 from ..methods.method import Method
 from ..methods.registry import find_method
 from ..runs.config import SearchConfig, configured
+from ..runs.presets import preset_names, search_settings
 from ..runs.training_config import PRESETS, TrainingConfig
 from ..spaces.settings import SpaceSettings
 
-__all__ = ["peek_flags", "preset_names", "search_config", "search_settings", "training_config"]
+__all__ = ["peek_flags", "search_config", "training_config"]
 
 Config = TypeVar("Config", bound=SearchConfig)
-
-
-def preset_names(method: Method, space: SpaceSettings) -> list[str]:
-    """The presets of a method on a space, its default first."""
-    own = [*method.presets.get(space.name, {"default": {}})]
-    return [*own, *(scale for scale in space.scales if scale not in own)]
-
-
-def search_settings(
-    method: Method, space: SpaceSettings, preset: str, dataset: str, scale: str = "published"
-) -> dict[str, Any]:
-    """The settings of a search, name -> value: the space's, the method's on that space, and those of the scale.
-
-    Args:
-        method: of the search.
-        space: its settings.
-        preset: one of :func:`preset_names`; one that names a scale is of that scale.
-        dataset: the images.
-        scale: ``"published"``, or one of the space's.
-    """
-    presets = method.presets.get(space.name, {"default": {}})
-    chosen = presets.get(preset, next(iter(presets.values())))
-    scale = preset if preset in space.scales else scale
-    size = space.scales.get(scale, {})
-    layers = [space.recipe, chosen.get("*", {}), chosen.get(dataset, {}), size.get("*", {}), size.get(dataset, {})]
-    settings = {name: value for layer in layers for name, value in layer.items()}
-    return {**settings, "method": method.name, "preset": preset, "scale": scale, "dataset": dataset}
 
 
 def search_config(

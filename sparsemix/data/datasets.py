@@ -40,8 +40,8 @@ def _torchvision(name: str, root: Path, download: bool, **split: Any) -> Any:
         return getattr(torchvision.datasets, name)(root, download=download, **split)
     except RuntimeError as error:
         raise FileNotFoundError(
-            f"{name} is not in {root.resolve()}, or is damaged there: name the folder that holds it (on the command "
-            f"line: --data), or fetch it by download=True (--download)"
+            f"{name} is not in {root.resolve()}, or is damaged there: name the folder that holds it, or have it "
+            f"fetched (download)"
         ) from error
 
 

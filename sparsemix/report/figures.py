@@ -54,7 +54,7 @@ def draw_audits(runs: Sequence[FinishedRun], figure: str | Path) -> None:
         if audit["phi"]
     ]
     if not audits:
-        raise ValueError("no run recorded an audit of a sparse batch: search with --audit-every N")
+        raise ValueError("no run recorded an audit of a sparse batch: search with audit_every set")
     sheet, axes = _sheet()
     colours = {f"threshold {t:g}": f"C{i}" for i, t in enumerate(sorted({audit["threshold"] for audit in audits}))}
     for axis, (column, title) in zip(axes, _AUDIT.items(), strict=True):

@@ -59,7 +59,7 @@ def load_run(folder: str | Path) -> FinishedRun:
             raise FileNotFoundError(f"{folder} holds no run")
         epochs, file = json.loads((folder / "config.json").read_text()).get("epochs"), folder / "records.jsonl"
         done = len(file.read_text().splitlines()) if file.is_file() else 0
-        raise FileNotFoundError(f"{folder} has not finished ({done} of {epochs} epochs): continue it with --resume")
+        raise FileNotFoundError(f"{folder} has not finished ({done} of {epochs} epochs): continue it (resume)")
     summary = json.loads((folder / "summary.json").read_text())
     config = json.loads((folder / "config.json").read_text())
     records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]

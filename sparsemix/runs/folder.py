@@ -54,12 +54,12 @@ class RunFolder:
             self._check_same(config, movable)
             return
         if self._config.exists():
-            raise FileExistsError(f"{path} holds a run already: continue it with --resume, or give another --output")
+            raise FileExistsError(f"{path} holds a run already: continue it (resume), or name another folder (output)")
         try:
             path.mkdir(parents=True, exist_ok=True)
             self.write("config.json", config)
         except OSError as error:
-            raise OSError(f"the run folder {path} cannot be written ({error}); give another --output") from error
+            raise OSError(f"the run folder {path} cannot be written ({error}); name another (output)") from error
 
     def _check_same(self, config: Mapping[str, Any], movable: frozenset[str]) -> None:
         if not self._config.exists():

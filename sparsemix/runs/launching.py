@@ -55,7 +55,7 @@ def make_accelerator(device: str = "auto") -> Accelerator:
             f"search has two backward passes and two optimizers; launch it with --mixed_precision bf16"
         )
     if device not in ("auto", accelerator.device.type):
-        raise ValueError(f"--device {device} is not available here; found {accelerator.device.type}")
+        raise ValueError(f"the device {device} is not available here; found {accelerator.device.type}")
     return accelerator
 
 

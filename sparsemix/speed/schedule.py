@@ -1,9 +1,4 @@
-"""A short search to its end, by SP-DARTS here and by DARTS in the published formulation, step by step in turn.
-
-    python benchmarks/whole_schedule.py --epochs 8 --images 640
-
-benchmarks/speed.py ends with it. Let nothing else run beside it.
-"""
+"""A short search to its end, by SP-DARTS here and by DARTS in the published formulation, step by step in turn."""
 
 from __future__ import annotations
 
@@ -15,25 +10,28 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-import tyro
-from published import PublishedSupernet, published_step
-from speed_variants import Size, channels_last
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
-import sparsemix.models  # noqa: F401  (registers the supernet)
-from sparsemix import ArchParameterGroup, BatchMixedScheduler, SparseSmoothSoftmax
-from sparsemix.cli.flags import search_settings
-from sparsemix.data import Pairs, open_pairs
-from sparsemix.measure import accuracy
-from sparsemix.methods import SearchStep
-from sparsemix.methods.registry import find_method
-from sparsemix.runs.config import Optimization, SearchConfig, configured
-from sparsemix.spaces import nb201
-from sparsemix.spaces.genotypes import NB201Genotype
-from sparsemix.spaces.settings import NB201
+from .. import (
+    ArchParameterGroup,
+    BatchMixedScheduler,
+    SparseSmoothSoftmax,
+    models,  # noqa: F401  (registers the supernet)
+)
+from ..data import Pairs, open_pairs
+from ..measure import accuracy
+from ..methods import SearchStep
+from ..methods.registry import find_method
+from ..runs.config import Optimization, SearchConfig, configured
+from ..runs.presets import search_settings
+from ..spaces import nb201
+from ..spaces.genotypes import NB201Genotype
+from ..spaces.settings import NB201
+from .published import PublishedSupernet, published_step
+from .variants import Size, channels_last
 
 __all__ = ["ScheduleRow", "whole_schedule"]
 
@@ -173,7 +171,3 @@ def sp_darts(supernet: Any, epochs: int, steps_per_epoch: int, threshold: float)
         search_step(channels_last(train), channels_last(val))
 
     return Contender(phi.step, step, lambda: (nb201.genotype(arch), arch.discretize()))
-
-
-if __name__ == "__main__":
-    tyro.cli(whole_schedule)

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsemix.models import DartsNetwork, NB201Network
-from sparsemix.spaces.cells import DenseCell, TwoInputCell
-from sparsemix.spaces.genotypes import NB201Genotype
-from sparsemix.spaces.primitives import Zero
-from sparsemix.supernet.mixed_op import MixedOp
+from ..models import DartsNetwork, NB201Network
+from ..spaces.cells import DenseCell, TwoInputCell
+from ..spaces.genotypes import NB201Genotype
+from ..spaces.primitives import Zero
+from ..supernet.mixed_op import MixedOp
 
 __all__ = [
     "DiscreteDarts",

@@ -11,8 +11,20 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision.transforms as T
-from mixed_models import MODELS
-from published import (
+from torch import Tensor, nn
+
+from .. import ArchParameterGroup, MixedOp
+from .._utils.modes import restoring
+from ..data import Images, ResidentPairs
+from ..inject import FAMILIES, Family, mix_
+from ..methods import SearchStep
+from ..models import RESNET_LIKE
+from ..relaxations import Softmax
+from ..spaces import darts
+from ..spaces.genotypes import DartsGenotype, NB201Genotype
+from ..supernet.mixed_op import Execution
+from .models import MODELS
+from .published import (
     DiscreteDarts,
     DiscreteNetwork,
     PublishedChain,
@@ -21,18 +33,6 @@ from published import (
     published_step,
     published_weights_update,
 )
-from torch import Tensor, nn
-
-from sparsemix import ArchParameterGroup, MixedOp
-from sparsemix._utils.modes import restoring
-from sparsemix.data import Images, ResidentPairs
-from sparsemix.inject import FAMILIES, Family, mix_
-from sparsemix.methods import SearchStep
-from sparsemix.models import RESNET_LIKE
-from sparsemix.relaxations import Softmax
-from sparsemix.spaces import darts
-from sparsemix.spaces.genotypes import DartsGenotype, NB201Genotype
-from sparsemix.supernet.mixed_op import Execution
 
 SPARSE, SMOOTH, THRESHOLD = 1.1e-3, 1.1e-2, 1e-3
 CELLS = {

@@ -1,0 +1,21 @@
+"""``sparsemix speed``: how long a search step takes, as ratios within one run.
+
+sparsemix speed                            # the table, and a whole schedule at the end
+sparsemix speed --json speed.json          # and its rows
+sparsemix speed --only "N 1|one candidate" # some of the comparisons
+
+Let nothing else run beside it.
+"""
+
+from __future__ import annotations
+
+import tyro
+
+from ..speed.measurement import Options, measure_speed
+
+__all__ = ["main"]
+
+
+def main(args: list[str] | None = None) -> None:
+    """The command with these flags."""
+    measure_speed(tyro.cli(Options, prog="sparsemix speed", args=args))

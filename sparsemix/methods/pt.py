@@ -1,0 +1,154 @@
+"""DARTS+PT: operations are chosen by what the supernet loses without them, not by the size of their alphas.
+
+Source: Wang et al., "Rethinking Architecture Selection in Differentiable NAS", Algorithm 1. Presets are their published
+code, which differs in this: it measures in training mode, where batch norms take each batch's statistics (here they are
+renewed before each measurement), and on NAS-Bench-201 it decides the last edge an epoch earlier, at a constant rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..relaxations import NEVER, Moment, Relaxation
+from ..supernet.group import ArchParameterGroup
+from .darts import SETTINGS
+from .method import Method, Part, Phase, Plan
+
+__all__ = ["METHODS", "PT", "Without"]
+
+T = TypeVar("T")
+
+
+class Without(nn.Module):
+    """A relaxation with some weights set to 0; the others stay what they are and are not normalised again.
+
+    Args:
+        relaxation: of the rows.
+        row: which row, by its position.
+        candidate: which of its candidates; None: all of them.
+
+    Example:
+        >>> from sparsemix.relaxations import Softmax
+        >>> Without(Softmax(), row=0, candidate=1)(torch.zeros(2, 2))
+        tensor([[0.5000, 0.0000],
+                [0.5000, 0.5000]])
+    """
+
+    def __init__(self, relaxation: Relaxation, row: int, candidate: int | None = None) -> None:
+        super().__init__()
+        self.relaxation = relaxation
+        self.row = row
+        self.candidate = candidate
+
+    def forward(self, alpha: Tensor, moment: Moment = NEVER) -> Tensor:
+        mask = torch.ones_like(alpha)
+        mask[self.row, slice(None) if self.candidate is None else self.candidate] = 0
+        return self.relaxation(alpha, moment) * mask
+
+
+@dataclass(frozen=True)
+class PT(Part):
+    """After the search each edge keeps the operation without which the accuracy falls most; then each node its edges.
+
+    One edge of every kind of cell is decided at a time, in random order, and the supernet is tuned in between.
+    """
+
+    tuning_epochs: int = 5
+    """Epochs of tuning between two decisions."""
+    tuning_lr: float = 0.1
+    """First learning rate of the tuning, as a share of the search's."""
+    edges_per_node: int | None = None
+    """Edges that each node keeps; by default all."""
+    fixed_alphas: bool = False
+    """Never train the alphas: the supernet is an even mixture all along."""
+
+    def __post_init__(self) -> None:
+        if self.tuning_epochs < 1:
+            raise ValueError(f"PT: tuning_epochs must be at least 1, got {self.tuning_epochs}")
+        if not self.tuning_lr > 0:
+            raise ValueError(f"PT: tuning_lr must be positive, got {self.tuning_lr}")
+        if self.edges_per_node is not None and self.edges_per_node < 1:
+            raise ValueError(f"PT: edges_per_node must be at least 1, got {self.edges_per_node}")
+
+    def phases(self, arch: ArchParameterGroup, epochs: int) -> Sequence[Phase]:
+        edges = max(len(rows) for rows in _by_kind(row for row in arch.rows if len(arch.rows[row][0]) > 1).values())
+        nodes = max((len(nodes) for nodes in self._crowded_nodes(arch).values()), default=0)
+        return [Phase(epochs), Phase(self.tuning_epochs * (edges + nodes - 1) + 1, self.tuning_lr)]
+
+    def trains_alphas(self, epoch: int, epochs: int) -> bool:
+        return not self.fixed_alphas
+
+    def decide(self, arch: ArchParameterGroup, moment: Moment, epochs: int, accuracy: Callable[[], float]) -> Plan:
+        tuned = moment.epoch - epochs
+        if tuned < 0 or tuned % self.tuning_epochs:
+            return {}
+        undecided = _by_kind(row for row in arch.rows if len(arch.allowed(row)) > 1)
+        if undecided:
+            for kind, rows in undecided.items():
+                row = _drawn(rows, moment, f"edge {kind}")
+                arch.restrict(row, [self._needed(arch, row, accuracy)])
+        else:
+            for kind, nodes in self._crowded_nodes(arch).items():
+                self._thin_out(arch, nodes[_drawn([*nodes], moment, f"node {kind}")], accuracy)
+        return {"chosen": {row: [*names] for row, names in arch.choices().items()}}
+
+    def _needed(self, arch: ArchParameterGroup, row: str, accuracy: Callable[[], float]) -> str:
+        """The candidate without which the supernet is least accurate."""
+        position, names = [*arch.rows].index(row), arch.rows[row][0].names
+        without = {}
+        for name in arch.allowed(row):
+            with arch.using(Without(arch.relaxation, position, names.index(name))):
+                without[name] = accuracy()
+        return min(without, key=without.__getitem__)
+
+    def _thin_out(self, arch: ArchParameterGroup, rows: Sequence[str], accuracy: Callable[[], float]) -> None:
+        """Remove the edges of a node without which the supernet stays most accurate."""
+        without = {}
+        for row in rows:
+            with arch.using(Without(arch.relaxation, [*arch.rows].index(row))):
+                without[row] = accuracy()
+        for row in sorted(rows, key=without.__getitem__)[self.edges_per_node :]:
+            arch.restrict(row, ())
+
+    def _crowded_nodes(self, arch: ArchParameterGroup) -> dict[str, dict[str, list[str]]]:
+        """Kind of cell -> node -> the rows that lead to it, of nodes that have more of them than they may keep."""
+        leading: dict[str, list[str]] = {}
+        for row, ops in arch.rows.items():
+            if ops[0].node is not None and arch.allowed(row):
+                leading.setdefault(ops[0].node, []).append(row)
+        crowded = {n: rows for n, rows in leading.items() if len(rows) > (self.edges_per_node or len(rows))}
+        return {kind: {node: crowded[node] for node in nodes} for kind, nodes in _by_kind(crowded).items()}
+
+
+def _by_kind(labels: Iterable[str]) -> dict[str, list[str]]:
+    """Kind of cell -> labels: ``normal`` of ``normal 3<-1``. Where labels name no kind, all are of one."""
+    kinds: dict[str, list[str]] = {}
+    for label in labels:
+        kinds.setdefault(label.rpartition(" ")[0], []).append(label)
+    return kinds
+
+
+def _drawn(choices: Sequence[T], moment: Moment, name: str) -> T:
+    return choices[int(torch.randint(len(choices), (), generator=moment.generator(name)))]
+
+
+_DARTS: Mapping[str, Any] = {**SETTINGS, "weights_first": False, "sampling": "anew", "edges_per_node": 2}
+
+METHODS = (
+    Method(
+        "pt",
+        (PT(),),
+        "operations chosen after the search by the accuracy that is lost without them",
+        {
+            "nb201": {"original": {"*": {**SETTINGS, "epochs": 100, "weight_decay": 3e-4, "weights_first": False}}},
+            "darts": {"original": {"*": {**_DARTS, "space": "darts-none"}}, "proxy": {"*": _DARTS}},
+            "robust": {"original": {"*": _DARTS}},
+            "timm": {"default": {"*": SETTINGS}},
+        },
+    ),
+)

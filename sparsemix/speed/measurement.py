@@ -1,0 +1,198 @@
+"""Measuring a comparison: all its variants in turn, their times as ratios within a round, and their peak memory.
+
+Every ratio is to the first variant of its comparison: the median of the ratios of all rounds, so that a machine that is
+slow for a while is slow for both. That of a search step (both updates) is the dense formulation of the published codes,
+in their memory format; a search step with one operation an edge is compared with two training steps of the network of
+those operations.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tqdm.auto import tqdm
+
+from . import variants
+from .schedule import whole_schedule
+from .variants import Size, Variants
+
+__all__ = ["Comparison", "Options", "Row", "comparisons", "measure", "measure_speed"]
+
+
+@dataclass(frozen=True)
+class Options(Size):
+    """What is measured."""
+
+    only: str = ""
+    """Only the comparisons in whose name this regular expression is found; another one lists the names."""
+    cells: tuple[int, ...] = (1, 5)
+    """N, cells a stage, of the NAS-Bench-201 supernets; that of the DARTS space has 8 cells, at half the batch size."""
+    models: tuple[str, ...] = ("resnet18", "mobilenetv3_small_100")
+    """Models of timm's, rows of sparsemix.speed.models whose kernels are mixed, at twice the image size."""
+    candidates: tuple[int, ...] = (2, 4, 8, 16, 32)
+    """Candidates an edge of the chains of mixed convolutions."""
+    rounds: int = 9
+    """How often each variant is timed, one after the other, after one round that is not counted; ten times as often
+    where a run takes milliseconds."""
+    schedule_cells: int = 5
+    """Cells a stage N of the supernet that is searched from beginning to end."""
+    schedule_epochs: int = 10
+    """Epochs of the search from beginning to end."""
+    schedule_images: int = 768
+    """Embedded digits in the search from beginning to end, half for the weights and half for the alphas."""
+    threads: int | None = None
+    """CPU threads; by default all cores."""
+    json: Path | None = None
+    """Write the rows to this file."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant of a comparison."""
+
+    comparison: str
+    variant: str
+    operations: str
+    """Run in full, and scored, in a forward: of the weights update, and of the alpha update."""
+    milliseconds: float
+    ratio: float
+    """To the first variant of the comparison, the median over rounds."""
+    peak_memory: float
+    """Most bytes allocated at once, above those before, in MiB."""
+    memory_ratio: float
+
+
+def measure_speed(options: Options) -> list[dict[str, Any]]:
+    """Measure and print the comparisons that are asked for.
+
+    Returns:
+        The rows, ready for JSON.
+
+    Raises:
+        ValueError: none is asked for.
+    """
+    chosen = [c for c in comparisons(options) if re.search(options.only, c.name)]
+    if options.schedule_epochs < 1:
+        raise ValueError(f"schedule_epochs must be at least 1, got {options.schedule_epochs}; only= leaves it out")
+    schedule = f"N {options.schedule_cells}: whole schedule"
+    if not chosen and not re.search(options.only, schedule):
+        names = ", ".join(repr(name) for name in (*(c.name for c in comparisons(options)), schedule))
+        raise ValueError(f"{options.only!r} is found in none of {names}")
+    torch.set_num_threads(options.threads or torch.get_num_threads())
+    print(f"{torch.get_num_threads()} threads, {options.device}, torch {torch.__version__}")
+    if chosen:
+        print("| comparison | variant | operations | ms | ratio | MiB | ratio |\n|---|---|---|---|---|---|---|")
+    rows: list[Any] = []
+    for comparison in chosen:
+        rows += measure(comparison, options)
+    if re.search(options.only, schedule):
+        rows += whole_schedule(options, options.schedule_cells, options.schedule_epochs, options.schedule_images)
+    found = [asdict(row) for row in rows]
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    return found
+
+
+class Comparison(NamedTuple):
+    """Variants that are measured in turn."""
+
+    name: str
+    build: Callable[[], Variants]
+    often: int = 1
+    """Rounds for one of the options': many where a run takes milliseconds."""
+
+
+def comparisons(options: Options) -> list[Comparison]:
+    """All of them."""
+    found = []
+    for n in options.cells:
+        found += [
+            Comparison(f"NAS-Bench-201, N {n}: step", partial(variants.nb201_steps, options, n)),
+            Comparison(f"N {n}: weights update", partial(variants.nb201_weights_updates, options, n)),
+            Comparison(f"N {n}: one operation", partial(variants.nb201_single_operations, options, n)),
+        ]
+    found += [
+        Comparison("DARTS space: step", partial(variants.darts_steps, options)),
+        Comparison("DARTS space: weights update", partial(variants.darts_weights_updates, options)),
+        Comparison("DARTS space: one operation", partial(variants.darts_discrete, options)),
+        Comparison("plain modules: step", partial(variants.user_steps, options)),
+        Comparison("dense weights update", partial(variants.dense_growth, options, options.candidates)),
+        Comparison("sparse weights update", partial(variants.sparse_growth, options, options.candidates), often=10),
+    ]
+    for model in options.models:
+        found.append(Comparison(f"{model}: training step", partial(variants.timm_training_steps, options, model)))
+    found += [
+        Comparison("one candidate", partial(variants.one_candidate, options), often=10),
+        Comparison("loader", partial(variants.loaders, options)),
+    ]
+    return found
+
+
+def measure(comparison: Comparison, options: Options) -> list[Row]:
+    """Measure one, and print its rows."""
+    torch.manual_seed(0)
+    compared = comparison.build()
+    times: dict[str, list[float]] = {name: [] for name in compared}
+    for _ in tqdm(range(comparison.often * options.rounds + 1), comparison.name, leave=False, disable=None):
+        for name, variant in compared.items():
+            times[name].append(timed(variant.run, options.device))
+    memory = {name: peak_memory(variant.run, options.device) for name, variant in compared.items()}
+    first = next(iter(compared))
+    rows = [
+        Row(
+            comparison.name,
+            name,
+            variant.operations,
+            milliseconds=1e3 * statistics.median(times[name][1:]),
+            ratio=statistics.median(a / b for a, b in zip(times[name][1:], times[first][1:], strict=True)),
+            peak_memory=memory[name] / 2**20,
+            memory_ratio=memory[name] / memory[first] if memory[first] else float("nan"),
+        )
+        for name, variant in compared.items()
+    ]
+    for r in rows:
+        print(
+            f"| {r.comparison} | {r.variant} | {r.operations} | {r.milliseconds:.1f} | {r.ratio:.3f} "
+            f"| {r.peak_memory:.0f} | {r.memory_ratio:.2f} |"
+        )
+    return rows
+
+
+def timed(run: Callable[[], Any], device: str) -> float:
+    synchronize(device)
+    started = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - started
+
+
+def synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def peak_memory(run: Callable[[], Any], device: str) -> float:
+    """On CUDA the allocator's own figure; on a CPU the running sum of the allocations that the profiler saw."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    results = profile.profiler.kineto_results
+    allocations = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")
+    live = peak = 0
+    for _, size in allocations:
+        live += size
+        peak = max(peak, live)
+    return peak
