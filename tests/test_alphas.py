@@ -7,9 +7,9 @@ from torch import nn
 
 from sparsemix import ArchParameterGroup, BatchMixedScheduler, MixedOp, SparseSmoothSoftmax
 from sparsemix.relaxations import Softmax
-from sparsemix.supernet.alphas import AlphaTables
 from sparsemix.supernet.gradients import unrolled_alpha_gradient
 from sparsemix.supernet.mixed_op import Execution
+from sparsemix.supernet.tables import AlphaTables
 
 
 def tables(**shapes):
@@ -20,8 +20,9 @@ def tables(**shapes):
 def test_weights_are_those_of_the_softmax_that_they_replace():
     given = tables(normal=(14, 8), reduce=(14, 8), single=(5,))
     arch = ArchParameterGroup.from_parameters(given, Softmax())
-    for name, weights in arch.weights().items():
+    for name, weights in arch.table_weights().items():
         assert torch.equal(weights, F.softmax(given[name], dim=-1))
+    assert torch.equal(arch.weights()["reduce 13"], F.softmax(given["reduce"][13], dim=-1))
     assert arch.parameters() == [*given.values()]
 
 
@@ -34,7 +35,7 @@ def test_the_scheduler_and_both_temperatures_work_on_them_alone():
         phi.step_update(step)
         seen.add(arch.phi)
         temperature = 1e-3 if arch.phi else 1e-2
-        torch.testing.assert_close(arch.weights()["normal"], F.softmax(given["normal"] / temperature, -1))
+        torch.testing.assert_close(arch.table_weights()["normal"], F.softmax(given["normal"] / temperature, -1))
     assert seen == {False, True}
 
 
@@ -46,20 +47,20 @@ def test_rows_with_decided_execution_give_what_plain_rows_give():
     x = torch.randn(1, 2, 4, 4)
     arch = ArchParameterGroup.from_parameters(given, threshold=1e-3)
     arch.phi = True
-    decided, plain = arch.operation_weights()["normal"], arch.weights()["normal"]
+    decided, plain = arch.operation_weights()["normal"], arch.table_weights()["normal"]
     assert op.executions(decided[0]) == [Execution.FULL, Execution.SKIPPED]  # an exact zero
     assert op.executions(decided[1]) == [Execution.FULL, Execution.FULL]
     for row, weights in zip(decided, plain, strict=True):
         torch.testing.assert_close(op(x, row), op(x, weights))
 
 
-def test_entropy_and_genotype():
+def test_entropy_and_indices():
     given = tables(normal=(2, 3), reduce=(3,))
     with torch.no_grad():
         given["normal"].copy_(torch.tensor([[0.0, 1.0, 1.0], [2.0, 0.0, 1.0]]))
         given["reduce"].zero_()
     arch = ArchParameterGroup.from_parameters(given)
-    assert arch.genotype() == {"normal": [1, 0], "reduce": [0]}
+    assert arch.indices() == {"normal": [1, 0], "reduce": [0]}
     row = torch.softmax(given["normal"].detach() / 0.5, -1)
     by_hand = -(row * row.log()).sum() + torch.tensor(3.0).log()
     assert arch.entropy(0.5) == pytest.approx(float(by_hand))
@@ -71,8 +72,8 @@ def test_fixed_alphas_and_a_model():
     arch = ArchParameterGroup.from_parameters({"normal": model.alphas}, model=model)
     assert {*arch.weight_parameters()} == {*model[0].candidates.parameters(), *model[1].parameters()}
     with arch.fixed_alphas():
-        assert not arch.weights()["normal"].requires_grad
-    assert arch.weights()["normal"].requires_grad
+        assert not arch.table_weights()["normal"].requires_grad
+    assert arch.table_weights()["normal"].requires_grad
 
 
 def test_bad_input():
@@ -113,7 +114,7 @@ def test_a_table_that_the_model_replaces_is_followed():
     model = Owner()
     model.alphas = nn.Parameter(torch.tensor([[0.5, 0.1]]))
     model.plain = torch.tensor([[0.1, 0.5]], requires_grad=True)
-    assert model.arch.genotype() == {"own": [0], "plain": [1]}
+    assert model.arch.indices() == {"own": [0], "plain": [1]}
     assert model.arch.parameters()[0] is model.alphas
     gradients = torch.autograd.grad(model(torch.randn(1, 2, 4, 4)).square().sum(), [model.alphas, model.plain])
     assert all(gradient.any() for gradient in gradients)

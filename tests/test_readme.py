@@ -12,7 +12,7 @@ import torch
 from sparsemix import ArchParameterGroup
 from sparsemix.measure import accuracy
 from sparsemix.methods import SearchStep
-from sparsemix.supernet.alphas import AlphaTables
+from sparsemix.supernet.tables import AlphaTables
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

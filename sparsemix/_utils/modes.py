@@ -1,9 +1,10 @@
-"""A model for a while in another mode, and as it was before."""
+"""Something for a while in another state, and then as it was before: a model's mode, its tensors, attributes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,20 @@ from torch.nn.parameter import is_lazy
 
 from .torch_private import buffers_of
 
-__all__ = ["evaluating", "restoring"]
+__all__ = ["evaluating", "having", "restoring"]
+
+
+@contextmanager
+def having(owner: Any, **values: Any) -> Iterator[None]:
+    """Within the context these attributes have other values."""
+    previous = {name: getattr(owner, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in previous.items():
+            setattr(owner, name, value)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any, Generic, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ..supernet.alphas import Alphas
+from ..supernet.architecture import check_architecture
 from ..supernet.gradients import (
     Arch,
     Gradients,
@@ -175,8 +175,7 @@ class SearchStep(Generic[Arch]):
         around_weights: AroundWeights = nullcontext,
         backward: Callable[[Tensor], None] = torch.Tensor.backward,
     ) -> None:
-        if not isinstance(arch, Alphas):
-            raise TypeError(f"SearchStep: needs the model's ArchParameterGroup first, got a {type(arch).__name__}")
+        check_architecture(arch, "SearchStep")
         if order not in get_args(Order):
             raise ValueError(f"SearchStep: order must be one of {', '.join(get_args(Order))}, got {order!r}")
         if max_norm is not None and not max_norm > 0:

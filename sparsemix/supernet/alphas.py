@@ -1,26 +1,34 @@
-"""What every set of architecture parameters can do, whoever owns them; and tables of alphas that other code owns."""
+"""What every set of architecture parameters can do, whoever owns them."""
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .._utils.modes import evaluating, having, restoring
 from ..relaxations import NEVER, Argmax, Moment, Relaxation, Softmax, SparseSmoothSoftmax, entropy
-from .mixed_op import Execution, MixedOp, Weights
+from .architecture import Genotype
+from .chosen import Chosen
+from .execution import Execution, Weights, check_same_shape
+from .mixed_op import MixedOp, call_arguments
 
-__all__ = ["AlphaTables", "Alphas", "decided"]
+__all__ = ["Alphas", "decided"]
 
 
-class Alphas:
-    """Architecture parameters with their relaxation, phi, and the decision which operations run.
+class Alphas(ABC):
+    """Architecture parameters with their relaxation, phi, the decision which operations run, and the read-out.
 
-    Subclasses say where the alphas are (:meth:`named_parameters`).
+    Subclasses say where the alphas are, and what mixed operations run under them. What others ask of them is
+    :class:`~sparsemix.supernet.architecture.Architecture`.
 
     Attributes:
         moment: of the coming batch; :class:`~sparsemix.BatchMixedScheduler` sets it.
@@ -32,7 +40,7 @@ class Alphas:
     def __init__(self, relaxation: Relaxation | None, threshold: float) -> None:
         if not 0 <= threshold < 1:
             raise ValueError(f"{type(self).__name__}: the threshold must be in [0, 1), got {threshold}")
-        self.threshold = threshold
+        self.threshold: float = threshold
         self.relaxation: Relaxation = SparseSmoothSoftmax() if relaxation is None else relaxation
         self._moment, self._is_spent, self._was_warned = NEVER, False, False
         self._alphas_fixed = False
@@ -67,28 +75,58 @@ class Alphas:
 
     def _depends_on_phi(self) -> bool:
         with torch.no_grad():
-            for alpha in self.parameters():
-                smooth, sparse = (self.relaxation(alpha, replace(self._moment, phi=phi)) for phi in (False, True))
-                if not torch.equal(smooth, sparse):
-                    return True
-        return False
+            smooth, sparse = (self._weights_at(replace(self._moment, phi=phi)) for phi in (False, True))
+        return not all(map(torch.equal, smooth.values(), sparse.values()))
 
+    # The parameters
+
+    @abstractmethod
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """The alphas with their names, in order."""
-        raise NotImplementedError
+
+    def named_betas(self) -> list[tuple[str, nn.Parameter]]:
+        """The logits of weighed edges with their rows' labels, in order."""
+        return []
 
     def parameters(self) -> list[nn.Parameter]:
-        """The alphas, for their own optimizer."""
-        return [alpha for _, alpha in self.named_parameters()]
+        """The alphas and then the betas, for their own optimizer."""
+        return [parameter for _, parameter in (*self.named_parameters(), *self.named_betas())]
 
-    @contextmanager
-    def using(self, relaxation: Relaxation) -> Iterator[None]:
+    # The model
+
+    @property
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """The supernet."""
+
+    @property
+    @abstractmethod
+    def rows(self) -> Mapping[str, Sequence[MixedOp]]:
+        """Label -> the mixed operations that share that row of alphas."""
+
+    @property
+    def operations(self) -> list[MixedOp]:
+        """The mixed operations, row by row."""
+        return [op for ops in self.rows.values() for op in ops]
+
+    # The relaxed weights
+
+    @abstractmethod
+    def _relaxed(self, relaxation: Relaxation, moment: Moment) -> Tensor:
+        """All rows of alphas, relaxed together as one table ``(rows, widest row)``."""
+
+    @abstractmethod
+    def _weights_at(self, moment: Moment) -> dict[str, Tensor]:
+        """The operation weights of a moment, label -> ``(M,)``."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """The operation weights of every row under the present relaxation and moment: label -> tensor ``(M,)``."""
+        with self._gradients_wanted():
+            return self._weights_at(self.moment)
+
+    def using(self, relaxation: Relaxation) -> AbstractContextManager[None]:
         """Within the context, the model runs under another relaxation (for evaluation at another temperature, say)."""
-        previous, self.relaxation = self.relaxation, relaxation
-        try:
-            yield
-        finally:
-            self.relaxation = previous
+        return having(self, relaxation=relaxation)
 
     def discretized(self) -> AbstractContextManager[None]:
         """Within the context, the model runs with only the strongest operation of each row (Fig. 3b).
@@ -97,44 +135,146 @@ class Alphas:
         """
         return self.using(Argmax())
 
-    @contextmanager
-    def fixed_alphas(self) -> Iterator[None]:
+    def fixed_alphas(self) -> AbstractContextManager[None]:
         """Within the context, relaxed weights are constants: a weights update then computes no alpha gradient."""
-        previous, self._alphas_fixed = self._alphas_fixed, True
-        try:
-            yield
-        finally:
-            self._alphas_fixed = previous
+        return having(self, _alphas_fixed=True)
 
     @property
     def has_model(self) -> bool:
-        """Whether the model is known, and with it its weights."""
+        """Whether the model is known, and with it its weights and its mixed operations."""
         return True
 
-    def check_bound(self) -> None:
+    def check_bound(self) -> None:  # noqa: B027
         """Insist that the model still runs under these alphas; a group can be released, see its own method."""
 
     def check_finite(self) -> None:
-        """Stop at an alpha that is NaN or infinite.
+        """Stop at an alpha, or a beta, that is NaN or infinite.
 
         Raises:
             FloatingPointError: names the first such row and shows its values.
         """
-        alphas = self.parameters()
-        if bool(torch.cat([alpha.detach().flatten() for alpha in alphas]).isfinite().all()):  # one transfer
+        parameters = self.parameters()
+        if bool(torch.cat([parameter.detach().flatten() for parameter in parameters]).isfinite().all()):  # one transfer
             return
-        for label, alpha in self.named_parameters():
-            if not bool(alpha.isfinite().all()):
-                raise FloatingPointError(
-                    f"alpha of {label!r} is not finite: {alpha.tolist()}; lower the learning rates, or resume from "
-                    f"the last checkpoint"
-                )
+        for kind, named in (("alpha", self.named_parameters()), ("beta", self.named_betas())):
+            for label, parameter in named:
+                if not bool(parameter.isfinite().all()):
+                    raise FloatingPointError(
+                        f"{kind} of {label!r} is not finite: {parameter.tolist()}; lower the learning rates, or resume "
+                        f"from the last checkpoint"
+                    )
+
+    def dry_run(self, x: Tensor) -> None:
+        """Run the model once on ``x`` without gradients and without touching any state, to meet errors before training.
+
+        Raises:
+            ValueError: candidates of some mixed operation disagree in shape; both are named.
+        """
+
+        def check(op: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+            x, _, keywords = call_arguments(*args, **given)
+            shapes = [c(x, **keywords).shape for c in op.candidates.values()]  # of those that add nothing, too
+            for name, shape in zip(op.names, shapes, strict=True):
+                check_same_shape(op.names[0], shapes[0], name, shape, x.shape)
+
+        operations = [module for module in self.model.modules() if isinstance(module, MixedOp)]
+        hooks = [op.register_forward_pre_hook(check, with_kwargs=True) for op in operations]
+        try:
+            with restoring(self.model), evaluating(self.model), torch.no_grad(), self.using(Softmax()):
+                self.model(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    # The read-out
+
+    def entropy(self, temperature: float | None = None) -> float:
+        """Information entropy summation over the rows, in nats (Eq. 21).
+
+        Args:
+            temperature: of a softmax of the alphas; 1 as the paper prints Eq. 21. None: of the weights that the
+                relaxation gives in a sparse batch, at the temperature that the method itself trains at (t_sp for
+                SP-DARTS, as its code logs it; 1 for DARTS). Methods are compared by the latter.
+        """
+        relaxation: Relaxation = self.relaxation if temperature is None else Softmax(temperature)
+        with torch.no_grad():
+            return float(entropy(self._relaxed(relaxation, replace(self.moment, phi=True))))
+
+    @abstractmethod
+    def choices(self) -> dict[str, tuple[str, ...]]:
+        """What is chosen in every row: label -> the name of the strongest candidate, ``()`` where a row was removed."""
+
+    def genotype(self) -> dict[str, str]:
+        """The strongest candidate of every row: label -> name (Eq. 4); an exact tie goes to the earlier candidate.
+
+        Rows that were removed have none and are left out; :meth:`choices` says so of them.
+        """
+        return {label: name for label, names in self.choices().items() for name in names}
+
+    def discretize(self, genotype: Genotype | None = None) -> nn.Module:
+        """A copy of the model in which each mixed operation is replaced by what is chosen of it.
+
+        An ordinary module without alphas, hooks or discarded candidates; the model itself stays as it is. With a
+        genotype that was saved, a freshly built supernet gives the network that was found, which then loads its
+        weights.
+
+        Args:
+            genotype: label -> name, as :meth:`genotype` returns it, or label -> names, as :meth:`choices` does: several
+                are summed, each as it is, and ``()`` is zeros (:class:`~sparsemix.supernet.chosen.Chosen`). By default
+                the strongest candidates.
+
+        Raises:
+            ValueError: the genotype is of other rows, or names a candidate that a row does not have.
+
+        Example:
+            >>> from sparsemix import ArchParameterGroup
+            >>> build = lambda: nn.Sequential(MixedOp({"skip": nn.Identity(), "linear": nn.Linear(4, 4)}))
+            >>> arch = ArchParameterGroup(build())
+            >>> found, genotype = arch.discretize(), arch.genotype()
+            >>> again = ArchParameterGroup(build()).discretize(genotype)
+            >>> again.load_state_dict(found.state_dict())
+            <All keys matched successfully>
+            >>> type(arch.discretize({"0": ("skip", "linear")})[0]).__name__
+            'Chosen'
+        """
+        return self._copied({}, self.choices() if genotype is None else self._checked(genotype))
+
+    def _copied(self, memo: dict[int, Any], chosen: Mapping[str, tuple[str, ...]]) -> nn.Module:
+        """A deep copy of the model that, where it meets a mixed operation, takes what is chosen instead."""
+        labels = {op: label for label, ops in self.rows.items() for op in ops}
+        operations = [module for module in self.model.modules() if isinstance(module, MixedOp)]
+        # modules() lists outer ones first, so that in reverse the inner ones are chosen before they are copied.
+        for op in reversed([op for op in operations if op in labels]):
+            memo[id(op)] = self._plain(op, chosen[labels[op]], memo)
+        return copy.deepcopy(self.model, memo)
+
+    def _plain(self, op: MixedOp, names: tuple[str, ...], memo: dict[int, Any]) -> nn.Module:
+        """A copy of what is chosen of a mixed operation, to take its place."""
+        return Chosen({name: copy.deepcopy(op.candidates[name], memo) for name in names or op.names}, names)
+
+    def _checked(self, genotype: Genotype) -> dict[str, tuple[str, ...]]:
+        """Insist that a genotype is of these rows; the names in each."""
+        if missing := [label for label in self.rows if label not in genotype]:
+            raise ValueError(
+                f"the genotype lacks {', '.join(missing)}; it has {', '.join(genotype) or 'nothing'} (a row of which "
+                f"nothing is chosen has ())"
+            )
+        if others := [label for label in genotype if label not in self.rows]:
+            raise ValueError(f"the genotype names rows that the model lacks: {', '.join(others)}")
+        chosen = {label: (names,) if isinstance(names, str) else tuple(names) for label, names in genotype.items()}
+        for label, names in chosen.items():
+            known = self.rows[label][0].names
+            for name in names:
+                if name not in known:
+                    raise ValueError(f"row {label!r} has no candidate {name!r}; it has {', '.join(known)}")
+        return chosen
 
     def _gradients_wanted(self) -> AbstractContextManager[None]:
         return torch.no_grad() if self._alphas_fixed else nullcontext()
 
-    def _decide(self, rows: Mapping[str, Tensor]) -> dict[str, Weights]:
-        """These relaxed weights with what decides which operations run, by one transfer to the host."""
+    def _decide(self) -> dict[str, Weights]:
+        """The weights of every row with what decides which operations run, by one transfer to the host."""
+        rows = self.weights()
         weak = Execution.SKIPPED if self._alphas_fixed else Execution.SCORED
         try:
             return dict(zip(rows, _on_host([*rows.values()], self.threshold, weak), strict=True))
@@ -169,122 +309,3 @@ def _on_host(rows: list[Tensor], threshold: float, weak: Execution) -> list[Weig
     values = iter(flat)
     threshold = threshold if torch.is_grad_enabled() else 0.0
     return [Weights(row.unbind(), [next(values) for _ in range(len(row))], threshold, weak) for row in rows]
-
-
-class AlphaTables(Alphas):
-    """Alphas that other code owns, as tables of one row an edge; made by ``ArchParameterGroup.from_parameters``.
-
-    The other code goes on owning them and asks here for the operation weights, wherever it called ``softmax``.
-
-    Args:
-        tables: name -> parameter ``(edges, M)``, or ``(M,)``.
-        relaxation, threshold: as for :class:`~sparsemix.ArchParameterGroup`.
-        model: the module whose weights are searched with them, for :meth:`weight_parameters`. A table that is an
-            attribute of it, or of a part of it, is followed: where other code replaces the attribute, the new parameter
-            is the table. Without a model a replaced parameter goes unnoticed.
-
-    Raises:
-        ValueError: no tables, or one that is no leaf with gradients, of one or two dimensions; at a use, a table that
-            was replaced by one of another shape.
-
-    Example:
-        >>> normal = (1e-3 * torch.randn(14, 8)).requires_grad_()
-        >>> arch = AlphaTables({"normal": normal})
-        >>> arch.weights()["normal"].shape
-        torch.Size([14, 8])
-    """
-
-    def __init__(
-        self,
-        tables: Mapping[str, Tensor],
-        relaxation: Relaxation | None = None,
-        *,
-        threshold: float = 0.0,
-        model: nn.Module | None = None,
-    ) -> None:
-        super().__init__(relaxation, threshold)
-        if not tables:
-            raise ValueError("AlphaTables: no tables; give a mapping such as {'normal': alphas_normal}")
-        for name, table in tables.items():
-            if not table.is_leaf or not table.requires_grad or table.ndim not in (1, 2):
-                raise ValueError(
-                    f"AlphaTables: {name!r} must be a leaf tensor (edges, M) or (M,) that requires gradients; got "
-                    f"shape {tuple(table.shape)}, is_leaf={table.is_leaf}, requires_grad={table.requires_grad}"
-                )
-        self._tables = dict(tables)
-        self._model = model
-        self._places = {} if model is None else _places(model, self._tables)
-
-    @property
-    def tables(self) -> dict[str, Tensor]:
-        """Name -> parameter, as the model has it now."""
-        for name, (owner, attribute) in self._places.items():
-            table = getattr(owner, attribute)
-            if table.shape != self._tables[name].shape:
-                raise ValueError(
-                    f"AlphaTables: {name!r} had the shape {tuple(self._tables[name].shape)} and was replaced by "
-                    f"{tuple(table.shape)} ({type(owner).__name__}.{attribute}); make new AlphaTables"
-                )
-            self._tables[name] = table
-        return self._tables
-
-    @property
-    def has_model(self) -> bool:
-        return self._model is not None
-
-    @property
-    def model(self) -> nn.Module:
-        if self._model is None:
-            raise ValueError("AlphaTables: this needs the model; give model= to from_parameters")
-        return self._model
-
-    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """The tables with their names, as they were given."""
-        return [*self.tables.items()]  # type: ignore[list-item]  # leaves, if not always of that class
-
-    def weight_parameters(self) -> list[nn.Parameter]:
-        """Every parameter of the model that is no table, nor the own alpha of a mixed operation."""
-        alphas = {
-            *self.parameters(),
-            *(op.alpha for op in self.model.modules() if isinstance(op, MixedOp) and op.has_alpha),
-        }
-        return [parameter for parameter in self.model.parameters() if parameter not in alphas]
-
-    def weights(self) -> dict[str, Tensor]:
-        """The operation weights under the present relaxation and moment: name -> tensor of the table's shape."""
-        with self._gradients_wanted():
-            return {name: self.relaxation(table, self.moment) for name, table in self.tables.items()}
-
-    def operation_weights(self) -> dict[str, list[Weights]]:
-        """The same as rows for ``MixedOp(...)(x, row)``, with what runs decided: name -> one entry an edge.
-
-        Ask once a forward: all tables are decided by one transfer to the host.
-        """
-        weights = {name: table.reshape(-1, table.shape[-1]) for name, table in self.weights().items()}
-        rows = {f"{name} {edge}": row for name, table in weights.items() for edge, row in enumerate(table)}
-        decided = self._decide(rows)
-        return {name: [decided[f"{name} {edge}"] for edge in range(len(table))] for name, table in weights.items()}
-
-    def entropy(self, temperature: float | None = None) -> float:
-        """Information entropy summation over all rows, in nats; see :meth:`ArchParameterGroup.entropy`."""
-        relaxation: Relaxation = self.relaxation if temperature is None else Softmax(temperature)
-        sparse = replace(self.moment, phi=True)
-        with torch.no_grad():
-            return sum(float(entropy(relaxation(table, sparse))) for table in self.tables.values())
-
-    def genotype(self) -> dict[str, list[int]]:
-        """The strongest candidate of every row: name -> one index an edge; an exact tie goes to the lower one."""
-        return {
-            name: table.detach().reshape(-1, table.shape[-1]).argmax(-1).tolist() for name, table in self.tables.items()
-        }
-
-
-def _places(model: nn.Module, tables: Mapping[str, Tensor]) -> dict[str, tuple[nn.Module, str]]:
-    """The modules and attributes that hold the tables, as far as there are any."""
-    return {
-        name: (module, attribute)
-        for name, table in tables.items()
-        for module in model.modules()
-        for attribute, value in {**vars(module), **dict(module.named_parameters(recurse=False))}.items()
-        if value is table
-    }

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from .._utils.modes import restoring
 from .._utils.torch_private import add_, norms
-from .alphas import AlphaTables
-from .group import ArchParameterGroup
+from .architecture import Architecture
 
 __all__ = [
     "Arch",
@@ -33,7 +32,7 @@ Loss = Callable[[Any], Tensor]
 Gradients = Sequence[Tensor]
 Reduce = Callable[[Gradients], None]
 Split = Callable[[Any], Iterable[Any]]
-Arch = TypeVar("Arch", bound=ArchParameterGroup | AlphaTables)
+Arch = TypeVar("Arch", bound=Architecture)
 
 
 def checked(loss: Any) -> Tensor:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.hooks import RemovableHandle
 
-from .._utils.modes import evaluating, restoring
+from .._utils.modes import having
 from .._utils.torch_private import in_backward_pass
-from ..relaxations import Relaxation, Softmax, entropy
-from .alphas import Alphas, AlphaTables
-from .mixed_op import MixedOp, Weights, call_arguments, check_same_shape
+from ..relaxations import Argmax, Moment, Relaxation, Softmax
+from .alphas import Alphas
+from .execution import Weights
+from .mixed_op import MixedOp
+from .rows import padded, relaxed
+from .tables import AlphaTables
 
 __all__ = ["ArchParameterGroup", "labelled_rows", "tie_alphas_"]
 
@@ -28,7 +29,8 @@ def labelled_rows(model: nn.Module) -> dict[str, list[MixedOp]]:
     Those without an alpha (``has_alpha=False``) belong to the code that hands them their weights.
 
     Raises:
-        ValueError: two operations share a label but not their candidates, or a label is another operation's path.
+        ValueError: two operations share a label but not their candidates or their node, or a label is another
+            operation's path.
     """
     rows: dict[str, list[MixedOp]] = {}
     for path, module in model.named_modules():
@@ -45,11 +47,16 @@ def labelled_rows(model: nn.Module) -> dict[str, list[MixedOp]]:
                     f"mixed operations labelled {module.label!r} must name the same candidates: "
                     f"{', '.join(row[0].names)} at first, {', '.join(module.names)} at {path!r}"
                 )
+            if module.node != row[0].node:
+                raise ValueError(
+                    f"mixed operations labelled {module.label!r} must lead to the same node: {row[0].node!r} at first, "
+                    f"{module.node!r} at {path!r}"
+                )
     return rows
 
 
 def tie_alphas_(model: nn.Module) -> dict[str, list[MixedOp]]:
-    """Let mixed operations with one label share one ``alpha`` parameter, the first one's, in place.
+    """Let mixed operations with one label share what the first one has, in place: alpha, beta and what is allowed.
 
     Tied as weights usually are in PyTorch: ``model.parameters()`` lists the row once, ``model.state_dict()`` under each
     operation's name. A group does this by itself; a supernet that is to share its rows without one calls it.
@@ -60,7 +67,9 @@ def tie_alphas_(model: nn.Module) -> dict[str, list[MixedOp]]:
     rows = labelled_rows(model)
     for first, *others in rows.values():
         for op in others:
-            op.alpha = first.alpha
+            op.alpha, op.beta = first.alpha, first.beta
+            if op.is_restricted or first.is_restricted:
+                op.restrict_(first.allowed_names)
     return rows
 
 
@@ -94,6 +103,7 @@ class ArchParameterGroup(Alphas):
         moment: of the coming batch, see :class:`~sparsemix.relaxations.Moment`;
             :class:`~sparsemix.BatchMixedScheduler` sets it.
         phi: whether the coming batch is a sparse one (Eq. 15), that of the moment.
+        edge_relaxation: of the edges that compete for a node, see :meth:`weigh_edges_`.
         rows: label -> the mixed operations that share that row of alphas.
 
     Raises:
@@ -113,20 +123,22 @@ class ArchParameterGroup(Alphas):
 
     def __init__(self, model: nn.Module, relaxation: Relaxation | None = None, *, threshold: float = 0.0) -> None:
         super().__init__(relaxation, threshold)
+        self.edge_relaxation: Relaxation = Softmax()
         if not isinstance(model, nn.Module):
             raise TypeError(
                 f"ArchParameterGroup: needs the model, a torch.nn.Module; got a {type(model).__name__} (mix_ changes "
                 f"the model in place: give the model itself)"
             )
-        self.model = model
-        self.rows = tie_alphas_(model)
-        if not self.rows:
+        self._model = model
+        self._rows = tie_alphas_(model)
+        if not self._rows:
             raise ValueError(
                 f"ArchParameterGroup: no MixedOp among the {sum(1 for _ in model.modules())} modules of "
                 f"{type(model).__name__}; replace the layers to be searched by MixedOp({{name: module, ...}})"
             )
         self._labels = {op: label for label, ops in self.rows.items() for op in ops}
-        self._relaxed: dict[str, Weights] | None = None  # while the model's forward runs
+        self._nodes = self._weighed_nodes()
+        self._present: dict[str, Weights] | None = None  # while the model's forward runs
         self._differentiable: dict[str, Weights] | None = None  # those of its last forward with gradients
         self._hooks: tuple[RemovableHandle, ...] = ()
         for holder in {op.group for op in self._labels if op.group is not None}:
@@ -148,14 +160,17 @@ class ArchParameterGroup(Alphas):
     ) -> AlphaTables:
         """Alphas that other code owns, ``{"normal": alphas_normal, "reduce": alphas_reduce}``, under a relaxation.
 
-        See :class:`~sparsemix.supernet.alphas.AlphaTables`.
+        See :class:`~sparsemix.supernet.tables.AlphaTables`.
         """
         return AlphaTables(tables, relaxation, threshold=threshold, model=model)
 
     @property
-    def operations(self) -> list[MixedOp]:
-        """All mixed operations of the model, row by row."""
-        return [*self._labels]
+    def model(self) -> nn.Module:
+        return self._model
+
+    @property
+    def rows(self) -> dict[str, list[MixedOp]]:
+        return self._rows
 
     # The two sets of parameters
 
@@ -163,25 +178,137 @@ class ArchParameterGroup(Alphas):
         """The alphas with their rows' labels, in module order; one 1-D parameter a row."""
         return [(label, ops[0].alpha) for label, ops in self.rows.items()]
 
+    def named_betas(self) -> list[tuple[str, nn.Parameter]]:
+        """The logits of weighed edges with their rows' labels, in module order; one scalar parameter a row."""
+        return [(label, ops[0].beta) for label, ops in self.rows.items() if ops[0].beta is not None]
+
     def weight_parameters(self) -> list[nn.Parameter]:
-        """Every other parameter of the model, for the weights' optimizer: disjoint from the alphas, and complete.
+        """Every other parameter of the model, for the weights' optimizer: disjoint from those, and complete.
 
         Raises:
             RuntimeError: a row's operations no longer share their alpha (``load_state_dict(..., assign=True)``).
         """
         for label, ops in self.rows.items():
-            if any(op.alpha is not ops[0].alpha for op in ops):
+            if any(op.alpha is not ops[0].alpha or op.beta is not ops[0].beta for op in ops):
                 raise RuntimeError(f"the alphas of row {label!r} are no longer one parameter; make a new group")
-        alphas = set(self.parameters())
-        return [parameter for parameter in self.model.parameters() if parameter not in alphas]
+        own = set(self.parameters())
+        return [parameter for parameter in self.model.parameters() if parameter not in own]
+
+    # What is searched
+
+    def restrict(self, label: str, names: Iterable[str]) -> None:
+        """Allow these candidates of a row and no others, in all its operations, from the next forward on.
+
+        To every relaxation the others do not exist: the row's weight is shared by those that remain, and the others'
+        alphas get gradients of zero.
+
+        Args:
+            label: of the row.
+            names: of its candidates; all: nothing is forbidden any more. None, ``()``, removes the row: its weights are
+                0, its operations do not run, and a cell leaves the edge out where another one leads to the node.
+
+        Raises:
+            ValueError: a row or a candidate that is not there.
+
+        Example:
+            >>> arch = ArchParameterGroup(MixedOp({"skip": nn.Identity(), "relu": nn.ReLU(), "tanh": nn.Tanh()}, "row"))
+            >>> arch.restrict("row", ["relu"])
+            >>> arch.weights()["row"].tolist(), arch.choices()
+            ([0.0, 1.0, 0.0], {'row': ('relu',)})
+            >>> arch.restrict("row", ())
+            >>> arch.weights()["row"].tolist(), arch.choices()
+            ([0.0, 0.0, 0.0], {'row': ()})
+        """
+        if label not in self.rows:
+            raise ValueError(f"cannot restrict row {label!r}; the rows are {', '.join(self.rows)}")
+        names = [*names]
+        for op in self.rows[label]:
+            op.restrict_(names)
+
+    def weigh_edges_(self, relaxation: Relaxation | None = None) -> None:
+        """Give every row that names its node an edge weight: a logit beta, relaxed among the edges of that node.
+
+        The edge weight multiplies the operation weights, ``beta_e a_em``, so that an edge of weight zero does not run.
+        Rows that were removed do not compete; rows without a node keep weight 1. Betas that are there already, of a
+        state dict that is to be continued, stay. What is made here is new to optimizers: call it before they are made.
+
+        Args:
+            relaxation: of the betas, one row a node, padded with ``-inf``; a softmax by default.
+
+        Raises:
+            ValueError: no row names a node.
+
+        Example:
+            >>> edge = lambda source: MixedOp({"skip": nn.Identity(), "tanh": nn.Tanh()}, f"2<-{source}", node="2")
+            >>> arch = ArchParameterGroup(nn.ModuleList([edge(0), edge(1)]))
+            >>> arch.weigh_edges_()
+            >>> [tuple(parameter.shape) for parameter in arch.parameters()]
+            [(2,), (2,), (), ()]
+            >>> round(sum(weight.item() for weight in arch.edge_weights().values()), 6)
+            1.0
+
+        Source: Xu et al., "PC-DARTS: Partial Channel Connections for Memory-Efficient Architecture Search", Eq. 3.
+        """
+        competing = [ops for ops in self.rows.values() if ops[0].node is not None]
+        if not competing:
+            raise ValueError(
+                f"weigh_edges_: none of the rows {', '.join(self.rows)} names the node that it leads to; give "
+                f"MixedOp(..., node=...)"
+            )
+        for first, *others in competing:
+            if first.beta is None:
+                first.beta = nn.Parameter(1e-3 * torch.randn(()).to(first.alpha))
+            for op in others:
+                op.beta = first.beta
+        self.edge_relaxation = Softmax() if relaxation is None else relaxation
+        self._nodes = self._weighed_nodes()
+
+    def _weighed_nodes(self) -> dict[Hashable, list[str]]:
+        """Node -> the labels of the rows that compete for it."""
+        nodes: dict[Hashable, list[str]] = {}
+        for label, _ in self.named_betas():
+            nodes.setdefault(self.rows[label][0].node, []).append(label)
+        return nodes
 
     # The relaxed weights
 
-    def weights(self) -> dict[str, Tensor]:
-        """The operation weights of every row under the present relaxation and moment: label -> tensor ``(M,)``."""
+    def _relaxed(self, relaxation: Relaxation, moment: Moment) -> Tensor:
+        rows = [ops[0] for ops in self.rows.values()]
+        allowed = padded([op.allowed for op in rows]) if any(op.is_restricted for op in rows) else None
+        return relaxed(padded([op.alpha for op in rows]), relaxation, moment, allowed)
+
+    def _weights_at(self, moment: Moment) -> dict[str, Tensor]:
+        table = self._relaxed(self.relaxation, moment)
+        rows = {label: row[: len(ops[0].names)] for (label, ops), row in zip(self.rows.items(), table, strict=True)}
+        return rows | {label: weight * rows[label] for label, weight in self._edge_weights_at(moment).items()}
+
+    def _edge_weights_at(self, moment: Moment) -> dict[str, Tensor]:
+        """The weights of the edges that compete: label -> scalar."""
+        if not self._nodes:
+            return {}
+        nodes = [[self.rows[label][0] for label in labels] for labels in self._nodes.values()]
+        betas = padded([torch.stack([op.beta for op in ops if op.beta is not None]) for ops in nodes])
+        is_restricted = any(op.is_restricted for ops in nodes for op in ops)
+        there = padded([torch.stack([op.allowed.any() for op in ops]) for ops in nodes]) if is_restricted else None
+        table = relaxed(betas, self.edge_relaxation, _MomentOfEdges(**vars(moment)), there)
+        return {
+            label: weight
+            for labels, row in zip(self._nodes.values(), table, strict=True)
+            for label, weight in zip(labels, row[: len(labels)], strict=True)
+        }
+
+    def edge_weights(self) -> dict[str, Tensor]:
+        """The weight of every row's edge among those of its node: label -> scalar; 1 where edges are not weighed."""
         with self._gradients_wanted():
-            table = self.relaxation(self._padded(), self.moment)
-        return {label: row[: len(ops[0].names)] for (label, ops), row in zip(self.rows.items(), table, strict=True)}
+            weighed = self._edge_weights_at(self.moment)
+        return {label: weighed.get(label, ops[0].alpha.new_ones(())) for label, ops in self.rows.items()}
+
+    def discretized(self) -> AbstractContextManager[None]:
+        """Within the context, the model runs with only the strongest operation of each row (Fig. 3b).
+
+        That is what :meth:`discretize` gives, edge weights left out. Without gradients the others are not executed.
+        """
+        return having(self, relaxation=Argmax(), edge_relaxation=_ones)
 
     def operation_weights(self, op: MixedOp) -> Weights:
         """The weights of one mixed operation and how its candidates run, as its forward uses them."""
@@ -192,26 +319,13 @@ class ArchParameterGroup(Alphas):
             )
         # A backward pass runs a part of the model again where its activations were not kept (gradient checkpointing).
         again = in_backward_pass()
-        relaxed = self._relaxed or (self._differentiable if again else None) or self._decide_all()
-        return relaxed[self._labels[op]]
+        decided = self._present or (self._differentiable if again else None) or self._decide()
+        return decided[self._labels[op]]
 
     # The read-out
 
-    def entropy(self, temperature: float | None = None) -> float:
-        """Information entropy summation over the rows, in nats (Eq. 21).
-
-        Args:
-            temperature: of a softmax of the alphas; 1 as the paper prints Eq. 21. None: of the weights that the
-                relaxation gives in a sparse batch, at the temperature that the method itself trains at (t_sp for
-                SP-DARTS, as its code logs it; 1 for DARTS). Methods are compared by the latter.
-        """
-        relaxation: Relaxation = self.relaxation if temperature is None else Softmax(temperature)
-        with torch.no_grad():
-            return float(entropy(relaxation(self._padded(), replace(self.moment, phi=True))))
-
-    def genotype(self) -> dict[str, str]:
-        """The strongest candidate of every row: label -> name (Eq. 4); an exact tie goes to the earlier candidate."""
-        return {label: ops[0].choice() for label, ops in self.rows.items()}
+    def choices(self) -> dict[str, tuple[str, ...]]:
+        return {label: ops[0].choices() for label, ops in self.rows.items()}
 
     @contextmanager
     def reading(self, alphas: Mapping[str, Sequence[float] | Tensor]) -> Iterator[None]:
@@ -231,52 +345,19 @@ class ArchParameterGroup(Alphas):
             for label, alpha in self.named_parameters():
                 alpha.copy_(torch.as_tensor(alphas[label]))
 
-    def discretize(self, genotype: Mapping[str, str] | None = None) -> nn.Module:
-        """A copy of the model in which each mixed operation is replaced by one candidate.
-
-        An ordinary module without alphas, hooks or discarded candidates; the model itself stays as it is. With a
-        genotype that was saved, a freshly built supernet gives the network that was found, which then loads its
-        weights.
-
-        Args:
-            genotype: label -> name, as :meth:`genotype` returns it; by default the strongest candidates.
-
-        Raises:
-            ValueError: the genotype is of other rows, or names a candidate that a row does not have.
-
-        Example:
-            >>> build = lambda: nn.Sequential(MixedOp({"skip": nn.Identity(), "linear": nn.Linear(4, 4)}))
-            >>> arch = ArchParameterGroup(build())
-            >>> found, genotype = arch.discretize(), arch.genotype()
-            >>> again = ArchParameterGroup(build()).discretize(genotype)
-            >>> again.load_state_dict(found.state_dict())
-            <All keys matched successfully>
-        """
-        chosen = self.genotype() if genotype is None else self._checked(genotype)
+    def _copied(self, memo: dict[int, Any], chosen: Mapping[str, tuple[str, ...]]) -> nn.Module:
         bound = bool(self._hooks)
-        self.release()
+        self.release()  # so that nothing of the search is copied
         try:
-            # A deep copy that meets a mixed operation takes its choice instead. modules() lists outer ones first, so
-            # that in reverse the inner ones are chosen before they are copied.
-            memo: dict[int, Any] = {}
-            operations = [module for module in self.model.modules() if isinstance(module, MixedOp)]
-            for op in reversed([op for op in operations if op in self._labels]):
-                memo[id(op)] = copy.deepcopy(op.candidates[chosen[self._labels[op]]], memo)
-            return copy.deepcopy(self.model, memo)
+            return super()._copied(memo, chosen)
         finally:
             if bound:
                 self._bind()
 
-    def _checked(self, genotype: Mapping[str, str]) -> Mapping[str, str]:
-        """Insist that a genotype is of these rows."""
-        if missing := [label for label in self.rows if label not in genotype]:
-            raise ValueError(f"the genotype lacks {', '.join(missing)}; it has {', '.join(genotype) or 'nothing'}")
-        if others := [label for label in genotype if label not in self.rows]:
-            raise ValueError(f"the genotype names rows that the model lacks: {', '.join(others)}")
-        for label, name in genotype.items():
-            if name not in (names := self.rows[label][0].names):
-                raise ValueError(f"row {label!r} has no candidate {name!r}; it has {', '.join(names)}")
-        return genotype
+    def _plain(self, op: MixedOp, names: tuple[str, ...], memo: dict[int, Any]) -> nn.Module:
+        if len(names) == 1:  # the model calls it without weights, as any layer
+            return copy.deepcopy(op.candidates[names[0]], memo)
+        return super()._plain(op, names, memo)
 
     def __repr__(self) -> str:
         operations, rows = len(self._labels), len(self.rows)
@@ -284,29 +365,6 @@ class ArchParameterGroup(Alphas):
             f"ArchParameterGroup({type(self.model).__name__}, {operations} mixed operations in {rows} rows, "
             f"{self.relaxation!r}, phi={self.phi}, threshold={self.threshold:g})"
         )
-
-    # Guards
-
-    def dry_run(self, x: Tensor) -> None:
-        """Run the model once on ``x`` without gradients and without touching any state, to meet errors before training.
-
-        Raises:
-            ValueError: candidates of some mixed operation disagree in shape; both are named.
-        """
-
-        def check(op: MixedOp, args: tuple[Any, ...], given: dict[str, Any]) -> None:
-            x, _, keywords = call_arguments(*args, **given)
-            shapes = [c(x, **keywords).shape for c in op.candidates.values()]  # of those that add nothing, too
-            for name, shape in zip(op.names, shapes, strict=True):
-                check_same_shape(op.names[0], shapes[0], name, shape, x.shape)
-
-        hooks = [op.register_forward_pre_hook(check, with_kwargs=True) for op in self._labels]
-        try:
-            with restoring(self.model), evaluating(self.model), torch.no_grad(), self.using(Softmax()):
-                self.model(x)
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     # The bond with the model
 
@@ -333,7 +391,7 @@ class ArchParameterGroup(Alphas):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles of the model: everything but the last forward's weights, which belong to its graph."""
-        return {**self.__dict__, "_relaxed": None, "_differentiable": None}
+        return {**self.__dict__, "_present": None, "_differentiable": None}
 
     def _bind(self) -> None:
         self._hooks = (
@@ -344,17 +402,21 @@ class ArchParameterGroup(Alphas):
             op.group = self
 
     def _begin_forward(self, model: nn.Module, args: Any) -> None:
-        if any(len(ops[0].candidates) > 1 for ops in self.rows.values()):
-            self._relaxed = self._decide_all()
+        if not all(ops[0].is_fixed for ops in self.rows.values()):
+            self._present = self._decide()
             if torch.is_grad_enabled():
-                self._differentiable = self._relaxed
+                self._differentiable = self._present
 
     def _end_forward(self, model: nn.Module, args: Any, output: Any) -> None:
-        self._relaxed = None
+        self._present = None
 
-    def _padded(self) -> Tensor:
-        """All rows, padded with -inf, shape (rows, widest row)."""
-        return pad_sequence([*self.parameters()], batch_first=True, padding_value=-torch.inf)
 
-    def _decide_all(self) -> dict[str, Weights]:
-        return self._decide(self.weights())
+class _MomentOfEdges(Moment):
+    """The same moment with draws of its own, so that what is drawn for edges is not what is drawn for operations."""
+
+    def generator(self, name: str) -> torch.Generator:
+        return super().generator(f"edges: {name}")
+
+
+def _ones(betas: Tensor, moment: Moment) -> Tensor:
+    return torch.ones_like(betas)

@@ -1,0 +1,50 @@
+"""Rows of logits of different lengths, as one table that is relaxed at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..relaxations import Moment, Relaxation
+
+__all__ = ["padded", "relaxed"]
+
+
+def padded(rows: Sequence[Tensor]) -> Tensor:
+    """Rows as a table ``(rows, widest)``: padded with ``-inf``, or with False if they say what is allowed.
+
+    Example:
+        >>> padded([torch.tensor([1.0]), torch.tensor([2.0, 3.0])])
+        tensor([[1., -inf],
+                [2., 3.]])
+    """
+    return pad_sequence([*rows], batch_first=True, padding_value=0 if rows[0].dtype == torch.bool else -torch.inf)
+
+
+def relaxed(table: Tensor, relaxation: Relaxation, moment: Moment, allowed: Tensor | None = None) -> Tensor:
+    """``relaxation(table, moment)`` among what is allowed; the rest has weight 0, and no gradient.
+
+    To a relaxation a forbidden entry is what padding is, ``-inf``, so that any of them shares a row's weight among
+    those that remain. A row in which nothing is allowed is shown as it is, since no relaxation has an answer for a row
+    of ``-inf`` alone (a softmax says NaN, whose gradient is NaN in every row); its weights are then 0 all the same.
+
+    Args:
+        table: logits ``(rows, M)``, padded with ``-inf``.
+        relaxation: see :data:`~sparsemix.relaxations.Relaxation`.
+        moment: of the batch.
+        allowed: bool, of the table's shape; None: all.
+
+    Example:
+        >>> from sparsemix.relaxations import NEVER, Softmax
+        >>> allowed = torch.tensor([[True, False, True], [False, False, False]])
+        >>> relaxed(torch.zeros(2, 3), Softmax(), NEVER, allowed)
+        tensor([[0.5000, 0.0000, 0.5000],
+                [0.0000, 0.0000, 0.0000]])
+    """
+    if allowed is None:
+        return relaxation(table, moment)
+    forbidden = ~allowed & allowed.any(-1, keepdim=True)
+    return relaxation(table.masked_fill(forbidden, -torch.inf), moment).masked_fill(~allowed, 0)
