@@ -171,5 +171,5 @@ def test_costs_are_of_an_image_whatever_a_candidate_sees(unit):
 
 
 def test_what_is_no_group():
-    with pytest.raises(TypeError, match="needs the model's ArchParameterGroup, got a Sequential"):
+    with pytest.raises(TypeError, match="needs the model's ArchParameterGroup first, got a Sequential"):
         measure_costs(supernet(), X)

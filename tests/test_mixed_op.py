@@ -204,8 +204,12 @@ def test_nothing_has_the_right_shape():
 def test_all_weights_zero():
     model = nn.Sequential(MixedOp({"skip": nn.Identity(), "twice": Counting()}))
     ArchParameterGroup(model, lambda alpha, moment: torch.zeros_like(alpha))
-    with torch.no_grad(), pytest.raises(ValueError, match="all weights of skip, twice are zero"):
-        model(torch.ones(2))
+    x = torch.ones(2, requires_grad=True)
+    out = model(x)
+    assert out.tolist() == [0, 0]
+    assert model[0]["twice"].calls == 0
+    [gradient] = torch.autograd.grad(out.sum(), x)
+    assert gradient.tolist() == [0, 0], "of zero, as in the dense sum, and not none"
 
 
 def test_disagreeing_shapes_name_both_candidates():

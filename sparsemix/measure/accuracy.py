@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .._utils.modes import evaluating
 from .._utils.torch_private import is_batch_norm
-from ..supernet.group import ArchParameterGroup
+from ..supernet.architecture import Architecture
 
 __all__ = ["Discretization", "accuracy", "discretization", "renewed_statistics", "topk_accuracy"]
 
@@ -91,7 +91,7 @@ class Discretization:
 
 
 def discretization(
-    arch: ArchParameterGroup, batches: Batches, relaxation: Any = None, statistics: Batches | None = None
+    arch: Architecture, batches: Batches, relaxation: Any = None, statistics: Batches | None = None
 ) -> Discretization:
     """Measure what is lost when only the strongest operations stay, without retraining (Fig. 3b).
 

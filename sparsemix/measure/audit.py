@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.modes import restoring
+from ..supernet.architecture import Architecture
 from ..supernet.gradients import Loss, alpha_gradient
-from ..supernet.group import ArchParameterGroup
 from ..supernet.mixed_op import Execution
 
 __all__ = ["Audit", "audit"]
@@ -39,7 +39,7 @@ class Audit:
 
 
 def audit(
-    arch: ArchParameterGroup, loss: Loss, batch: Any, threshold: float, optimizer: torch.optim.Optimizer | None = None
+    arch: Architecture, loss: Loss, batch: Any, threshold: float, optimizer: torch.optim.Optimizer | None = None
 ) -> Audit:
     """Measure on one batch what a threshold changes under the present relaxation and phi. Nothing is left changed.
 
@@ -77,7 +77,7 @@ class _Audited:
 
 
 def _audited(
-    arch: ArchParameterGroup, loss: Loss, batch: Any, threshold: float, optimizer: torch.optim.Optimizer | None
+    arch: Architecture, loss: Loss, batch: Any, threshold: float, optimizer: torch.optim.Optimizer | None
 ) -> _Audited:
     outputs: list[list[Tensor]] = []
     previous, arch.threshold = arch.threshold, threshold
@@ -96,7 +96,7 @@ def _audited(
     return _Audited(
         value,
         torch.cat(outputs[0]),
-        torch.cat([*gradients]),
+        torch.cat([gradient.flatten() for gradient in gradients]),
         None if optimizer is None else _optimizer_step(optimizer, arch.parameters(), gradients),
         statistics.fmean(e is Execution.FULL for e in executions),
     )
@@ -127,7 +127,7 @@ def _optimizer_step(
         twins[id(alpha)].grad = gradient
     memo: dict[int, Any] = dict(twins)  # the copy holds the twins where the optimizer holds the alphas
     copy.deepcopy(optimizer, memo).step()
-    return torch.cat([twins[id(alpha)].detach() - alpha.detach() for alpha in alphas])
+    return torch.cat([(twins[id(alpha)].detach() - alpha.detach()).flatten() for alpha in alphas])
 
 
 def _relative_error(value: Tensor, reference: Tensor) -> float:

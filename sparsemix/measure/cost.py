@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .._utils.modes import evaluating
 from .._utils.tensors import fitting
 from ..relaxations import Softmax
-from ..supernet.group import ArchParameterGroup
+from ..supernet.architecture import Architecture, Genotype, check_architecture
 from ..supernet.mixed_op import MixedOp, call_arguments
 
 __all__ = [
@@ -124,9 +124,10 @@ class CostTable:
     fixed: float
     rows: Mapping[str, Mapping[str, float]]
 
-    def of(self, genotype: Mapping[str, str]) -> float:
-        """The cost of a choice, label -> candidate, such as ``arch.genotype()``."""
-        return self.fixed + sum(row[genotype[label]] for label, row in self.rows.items())
+    def of(self, genotype: Genotype) -> float:
+        """The cost of a choice, label -> candidate, or candidates as ``arch.choices()`` has them."""
+        chosen = {label: (names,) if isinstance(names, str) else names for label, names in genotype.items()}
+        return self.fixed + sum(row[name] for label, row in self.rows.items() for name in chosen[label])
 
     @property
     def cheapest(self) -> float:
@@ -137,7 +138,7 @@ class CostTable:
         return self.fixed + sum(max(row.values()) for row in self.rows.values())
 
 
-def measure_costs(arch: ArchParameterGroup, example: Tensor, unit: Unit = "macs") -> CostTable:
+def measure_costs(arch: Architecture, example: Tensor, unit: Unit = "macs") -> CostTable:
     """Measure every candidate once, on the input that it is given when the model runs on ``example``.
 
     Args:
@@ -149,14 +150,14 @@ def measure_costs(arch: ArchParameterGroup, example: Tensor, unit: Unit = "macs"
         ValueError: another unit.
 
     Example:
+        >>> from sparsemix import ArchParameterGroup
         >>> model = nn.Sequential(MixedOp({"skip": nn.Identity(), "conv": nn.Conv2d(2, 2, 1, bias=False)}))
         >>> measure_costs(ArchParameterGroup(model), torch.zeros(1, 2, 4, 4))
         CostTable(unit='macs', fixed=0.0, rows={'0': {'skip': 0.0, 'conv': 64.0}})
     """
     if unit not in _MEASURES:
         raise ValueError(f"measure_costs: the unit must be one of {', '.join(_MEASURES)}, got {unit!r}")
-    if not isinstance(arch, ArchParameterGroup):
-        raise TypeError(f"measure_costs: needs the model's ArchParameterGroup, got a {type(arch).__name__}")
+    check_architecture(arch, "measure_costs")
     example = fitting(example, arch.model)
     images = 1 if unit == "parameters" else len(example)  # not what a candidate sees: windows, patches
     calls: dict[MixedOp, list[tuple[Tensor | None, dict[str, Any]]]] = {op: [] for op in arch.operations}
@@ -180,7 +181,7 @@ def measure_costs(arch: ArchParameterGroup, example: Tensor, unit: Unit = "macs"
                 uses = [(None, {})] if unit == "parameters" else calls[op]  # those count however often it runs
                 rows[label][name] += sum(measure(candidate, x, **keywords) for x, keywords in uses) / images
     measured = CostTable(unit, 0.0, rows)
-    fixed = measure(arch.discretize(), example) / images - measured.of(arch.genotype())
+    fixed = measure(arch.discretize(), example) / images - measured.of(arch.choices())
     return CostTable(unit, max(float(fixed), 0.0), rows)
 
 
@@ -200,6 +201,7 @@ class CostTerm:
         ValueError: a negative weight, a budget that no choice keeps, or a table of other rows or candidates.
 
     Example:
+        >>> from sparsemix import ArchParameterGroup
         >>> model = nn.Sequential(MixedOp({"skip": nn.Identity(), "conv": nn.Conv2d(2, 2, 1, bias=False)}))
         >>> arch = ArchParameterGroup(model, Softmax())
         >>> term = CostTerm(arch, measure_costs(arch, torch.zeros(1, 2, 4, 4)), weight=0.1)
@@ -209,9 +211,7 @@ class CostTerm:
     Source: Cai et al., "ProxylessNAS", Eq. 7 and 8 (expected latency).
     """
 
-    def __init__(
-        self, arch: ArchParameterGroup, table: CostTable, weight: float = 1.0, budget: float | None = None
-    ) -> None:
+    def __init__(self, arch: Architecture, table: CostTable, weight: float = 1.0, budget: float | None = None) -> None:
         if not 0 <= weight < math.inf:
             raise ValueError(f"CostTerm: the weight must not be negative, nor infinite, got {weight}")
         searched = {label: ops[0].names for label, ops in arch.rows.items()}

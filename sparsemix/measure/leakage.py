@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._utils.modes import evaluating
-from ..supernet.group import ArchParameterGroup
+from ..supernet.architecture import Architecture
 from ..supernet.mixed_op import MixedOp, call_arguments
 from .accuracy import renewed_statistics
 
@@ -33,7 +33,7 @@ class Leakage:
     output: float
 
 
-def leakage(arch: ArchParameterGroup, x: Tensor) -> dict[str, Leakage]:
+def leakage(arch: Architecture, x: Tensor) -> dict[str, Leakage]:
     """Information bypass leakage of every row under the present relaxation and phi, on one batch.
 
     Batch norms normalise by the batch's own statistics, as in training.
@@ -48,6 +48,7 @@ def leakage(arch: ArchParameterGroup, x: Tensor) -> dict[str, Leakage]:
 
     Example:
         >>> from torch import nn
+        >>> from sparsemix import ArchParameterGroup, MixedOp
         >>> model = nn.Sequential(MixedOp({"skip": nn.Identity(), "same": nn.Identity()}))
         >>> arch = ArchParameterGroup(model, lambda alpha, moment: torch.full_like(alpha, 0.5))
         >>> leakage(arch, torch.ones(1, 4))["0"]

@@ -87,7 +87,7 @@ class PT(Part):
         tuned = moment.epoch - epochs
         if tuned < 0 or tuned % self.tuning_epochs:
             return {}
-        undecided = _by_kind(row for row in arch.rows if len(arch.allowed(row)) > 1)
+        undecided = _by_kind(row for row in arch.rows if len(arch.rows[row][0].allowed_names) > 1)
         if undecided:
             for kind, rows in undecided.items():
                 row = _drawn(rows, moment, f"edge {kind}")
@@ -101,7 +101,7 @@ class PT(Part):
         """The candidate without which the supernet is least accurate."""
         position, names = [*arch.rows].index(row), arch.rows[row][0].names
         without = {}
-        for name in arch.allowed(row):
+        for name in arch.rows[row][0].allowed_names:
             with arch.using(Without(arch.relaxation, position, names.index(name))):
                 without[name] = accuracy()
         return min(without, key=without.__getitem__)
@@ -118,9 +118,9 @@ class PT(Part):
     def _crowded_nodes(self, arch: ArchParameterGroup) -> dict[str, dict[str, list[str]]]:
         """Kind of cell -> node -> the rows that lead to it, of nodes that have more of them than they may keep."""
         leading: dict[str, list[str]] = {}
-        for row, ops in arch.rows.items():
-            if ops[0].node is not None and arch.allowed(row):
-                leading.setdefault(ops[0].node, []).append(row)
+        for row, (op, *_) in arch.rows.items():
+            if op.node is not None and op.allowed_names:
+                leading.setdefault(str(op.node), []).append(row)
         crowded = {n: rows for n, rows in leading.items() if len(rows) > (self.edges_per_node or len(rows))}
         return {kind: {node: crowded[node] for node in nodes} for kind, nodes in _by_kind(crowded).items()}
 

@@ -331,11 +331,14 @@ class _Repeatable:
 
 
 def undecided(arch: ArchParameterGroup, temperature: float) -> dict[str, list[str]]:
-    """The rows whose strongest alpha leads by less than two temperatures, with their two strongest operations."""
+    """The rows whose strongest alpha leads by less than two temperatures, with their two strongest operations.
+
+    Of the operations that are still allowed: a row in which one is left is decided.
+    """
     found = {}
-    for label, alpha in arch.named_parameters():
-        if len(alpha) > 1:
-            values, order = alpha.detach().sort(descending=True, stable=True)
-            if values[0] - values[1] < 2 * temperature:
-                found[label] = [arch.rows[label][0].names[i] for i in order[:2].tolist()]
+    for label, (op, *_) in arch.rows.items():
+        alphas = dict(zip(op.names, op.alpha.tolist(), strict=True))
+        first, second = [*sorted(op.allowed_names, key=alphas.__getitem__, reverse=True), None, None][:2]
+        if first is not None and second is not None and alphas[first] - alphas[second] < 2 * temperature:
+            found[label] = [first, second]
     return found

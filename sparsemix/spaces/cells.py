@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..supernet.mixed_op import MixedOp, Weights, fan_out
+from ..supernet.execution import Weights, with_zero_gradients
+from ..supernet.mixed_op import MixedOp, fan_out, is_idle
 from .primitives import FactorizedReduce, ReLUConvBN
 
 __all__ = ["Cell", "DenseCell", "ResidualReduction", "TwoInputCell"]
@@ -32,6 +33,8 @@ class Cell(nn.Module):
         for name in edges:
             target, source = map(int, name.rstrip("'").split("<-"))
             self._leaving.setdefault(source, []).append((target, name))
+        targets = {target for leaving in self._leaving.values() for target, _ in leaving}
+        self._order = sorted({*self._leaving, *targets})  # every node behind those that lead to it
 
     def operation_weights(self) -> dict[str, Weights]:
         """The weights of the mixed edges, for a forward that is run again when activations are checkpointed."""
@@ -52,15 +55,34 @@ class Cell(nn.Module):
         """The values of all nodes that something leads to, given those of the first ones."""
         weights = self.operation_weights() if weights is None else weights
         values = dict(enumerate(inputs))
-        for source in sorted(self._leaving):
-            leaving = self._leaving[source]
+        left_out = self._left_out(weights)
+        without_part: dict[int, list[Tensor]] = {}  # node -> what edges that were left out would have given gradients
+        for node in self._order:
+            if node in without_part:
+                values[node] = with_zero_gradients(values[node], without_part[node])
+            for target, name in left_out.get(node, ()):
+                edge = self.edges[name]
+                if isinstance(edge, MixedOp):
+                    without_part.setdefault(target, []).extend([*edge.rest(weights[name]), values[node]])
+            leaving = [edge for edge in self._leaving.get(node, ()) if edge not in left_out.get(node, ())]
             edges = [self.edges[name] for _, name in leaving]
-            outputs = fan_out(values[source], edges, [weights.get(name) for _, name in leaving])
+            outputs = fan_out(values[node], edges, [weights.get(name) for _, name in leaving])
             for (target, _), edge, out in zip(leaving, edges, outputs, strict=True):
                 if self.drop_path is not None and not isinstance(edge, nn.Identity):
                     out = self.drop_path(out)
                 values[target] = values[target] + out if target in values else out
         return values
+
+    def _left_out(self, weights: Mapping[str, Weights]) -> dict[int, list[tuple[int, str]]]:
+        """Source -> (target, edge) of edges that add nothing where another edge leads to the node."""
+        idle = {name for name, edge in self.edges.items() if is_idle(edge, weights.get(name))}
+        if not idle:
+            return {}
+        fed = {target for leaving in self._leaving.values() for target, name in leaving if name not in idle}
+        return {
+            source: [(target, name) for target, name in leaving if name in idle and target in fed]
+            for source, leaving in self._leaving.items()
+        }
 
 
 class DenseCell(Cell):

@@ -5,9 +5,10 @@ Source: Liu et al., "DARTS: Differentiable Architecture Search", section 3.1.1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ __all__ = [
     "PRIMITIVES",
     "READ_OUTS",
     "WITH_NONE",
+    "Candidate",
     "ReadOut",
     "Space",
     "cell",
@@ -110,6 +112,7 @@ def mixed_cell(
         edge: MixedOp(
             {name: OPERATIONS[name](channels, _stride(kind, edge), True) for name in operations},
             label=f"{kind} {edge}",
+            node=f"{kind} {edge.split('<-')[0]}",
         )
         for edge, operations in space[kind].items()
     }
@@ -165,47 +168,80 @@ def genotype(arch: ArchParameterGroup, temperature: float, rule: ReadOut = READ_
     ``none`` is left out of both choices, but weighs in: an edge that prefers it is a weak one. Edges are ranked by the
     weight of their best operation k at the temperature, as log-odds
     ``alpha_k / t - log sum_{m != k} exp(alpha_m / t)``: strictly monotone in that weight, and exact where the weight
-    itself is within rounding of 1.
+    itself is within rounding of 1. Edges that compete are ranked by ``beta_e a_ek``.
 
     Args:
         arch: of a supernet of :func:`mixed_cell`.
         temperature: t, positive; with more than two operations an edge the ranking depends on it. The paper's is t_sp.
         rule: how ties are broken, and whether weights are rounded first.
     """
-    alphas = {label: (ops[0].names, ops[0].alpha.detach().double()) for label, ops in arch.rows.items()}
+    edge_weights = arch.edge_weights()
+
+    def candidate(kind: str, node: int, source: int) -> Candidate:
+        label = f"{kind} {node}<-{source}"
+        op = arch.rows[label][0]
+        alpha, weight = op.alpha.detach().double(), edge_weights[label].item()
+        return Candidate(op.names, alpha, op.allowed_names, weight)
+
     cells = {
         kind: [
             pair
             for node in NODES
-            for pair in select(
-                [alphas[f"{kind} {node}<-{source}"] for source in range(node)],
-                temperature,
-                rule,
-            )
+            for pair in select([candidate(kind, node, source) for source in range(node)], temperature, rule)
         ]
         for kind in DartsGenotype.CELLS
     }
     return DartsGenotype(tuple(cells["normal"]), tuple(NODES), tuple(cells["reduce"]), tuple(NODES))
 
 
-def select(
-    rows: list[tuple[tuple[str, ...], Tensor]], temperature: float, rule: ReadOut = READ_OUTS["exact"]
-) -> list[tuple[str, int]]:
+class Candidate(NamedTuple):
+    """An edge that a node may keep.
+
+    Attributes:
+        names: of its operations.
+        alpha: their logits ``(M,)``.
+        allowed: names of the operations that may be chosen; None: all of them.
+        weight: of the edge among those of its node.
+    """
+
+    names: tuple[str, ...]
+    alpha: Tensor
+    allowed: tuple[str, ...] | None = None
+    weight: float = 1.0
+
+
+def select(edges: Sequence[Candidate], temperature: float, rule: ReadOut = READ_OUTS["exact"]) -> list[tuple[str, int]]:
     """The two edges of one node: (operation, predecessor), the stronger first.
 
+    Edges that have been removed, and those that may only be ``none``, come last: every node has two.
+
     Args:
-        rows: for each predecessor the operations' names and their alphas ``(M,)``.
+        edges: one from each predecessor.
         temperature: t.
         rule: see :class:`ReadOut`.
     """
+    is_weighed = any(edge.weight != 1 for edge in edges)
     ranked = []
-    for source, (names, alpha) in enumerate(rows):
-        strength = _strengths(alpha / temperature, rule)
-        order = range(len(names))[::-1] if rule.last_operation else range(len(names))
-        best = max((k for k in order if names[k] != "none"), key=strength.__getitem__)
-        ranked.append((strength[best], source if rule.later_edge else -source, names[best], source))
+    for source, (names, alpha, allowed, weight) in enumerate(edges):
+        order = [k for k in range(len(names)) if names[k] != "none"][:: -1 if rule.last_operation else 1]
+        possible = [k for k in order if allowed is None or names[k] in allowed]
+        if not possible:
+            best, strength = max(order, key=alpha.tolist().__getitem__), -math.inf
+        else:
+            forbidden = torch.tensor([allowed is not None and name not in allowed for name in names])
+            scores = (alpha / temperature).masked_fill(forbidden, -math.inf)
+            strengths = _weighed(scores, weight, rule) if is_weighed else _strengths(scores, rule)
+            best = max(possible, key=strengths.__getitem__)
+            strength = strengths[best]
+        ranked.append((strength, source if rule.later_edge else -source, names[best], source))
     ranked.sort(reverse=True)
     return [(name, source) for _, _, name, source in ranked[:2]]
+
+
+def _weighed(scores: Tensor, weight: float, rule: ReadOut) -> list[float]:
+    """Edge weight times operation weight, ``beta_e a_em``, as PC-DARTS ranks edges."""
+    weights = (weight * torch.softmax(scores, dim=0)).tolist()
+    return weights if rule.decimals is None else [round(value, rule.decimals) for value in weights]
 
 
 def _strengths(scores: Tensor, rule: ReadOut) -> list[float]:

@@ -33,7 +33,9 @@ def mixed_cell(channels: int, drop_path: nn.Module | None = None) -> DenseCell:
     """A cell of the supernet: all five operations on every edge, rows labelled by edge, batch norm not affine."""
 
     def mixed_edge(name: str) -> MixedOp:
-        return MixedOp({op: make(channels, False) for op, make in OPERATIONS.items()}, label=name)
+        return MixedOp(
+            {op: make(channels, False) for op, make in OPERATIONS.items()}, label=name, node=name.split("<-")[0]
+        )
 
     return DenseCell(NODES, mixed_edge, drop_path)
 

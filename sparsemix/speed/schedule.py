@@ -15,21 +15,19 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
-from .. import (
-    ArchParameterGroup,
-    BatchMixedScheduler,
-    SparseSmoothSoftmax,
-    models,  # noqa: F401  (registers the supernet)
-)
+from .. import models  # noqa: F401  (registers the supernet)
 from ..data import Pairs, open_pairs
 from ..measure import accuracy
 from ..methods import SearchStep
 from ..methods.registry import find_method
+from ..methods.schedule import BatchMixedScheduler
+from ..relaxations import SparseSmoothSoftmax
 from ..runs.config import Optimization, SearchConfig, configured
 from ..runs.presets import search_settings
 from ..spaces import nb201
 from ..spaces.genotypes import NB201Genotype
 from ..spaces.settings import NB201
+from ..supernet.group import ArchParameterGroup
 from .published import PublishedSupernet, published_step
 from .variants import Size, channels_last
 
@@ -41,6 +39,8 @@ _DEFAULT = Size()
 
 @dataclass(frozen=True)
 class ScheduleRow:
+    """A search from beginning to end."""
+
     comparison: str
     variant: str
     seconds: float

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 import torchvision.transforms as T
 from torch import Tensor, nn
 
-from .. import ArchParameterGroup, MixedOp
 from .._utils.modes import restoring
 from ..data import Images, ResidentPairs
 from ..inject import FAMILIES, Family, mix_
@@ -22,7 +21,8 @@ from ..models import RESNET_LIKE
 from ..relaxations import Softmax
 from ..spaces import darts
 from ..spaces.genotypes import DartsGenotype, NB201Genotype
-from ..supernet.mixed_op import Execution
+from ..supernet.group import ArchParameterGroup
+from ..supernet.mixed_op import Execution, MixedOp
 from .models import MODELS
 from .published import (
     DiscreteDarts,

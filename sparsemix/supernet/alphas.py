@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .._utils.modes import evaluating, having, restoring
 from ..relaxations import NEVER, Argmax, Moment, Relaxation, Softmax, SparseSmoothSoftmax, entropy
-from .architecture import Genotype
+from .architecture import Architecture, Genotype
 from .chosen import Chosen
 from .execution import Execution, Weights, check_same_shape
 from .mixed_op import MixedOp, call_arguments
@@ -24,7 +24,7 @@ from .mixed_op import MixedOp, call_arguments
 __all__ = ["Alphas", "decided"]
 
 
-class Alphas(ABC):
+class Alphas(Architecture, ABC):
     """Architecture parameters with their relaxation, phi, the decision which operations run, and the read-out.
 
     Subclasses say where the alphas are, and what mixed operations run under them. What others ask of them is
@@ -144,7 +144,7 @@ class Alphas(ABC):
         """Whether the model is known, and with it its weights and its mixed operations."""
         return True
 
-    def check_bound(self) -> None:  # noqa: B027
+    def check_bound(self) -> None:
         """Insist that the model still runs under these alphas; a group can be released, see its own method."""
 
     def check_finite(self) -> None:
