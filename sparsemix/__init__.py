@@ -6,4 +6,4 @@ from .supernet.group import ArchParameterGroup
 from .supernet.mixed_op import MixedOp
 
 __all__ = ["ArchParameterGroup", "BatchMixedScheduler", "MixedOp", "SparseSmoothSoftmax"]
-__version__ = "0.2.0"
+__version__ = "0.3.0"

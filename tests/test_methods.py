@@ -15,6 +15,7 @@ from sparsemix.cli import nb201 as nb201_cli
 from sparsemix.methods import SearchStep
 from sparsemix.methods.gdas import GDAS, GumbelArgmax
 from sparsemix.methods.method import Method, Part, Phase
+from sparsemix.methods.pt import PT
 from sparsemix.methods.registry import find_method, methods
 from sparsemix.relaxations import Moment, Softmax
 from sparsemix.runs.checkpoints import Checkpoints
@@ -157,6 +158,69 @@ def test_gdas_runs_one_operation_an_edge_and_the_same_in_both_updates(tmp_path, 
     assert ran[::2] == ran[1::2]
     assert len({str(step) for step in ran[::2]}) == len(ran) / 2, "every step draws anew"
     assert [line["tau"] for line in records(tmp_path / "run")] == [10.0, pytest.approx(0.1)]
+
+
+# PT
+
+
+class TwoCells(nn.Module):
+    """Two kinds of cells; node 3 of each has three edges."""
+
+    def __init__(self):
+        super().__init__()
+        for kind in ("normal", "reduce"):
+            for edge in ("2<-0", "2<-1", "3<-0", "3<-1", "3<-2"):
+                candidates = {"a": nn.Identity(), "b": nn.Tanh(), "c": nn.Sigmoid()}
+                label, node = f"{kind} {edge}", f"{kind} {edge[0]}"
+                self.add_module(label.replace(" ", "_"), MixedOp(candidates, label=label, node=node))
+
+
+def test_pt_asks_what_is_lost_without_each_and_does_not_normalise_again():
+    arch = ArchParameterGroup(TwoCells(), Softmax())
+    part, seen = PT(tuning_epochs=2, edges_per_node=2), []
+
+    def accuracy():
+        """The supernet needs candidate b of every edge, and edges from node 1 least."""
+        weights = arch.weights()
+        seen.append({label: row.sum().item() for label, row in weights.items()})
+        return sum(row[1].item() * (0.1 if label.endswith("<-1") else 1) for label, row in weights.items())
+
+    phases = part.phases(arch, epochs=3)
+    assert [phase.epochs for phase in phases] == [3, 2 * (5 + 1 - 1) + 1]
+    counts = []
+    for epoch in range(sum(phase.epochs for phase in phases)):
+        decided = part.decide(arch, Moment(0, epoch), 3, accuracy)
+        assert bool(decided) == (epoch >= 3 and (epoch - 3) % 2 == 0)
+        counts += [len(decided["decided"])] if decided else []
+    assert counts == [2, 4, 6, 8, 10, 10], "an edge of each kind at a time, and then a node of each"
+    assert arch.choices() == {label: () if label.endswith("3<-1") else ("b",) for label in arch.rows}, (
+        "what is needed most, and the node's edges that are needed least are gone"
+    )
+    asked = [sum(total < 0.999 for total in totals.values()) for totals in seen]
+    assert asked[: 2 * 3] == [1] * 6, "one row lacks one weight, the others keep theirs"
+    again = ArchParameterGroup(TwoCells(), Softmax())
+    for epoch in range(3, 14):
+        part.decide(again, Moment(0, epoch), 3, lambda: 0.5)
+    assert {names for names in again.choices().values()} == {("a",), ()}, "a tie goes to the first"
+
+
+def test_pt_decides_all_edges_of_a_search(tmp_path):
+    summary = search(tmp_path / "run", "--method", "darts+pt", "--tuning-epochs", "1", "--epochs", "1")
+    lines = records(tmp_path / "run")
+    assert len(lines) == 1 + 6
+    assert [len(line["decided"]) for line in lines[1:]] == [1, 2, 3, 4, 5, 6]
+    state = Checkpoints(tmp_path / "run").load()["model"]
+    allowed = [value for name, value in state.items() if name.endswith("allowed")]
+    assert all(int(value.sum()) == 1 for value in allowed)
+    assert summary["undecided"] == {}
+    assert lines[-1]["entropy"] == 0
+    assert lines[-1]["supernet_accuracy"] == lines[-1]["discretized_accuracy"], "nothing is left to cut out"
+
+
+def test_pt_with_alphas_that_are_never_trained(tmp_path):
+    search(tmp_path / "run", "--method", "pt", "--tuning-epochs", "1", "--epochs", "2", "--fixed-alphas")
+    alphas = [line["alphas"] for line in records(tmp_path / "run")]
+    assert all(row == alphas[0] for row in alphas)
 
 
 # Compositions

@@ -1,6 +1,8 @@
-"""How a search goes on: when a batch is sparse, at which temperature, and the two updates of a step."""
+"""Search methods, each a file: what it changes, in parts that compose; and the two updates of a search step."""
 
 from .bilevel import Losses, SearchStep
+from .method import Method, Part, Phase
+from .registry import find_method, methods
 from .schedule import BatchMixedScheduler, sparse_probability
 from .temperature import EntropySchedule, suggest, temperature_of_entropy
 
@@ -8,7 +10,12 @@ __all__ = [
     "BatchMixedScheduler",
     "EntropySchedule",
     "Losses",
+    "Method",
+    "Part",
+    "Phase",
     "SearchStep",
+    "find_method",
+    "methods",
     "sparse_probability",
     "suggest",
     "temperature_of_entropy",

@@ -95,7 +95,8 @@ class PT(Part):
         else:
             for kind, nodes in self._crowded_nodes(arch).items():
                 self._thin_out(arch, nodes[_drawn([*nodes], moment, f"node {kind}")], accuracy)
-        return {"chosen": {row: [*names] for row, names in arch.choices().items()}}
+        left = {row: op.allowed_names for row, (op, *_) in arch.rows.items()}
+        return {"decided": {row: [*names] for row, names in left.items() if len(names) < 2}}
 
     def _needed(self, arch: ArchParameterGroup, row: str, accuracy: Callable[[], float]) -> str:
         """The candidate without which the supernet is least accurate."""
