@@ -18,10 +18,9 @@ from sparsemix import ArchParameterGroup, MixedOp
 from sparsemix.measure.cost import network_cost
 from sparsemix.methods import SearchStep
 from sparsemix.relaxations import Softmax
-from sparsemix.spaces import darts, robust
+from sparsemix.spaces import darts
 from sparsemix.spaces import primitives as ops
-from sparsemix.spaces.genotypes import DartsGenotype
-from sparsemix.spaces.published import PUBLISHED, read_genotype
+from sparsemix.spaces.darts import PUBLISHED, DartsGenotype, read_genotype, robust
 from sparsemix.speed.published import PublishedDarts
 from sparsemix.supernet.mixed_op import Source
 
@@ -297,7 +296,7 @@ def test_log_odds_rank_as_weights_do(alpha, temperature):
     scores = torch.tensor(alpha, dtype=torch.float64) / temperature
     weights = torch.softmax(scores, 0)
     expected = (weights / (1 - weights)).log()
-    assert darts._strengths(scores, darts.ReadOut()) == pytest.approx(expected.tolist(), abs=1e-6)
+    assert _strengths(scores, darts.ReadOut()) == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 def test_a_supernet_s_genotype():

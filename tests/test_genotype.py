@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsemix.spaces.genotypes import NB201Genotype
+from sparsemix.spaces.nb201 import NB201Genotype
 
 genotypes = st.tuples(*[st.sampled_from(NB201Genotype.OPERATIONS)] * 6).map(NB201Genotype)
 

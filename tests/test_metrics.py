@@ -10,8 +10,8 @@ import sparsemix.models  # noqa: F401
 from sparsemix import ArchParameterGroup, MixedOp, SparseSmoothSoftmax
 from sparsemix.measure import Leakage, accuracy, discretization, leakage, renewed_statistics, topk_accuracy
 from sparsemix.relaxations import Softmax
-from sparsemix.spaces.genotypes import skip_count
 from sparsemix.spaces.primitives import Zero
+from sparsemix.spaces.skips import skip_count
 
 
 class Constant(nn.Module):

@@ -10,7 +10,7 @@ from torch import nn
 import sparsemix.models  # noqa: F401
 from sparsemix import ArchParameterGroup, MixedOp
 from sparsemix.spaces import nb201
-from sparsemix.spaces.genotypes import NB201Genotype
+from sparsemix.spaces.nb201 import NB201Genotype
 
 CONV3 = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 # name -> smallest sizes, image size, reductions of the features

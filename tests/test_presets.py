@@ -13,7 +13,9 @@ from sparsemix.runs.config import SearchConfig, configured
 from sparsemix.runs.presets import preset_names, search_settings
 from sparsemix.runs.training_config import PRESETS as TRAININGS
 from sparsemix.runs.training_config import TrainingConfig
-from sparsemix.spaces.settings import DARTS, NB201, ROBUST
+from sparsemix.spaces.darts import ROBUST_SETTINGS as ROBUST
+from sparsemix.spaces.darts import SETTINGS as DARTS
+from sparsemix.spaces.nb201 import SETTINGS as NB201
 
 PAGE = (Path(__file__).parent.parent / "docs/presets.md").read_text()
 

@@ -26,9 +26,8 @@ from sparsemix.runs.launching import Interrupted
 from sparsemix.runs.learning_rate import schedule as learning_rates
 from sparsemix.runs.training import Training
 from sparsemix.runs.training_config import PRESETS, TrainingConfig
-from sparsemix.spaces import robust, settings
-from sparsemix.spaces.genotypes import DartsGenotype
-from sparsemix.spaces.published import read_genotype
+from sparsemix.spaces import darts
+from sparsemix.spaces.darts import DartsGenotype, read_genotype, robust
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 TINY_SEARCH = ["--preset", "proxy", "--channels", "2", "--cells", "3", "--epochs", "2", "--limit", "120"]
@@ -181,7 +180,7 @@ def test_the_drop_path_rises_linearly_and_the_learning_rate_falls(tmp_path):
 )
 def test_the_printed_command_is_a_training_that_can_begin(space, preset, expected):
     flags = ["--space", space, "--preset", preset, "--dataset", "cifar10"]
-    of_space = settings.ROBUST if space in robust.SPACES else settings.DARTS
+    of_space = darts.ROBUST_SETTINGS if space in robust.SPACES else darts.SETTINGS
     search = search_config(darts_search.DartsConfig, of_space, flags)
     command = darts_search.retrain_command(search, Path("runs/x")).split()
     config = train_command.configure(command[2:])

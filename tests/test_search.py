@@ -30,7 +30,7 @@ from sparsemix.runs.folder import RunFolder
 from sparsemix.runs.launching import Interrupted, command_line, make_accelerator, run_script, stop_requests
 from sparsemix.runs.search import Search, undecided
 from sparsemix.spaces import nb201
-from sparsemix.spaces.genotypes import NB201Genotype
+from sparsemix.spaces.nb201 import NB201Genotype
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks/nb201_space.py"
 TINY = {

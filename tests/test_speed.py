@@ -2,7 +2,7 @@
 
 import json
 
-from sparsemix.spaces.genotypes import NB201Genotype
+from sparsemix.spaces.nb201 import NB201Genotype
 from sparsemix.speed.measurement import Options, measure_speed
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sparsemix.spaces.genotypes import NB201Genotype
-from sparsemix.spaces.nb201_table import NB201Table, convert_nats_bench
+from sparsemix.spaces.nb201 import NB201Genotype, NB201Table, convert_nats_bench
 
 CELLS = [str(cell) for cell in NB201Genotype.all()[:4]]
 ACCURACIES = {

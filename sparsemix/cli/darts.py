@@ -16,8 +16,8 @@ from ..data import open_pairs
 from ..runs.config import SearchConfig
 from ..runs.launching import make_accelerator
 from ..runs.search import Search
-from ..spaces import darts, robust, settings
-from ..spaces.genotypes import DartsGenotype
+from ..spaces import darts
+from ..spaces.darts import DartsGenotype
 from ..supernet.group import ArchParameterGroup
 from .flags import search_config
 
@@ -58,7 +58,7 @@ def search(config: DartsConfig) -> dict[str, Any]:
 
 def retrain_command(config: DartsConfig, folder: Path) -> str:
     """The command that trains what a search in this folder found from scratch, by the protocol of its space."""
-    preset = "robust" if config.space in robust.SPACES else "cifar"
+    preset = "robust" if config.space in darts.robust.SPACES else "cifar"
     data = config.data
     flags = ["--genotype", str(folder / "genotype.json"), "--dataset", data.dataset, "--data", str(data.data)]
     flags += ["--preset", preset if config.scale == "published" else config.scale]
@@ -71,7 +71,7 @@ def retrain_command(config: DartsConfig, folder: Path) -> str:
 
 def configure(args: list[str] | None = None) -> DartsConfig:
     """The configuration of these flags."""
-    return search_config(DartsConfig, settings.DARTS, args, "sparsemix search darts")
+    return search_config(DartsConfig, darts.SETTINGS, args, "sparsemix search darts")
 
 
 def main(args: list[str]) -> None:

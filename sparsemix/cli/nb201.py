@@ -13,9 +13,8 @@ from ..runs.config import SearchConfig
 from ..runs.epoch_table import Columns
 from ..runs.launching import make_accelerator
 from ..runs.search import Search
-from ..spaces import nb201, settings
-from ..spaces.genotypes import NB201Genotype
-from ..spaces.nb201_table import NB201Table
+from ..spaces import nb201
+from ..spaces.nb201 import NB201Genotype, NB201Table
 from ..supernet.group import ArchParameterGroup
 from .flags import search_config
 
@@ -71,7 +70,7 @@ def true_accuracy(table: NB201Table, config: SearchConfig) -> Any:
 
 def configure(args: list[str] | None = None) -> SearchConfig:
     """The configuration of these flags."""
-    return search_config(SearchConfig, settings.NB201, args, "sparsemix search nb201")
+    return search_config(SearchConfig, nb201.SETTINGS, args, "sparsemix search nb201")
 
 
 def main(args: list[str]) -> None:

@@ -23,7 +23,7 @@ from ..cli import train
 from ..runs.config import AnyConfig, configured
 from ..runs.folder import RunFolder
 from ..runs.training_config import TrainingConfig
-from ..spaces import robust, settings
+from ..spaces import darts
 from .darts import DartsConfig
 from .flags import peek_flags, search_config
 
@@ -141,7 +141,7 @@ def configure(args: list[str] | None = None) -> PickConfig:
     """The configuration of a command line: the space's preset, the selection's settings, then the flags."""
     prog = "sparsemix pick"
     chosen = peek_flags(args, prog, space=(None, None), selection=([*SELECTIONS], "proxy"))
-    space = settings.ROBUST if chosen["space"] in robust.SPACES else settings.DARTS
+    space = darts.ROBUST_SETTINGS if chosen["space"] in darts.robust.SPACES else darts.SETTINGS
     overlay = {**SELECTIONS[chosen["selection"]], **{name: value for name, value in chosen.items() if value}}
     return search_config(PickConfig, space, args, prog, overlay)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..spaces import settings
+from ..spaces import darts
 from .darts import DartsConfig, search
 from .flags import search_config
 
@@ -21,7 +21,7 @@ class RobustConfig(DartsConfig):
 
 def configure(args: list[str] | None = None) -> RobustConfig:
     """The configuration of these flags."""
-    return search_config(RobustConfig, settings.ROBUST, args, "sparsemix search s1 (s2, s3, s4)")
+    return search_config(RobustConfig, darts.ROBUST_SETTINGS, args, "sparsemix search s1 (s2, s3, s4)")
 
 
 def main(args: list[str]) -> None:

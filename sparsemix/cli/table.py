@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..spaces.nb201_table import NB201Table, convert_nats_bench
+from ..spaces.nb201 import NB201Table, convert_nats_bench
 
 __all__ = ["main"]
 

@@ -22,8 +22,8 @@ from ..runs.config import Measurement, SearchConfig, Size
 from ..runs.epoch_table import Columns, compact
 from ..runs.launching import make_accelerator, say
 from ..runs.search import Search
-from ..spaces.genotypes import skip_count
 from ..spaces.settings import SpaceSettings
+from ..spaces.skips import skip_count
 from ..supernet.group import ArchParameterGroup
 from .flags import search_config
 

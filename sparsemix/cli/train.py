@@ -16,7 +16,7 @@ from ..runs.config import configured
 from ..runs.launching import make_accelerator
 from ..runs.training import Training
 from ..runs.training_config import TrainingConfig
-from ..spaces.published import PUBLISHED, read_genotype
+from ..spaces.darts import PUBLISHED, read_genotype
 from .flags import training_config
 
 

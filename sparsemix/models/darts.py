@@ -14,10 +14,9 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..spaces import darts, robust
+from ..spaces import darts
 from ..spaces.cells import TwoInputCell
-from ..spaces.genotypes import DartsGenotype
-from ..spaces.published import read_genotype
+from ..spaces.darts import DartsGenotype, read_genotype, robust
 from ..supernet.group import tie_alphas_
 from .network import CIFAR_CFG, Network
 

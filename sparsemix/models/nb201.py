@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..spaces import nb201
 from ..spaces.cells import DenseCell, ResidualReduction
-from ..spaces.genotypes import NB201Genotype
+from ..spaces.nb201 import NB201Genotype
 from ..supernet.group import tie_alphas_
 from .network import CIFAR_CFG, Network
 

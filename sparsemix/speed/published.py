@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..models import DartsNetwork, NB201Network
 from ..spaces.cells import DenseCell, TwoInputCell
-from ..spaces.genotypes import NB201Genotype
+from ..spaces.nb201 import NB201Genotype
 from ..spaces.primitives import Zero
 from ..supernet.mixed_op import MixedOp
 

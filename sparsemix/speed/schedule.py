@@ -25,8 +25,7 @@ from ..relaxations import SparseSmoothSoftmax
 from ..runs.config import Optimization, SearchConfig, configured
 from ..runs.presets import search_settings
 from ..spaces import nb201
-from ..spaces.genotypes import NB201Genotype
-from ..spaces.settings import NB201
+from ..spaces.nb201 import NB201Genotype
 from ..supernet.group import ArchParameterGroup
 from .published import PublishedSupernet, published_step
 from .variants import Size, channels_last
@@ -119,7 +118,7 @@ def contiguous(batch: Any) -> Any:
 
 
 def settings(method: str, preset: str, epochs: int) -> SearchConfig:
-    published = search_settings(find_method(method), NB201, preset, dataset="digits")
+    published = search_settings(find_method(method), nb201.SETTINGS, preset, dataset="digits")
     return configured(SearchConfig(), {**published, "epochs": epochs, "alpha_lr": 3e-3})
 
 

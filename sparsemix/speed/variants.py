@@ -20,7 +20,8 @@ from ..methods import SearchStep
 from ..models import RESNET_LIKE
 from ..relaxations import Softmax
 from ..spaces import darts
-from ..spaces.genotypes import DartsGenotype, NB201Genotype
+from ..spaces.darts import DartsGenotype
+from ..spaces.nb201 import NB201Genotype
 from ..supernet.group import ArchParameterGroup
 from ..supernet.mixed_op import Execution, MixedOp
 from .models import MODELS

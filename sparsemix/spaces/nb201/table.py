@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .._utils.unpickle import load_plain_pickle
+from ..._utils.unpickle import load_plain_pickle
 from .genotypes import NB201Genotype
 
 __all__ = ["NB201Table", "convert_nats_bench"]

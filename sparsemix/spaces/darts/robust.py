@@ -5,7 +5,7 @@ Source: Zela et al., "Understanding and Robustifying Differentiable Architecture
 
 from __future__ import annotations
 
-from .darts import Space, everywhere
+from .space import Space, everywhere
 
 __all__ = ["S1", "S2", "S3", "S4", "SPACES"]
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ..supernet.group import ArchParameterGroup
-from ..supernet.mixed_op import MixedOp
-from .cells import DenseCell
+from ...supernet.group import ArchParameterGroup
+from ...supernet.mixed_op import MixedOp
+from ..cells import DenseCell
+from ..primitives import AvgPool, ReLUConvBN, Zero
 from .genotypes import NB201Genotype
-from .primitives import AvgPool, ReLUConvBN, Zero
 
 __all__ = ["NODES", "OPERATIONS", "cell", "genotype", "mixed_cell"]
 
