@@ -21,6 +21,7 @@ from sparsemix.relaxations import Softmax
 from sparsemix.spaces import darts
 from sparsemix.spaces import primitives as ops
 from sparsemix.spaces.darts import PUBLISHED, DartsGenotype, read_genotype, robust
+from sparsemix.spaces.darts.read_out import _strengths
 from sparsemix.speed.published import PublishedDarts
 from sparsemix.supernet.mixed_op import Source
 

@@ -28,6 +28,12 @@ SEARCHES = {
     "S1 to S4, sp-darts": (ROBUST, DartsConfig, "sp-darts"),
     "Models of timm, sp-darts": (TIMM, TimmConfig, "sp-darts"),
     "Models of timm, darts": (TIMM, TimmConfig, "darts"),
+    "NAS-Bench-201, gdas": (NB201, SearchConfig, "gdas"),
+    "DARTS space, gdas": (DARTS, DartsConfig, "gdas"),
+    "Models of timm, gdas": (TIMM, TimmConfig, "gdas"),
+    "NAS-Bench-201, pt": (NB201, SearchConfig, "pt"),
+    "DARTS space, pt": (DARTS, DartsConfig, "pt"),
+    "Models of timm, pt": (TIMM, TimmConfig, "pt"),
 }
 
 

@@ -232,13 +232,12 @@ class CostTerm:
         self.table = table
         self.weight = weight
         self.budget = budget
+        self._costs = {label: [table.rows[label][name] for name in names] for label, names in searched.items()}
 
     def expected(self) -> Tensor:
         """The expected cost under the present relaxed weights, a scalar."""
-        parts = [
-            weights @ weights.new_tensor([self.table.rows[label][name] for name in self.arch.rows[label][0].names])
-            for label, weights in self.arch.weights().items()
-        ]
+        weights = self.arch.weights()
+        parts = [weights[label] @ weights[label].new_tensor(costs) for label, costs in self._costs.items()]
         return self.table.fixed + torch.stack(parts).sum()
 
     def __call__(self) -> Tensor:

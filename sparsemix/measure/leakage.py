@@ -23,7 +23,8 @@ class Leakage:
     """Information bypass leakage of one edge: what passes through operations that discretisation will remove.
 
     Attributes:
-        weight: ``1 - max_m a_m``, the weight that does not belong to the strongest operation k.
+        weight: ``1 - max_m a_m``, the weight that does not belong to the strongest operation k; of an edge that is
+            weighed, its share, ``beta_e (1 - max_m a_m)``.
         output: ``|rest| / (|a_k o_k(x)| + |rest|)`` with ``rest = sum_{m != k} a_m o_m(x)`` and the Euclidean norm over
             a batch: the share of the edge's output that comes from the others. 1 where the strongest operation is
             ``none`` and yet something passes; 0 where nothing passes at all.

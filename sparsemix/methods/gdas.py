@@ -109,7 +109,7 @@ METHODS = (
         "one sampled operation an edge, straight-through gradient",
         {
             "nb201": {"nas-bench-201": {"*": _NB201}},
-            "darts": {"original": {"*": _DARTS}},
+            "darts": {"original": {"*": {**_DARTS, "space": "darts-none"}}, "proxy": {"*": _DARTS}},
             "robust": {"original": {"*": _DARTS}},
             "timm": {"default": {"*": SETTINGS}},
         },

@@ -1,10 +1,9 @@
 """Every primitive operation of the search spaces, once.
 
-A primitive that has something in common with others on edges of the same source node defines two things that
-:func:`sparsemix.supernet.mixed_op.fan_out` looks for: ``sharing_key``, equal for those that may run together (None: not
-now), and ``contributions``, which runs them and returns for each a pair (value, weight still to be applied). A weight
-of None says that it has been applied, a value of None that there is nothing to add. One whose output is zero says so by
-``adds_nothing``.
+In a cell, up to five edges leave a node, each with up to eight candidates, most of which begin with the same ReLU or
+the same pooling of that node's value. So primitives say what they have in common with others on edges of the same
+source node (:class:`~sparsemix.supernet.sharing.SharesWork`): it is computed once for all of them. One whose output is
+always zero says so by ``adds_nothing``.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._utils.torch_private import add_, copy_, lerp_
-from ..supernet.mixed_op import Source
+from ..supernet.sharing import Contribution, Source
 
 __all__ = [
     "AvgPool",
@@ -32,8 +31,6 @@ __all__ = [
     "Zero",
     "scaled_batch_norm",
 ]
-
-Contribution = tuple[Tensor | None, Tensor | None]
 
 
 class Zero(nn.Module):
@@ -65,7 +62,7 @@ class Noise(nn.Module):
 
 
 class _Pool(nn.Module):
-    """A 3x3 pooling, computed once for all edges of a source."""
+    """A 3x3 pooling, computed once for all edges of a source: without parameters, it is the same on each of them."""
 
     name: str
 
@@ -147,7 +144,9 @@ class NormalizedPool(nn.Module):
 class _ReLUThenBN(nn.Module):
     """ReLU, convolutions, batch norm: the edges of a source share the ReLU, and the batch norm applies the weight.
 
-    ``w BN(x) = (w / sigma) (x - mu)``, so that no multiplication is left to do.
+    The ReLU of a node is one tensor, computed and kept for the backward pass once rather than by every candidate of
+    every edge. ``w BN(x) = (w / sigma) (x - mu)``: the batch norm multiplies by a number for each channel anyhow, so
+    that with the operation weight in that number no multiplication of the whole output is left to do.
     """
 
     bn: nn.BatchNorm2d
@@ -172,7 +171,8 @@ class _ReLUThenBN(nn.Module):
 class ReLUConvBN(_ReLUThenBN):
     """ReLU, convolution, batch norm: the convolution of NAS-Bench-201.
 
-    Several of one shape on one source run as a single wider convolution and batch norm.
+    Several of one shape on one source run as a single wider convolution and batch norm: at the few channels of a
+    supernet, a kernel's launch and its passes over memory cost more than its arithmetic, and the input is read once.
 
     Args:
         in_channels, out_channels: C of input and output.

@@ -12,7 +12,15 @@ SETTINGS = SpaceSettings(
     {"channels": 16, "cells": 8, "epochs": 50, "weight_decay": 3e-4, "nesterov": False},
     {
         "proxy": {
-            "*": {"channels": 8, "cells": 5, "epochs": 10, "batch_size": 64, "image_size": 16, "limit": 6_400},
+            "*": {
+                "channels": 8,
+                "cells": 5,
+                "epochs": 10,
+                "batch_size": 64,
+                "image_size": 16,
+                "limit": 6_400,
+                "split": "halves",
+            },
             "digits": {"image_size": 8, "limit": None},
         }
     },
