@@ -14,7 +14,7 @@ from sparsemix.measure import audit, discretization, leakage, measure_costs
 from sparsemix.measure.cost import CostTerm
 from sparsemix.methods import SearchStep
 from sparsemix.relaxations import Moment, Softmax
-from sparsemix.spaces import darts
+from sparsemix.spaces import darts, nb201
 from sparsemix.spaces.cells import Cell
 from sparsemix.supernet.chosen import Chosen
 from sparsemix.supernet.mixed_op import Execution
@@ -236,6 +236,12 @@ def test_the_darts_read_out_ranks_edges_by_both_weights():
     arch.restrict("normal 3<-2", ())
     arch.restrict("normal 3<-1", ["sep_conv_3x3"])
     assert darts.genotype(arch, 1.0).normal[2:4] == (("sep_conv_3x3", 1), ("max_pool_3x3", 0))
+
+
+def test_a_removed_edge_of_nas_bench_201_is_none():
+    arch = ArchParameterGroup(timm.create_model("sparsemix_nb201_supernet", channels=2, cells=1))
+    arch.restrict("2<-1", ())
+    assert nb201.genotype(arch).by_edge()["2<-1"] == "none"
 
 
 # None or several

@@ -137,7 +137,7 @@ def test_runs_with_other_settings_are_not_averaged(runs):
 
 def test_audits_as_a_table_and_a_figure(runs, tmp_path):
     assert audit_table(loaded(runs)) is None
-    with pytest.raises(ValueError, match="no run recorded an audit of a sparse batch: search with audit_every set"):
+    with pytest.raises(ValueError, match="no run recorded an audit: search with audit_every set"):
         draw_audits(loaded(runs), tmp_path / "figure.png")
     lines = (runs[0] / "records.jsonl").read_text().splitlines()
     audit = {"phi": True, "threshold": 1e-3, "output": 0.0, "update": 0.5, "executed": 0.4}

@@ -33,7 +33,7 @@ class FinishedRun(NamedTuple):
             ``late_changes``, in how many of them the genotype changed; ``lead``, the smallest lead of a row's strongest
             alpha over its second at the end; ``drift``, how far an alpha moved against its row's mean in an epoch, on
             average; and ``early_drift``, the same for the first half of the search. The last three are in units of the
-            training temperature t: t_sp for sp-darts, 1 for darts.
+            temperature at which the method's rows are read.
         records: ``records.jsonl``, and in each that was evaluated the mean output leakage.
     """
 

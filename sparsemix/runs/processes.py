@@ -62,7 +62,7 @@ class Parallel:
         """This process's images of a batch, and the factor with which the mean of their losses is to be weighed.
 
         The factors make the average over processes the mean over the batch, also where the shards differ in size. Where
-        a last batch has fewer images than there are processes, one of them is looked at again, and counts nothing.
+        a last batch has fewer images than there are processes, spare processes reuse an image with weight 0.
         """
         x, y = batch
         if self.processes == 1:

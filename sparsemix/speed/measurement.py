@@ -30,7 +30,7 @@ __all__ = ["Comparison", "Options", "Row", "comparisons", "measure", "measure_sp
 
 @dataclass(frozen=True)
 class Options(Size):
-    """What is measured."""
+    """Time search steps in turn with what they replace, and print the ratios."""
 
     only: str = ""
     """Only the comparisons in whose name this regular expression is found; another one lists the names."""

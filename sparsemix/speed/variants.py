@@ -50,10 +50,13 @@ class Size:
     """The size of what is timed, and where."""
 
     channels: int = 16
-    """C of the first stage."""
+    """Channels C of the first stage."""
     batch_size: int = 64
+    """Images a batch."""
     image_size: int = 32
+    """Height and width of the images."""
     device: str = "cpu"
+    """Device to measure on, as PyTorch names it."""
 
     def batch(self, channels: int = 3) -> Batch:
         shape = (self.batch_size, channels, self.image_size, self.image_size)

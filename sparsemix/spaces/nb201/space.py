@@ -47,5 +47,8 @@ def cell(genotype: NB201Genotype, channels: int, drop_path: nn.Module | None = N
 
 
 def genotype(arch: ArchParameterGroup) -> NB201Genotype:
-    """Read a cell out of the supernet's alphas: argmax of each edge, ``none`` allowed, a tie to the lower index."""
-    return NB201Genotype.from_edges(arch.genotype())
+    """Read a cell out of the supernet's alphas: argmax of each edge, ``none`` allowed, a tie to the lower index.
+
+    An edge that was removed is ``none``.
+    """
+    return NB201Genotype.from_edges({edge: names[0] if names else "none" for edge, names in arch.choices().items()})
