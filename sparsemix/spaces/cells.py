@@ -19,6 +19,9 @@ __all__ = ["Cell", "DenseCell", "ResidualReduction", "TwoInputCell"]
 class Cell(nn.Module):
     """A directed acyclic graph of nodes; each node that is no input is the sum of the edges that lead to it.
 
+    Edges that add nothing, because they were removed or their weight is zero, do not run where another one leads to the
+    node. Their parameters get gradients of zero, as those of any operation that does not run.
+
     Args:
         edges: edge name -> module, a mixed operation or any other; ``"3<-1"`` leads from node 1 to node 3, and
             ``"3<-1'"`` is a second edge between the same two nodes.
@@ -56,33 +59,34 @@ class Cell(nn.Module):
         weights = self.operation_weights() if weights is None else weights
         values = dict(enumerate(inputs))
         left_out = self._left_out(weights)
-        without_part: dict[int, list[Tensor]] = {}  # node -> what edges that were left out would have given gradients
+        without_part: dict[int, list[Tensor]] = {}  # node -> what edges that were left out owe a gradient of zero
         for node in self._order:
             if node in without_part:
                 values[node] = with_zero_gradients(values[node], without_part[node])
-            for target, name in left_out.get(node, ()):
-                edge = self.edges[name]
-                if isinstance(edge, MixedOp):
-                    without_part.setdefault(target, []).extend([*edge.rest(weights[name]), values[node]])
-            leaving = [edge for edge in self._leaving.get(node, ()) if edge not in left_out.get(node, ())]
+            leaving = [(target, name) for target, name in self._leaving.get(node, ()) if name not in left_out]
             edges = [self.edges[name] for _, name in leaving]
             outputs = fan_out(values[node], edges, [weights.get(name) for _, name in leaving])
             for (target, _), edge, out in zip(leaving, edges, outputs, strict=True):
                 if self.drop_path is not None and not isinstance(edge, nn.Identity):
                     out = self.drop_path(out)
                 values[target] = values[target] + out if target in values else out
+            for target, name in self._leaving.get(node, ()):
+                if name in left_out:
+                    rest = without_part.setdefault(target, [])
+                    if isinstance(edge := self.edges[name], MixedOp):
+                        rest += edge.rest(weights[name])
+                    if not leaving:  # nothing else leads on from here: all that comes before would have no gradient
+                        rest.append(values[node])
         return values
 
-    def _left_out(self, weights: Mapping[str, Weights]) -> dict[int, list[tuple[int, str]]]:
-        """Source -> (target, edge) of edges that add nothing where another edge leads to the node."""
+    def _left_out(self, weights: Mapping[str, Weights]) -> set[str]:
+        """The edges that add nothing where another edge leads to the node."""
         idle = {name for name, edge in self.edges.items() if is_idle(edge, weights.get(name))}
         if not idle:
-            return {}
-        fed = {target for leaving in self._leaving.values() for target, name in leaving if name not in idle}
-        return {
-            source: [(target, name) for target, name in leaving if name in idle and target in fed]
-            for source, leaving in self._leaving.items()
-        }
+            return idle
+        arriving = [edge for leaving in self._leaving.values() for edge in leaving]
+        fed = {target for target, name in arriving if name not in idle}
+        return {name for target, name in arriving if name in idle and target in fed}
 
 
 class DenseCell(Cell):
