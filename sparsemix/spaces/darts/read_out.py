@@ -111,9 +111,9 @@ def select(edges: Sequence[Candidate], temperature: float, rule: ReadOut = READ_
         else:
             forbidden = torch.tensor([allowed is not None and name not in allowed for name in names])
             scores = (alpha / temperature).masked_fill(forbidden, -math.inf)
-            strengths = _weighed(scores, weight, rule) if is_weighed else _strengths(scores, rule)
-            best = max(possible, key=strengths.__getitem__)
-            strength = strengths[best]
+            strengths = _strengths(scores, rule)
+            best = max(possible, key=strengths.__getitem__)  # the edge's weight has no say here, nor has its rounding
+            strength = _weighed(scores, weight, rule)[best] if is_weighed else strengths[best]
         ranked.append((strength, source if rule.later_edge else -source, names[best], source))
     ranked.sort(reverse=True)
     return [(name, source) for _, _, name, source in ranked[:2]]
