@@ -103,7 +103,8 @@ def mix_(
         ops[path] = MixedOp(found, label(path, found))
     _check_shared(ops)
     for path, op in ops.items():
-        op.alpha.data = op.alpha.data.to(reference_tensor(model, path).device)
+        device = reference_tensor(model, path).device  # the candidates are there already
+        op.alpha.data, op.allowed = op.alpha.data.to(device), op.allowed.to(device)
     replace(model, ops, calls, example)
     return ops
 

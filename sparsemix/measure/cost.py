@@ -125,9 +125,17 @@ class CostTable:
     rows: Mapping[str, Mapping[str, float]]
 
     def of(self, genotype: Genotype) -> float:
-        """The cost of a choice, label -> candidate, or candidates as ``arch.choices()`` has them."""
+        """The cost of a choice, label -> candidate, or candidates as ``arch.choices()`` has them.
+
+        Rows that were removed, which ``arch.genotype()`` leaves out, cost nothing.
+
+        Raises:
+            ValueError: the choice names a row that is not in the table.
+        """
+        if others := [label for label in genotype if label not in self.rows]:
+            raise ValueError(f"CostTable: no row is called {', '.join(others)}; there are {', '.join(self.rows)}")
         chosen = {label: (names,) if isinstance(names, str) else names for label, names in genotype.items()}
-        return self.fixed + sum(row[name] for label, row in self.rows.items() for name in chosen[label])
+        return self.fixed + sum(self.rows[label][name] for label, names in chosen.items() for name in names)
 
     @property
     def cheapest(self) -> float:
@@ -189,7 +197,8 @@ class CostTerm:
     """The expected cost of the architecture under its present weights, to be added to the loss of the alphas.
 
     ``E[cost] = fixed + sum_rows sum_m a_m c_m``. Without a budget the term is ``weight E[cost] / dearest``; with one,
-    ``weight max(0, E[cost] / budget - 1)``, which is zero for what fits. In a weights update it is a constant.
+    ``weight max(0, E[cost] / budget - 1)``, which is zero for what fits. In a weights update it is a constant. Where
+    edges are weighed, the weights are those that the forward uses, ``beta_e a_em``: an edge costs by its share.
 
     Args:
         arch: architecture parameters of the model.

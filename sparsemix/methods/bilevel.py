@@ -110,10 +110,11 @@ class SearchStep(Generic[Arch]):
     """One step of the search: an update of the weights and one of the alphas, under one phi (Algorithm 1).
 
     Args:
-        arch: the model's architecture parameters.
+        arch: the model's architecture parameters: its group, or tables of alphas that other code owns (whatever
+            satisfies :class:`~sparsemix.supernet.architecture.Architecture`).
         loss: function of a batch that runs the model and returns a scalar.
         weight_optimizer: over ``arch.weight_parameters()``.
-        alpha_optimizer: over ``arch.parameters()``.
+        alpha_optimizer: over ``arch.parameters()``, the alphas and, where edges are weighed, the betas.
         order: ``"first"``: alpha's gradient at the present weights; ``"second"``: through a virtual step of the
             weights, which must be trained by SGD; ``"single"``: no bilevel problem, both are updated by one backward
             pass of the training loss and the validation batch is not used.
@@ -133,7 +134,7 @@ class SearchStep(Generic[Arch]):
         ValueError: an unknown order, a norm that is not positive, or optimizers that do not hold what they should:
             swapped ones, alphas in the weights' optimizer, not every alpha or anything else in alpha's. At a step, the
             loss depends on no alpha, or the alphas have been replaced since.
-        TypeError: ``arch`` is no group; at a step, the loss is no scalar tensor with a graph.
+        TypeError: ``arch`` is no architecture parameters; at a step, the loss is no scalar tensor with a graph.
         RuntimeError: at a step, another group has been made for the model since, and this one was released.
 
     Warns:
@@ -268,7 +269,7 @@ class SearchStep(Generic[Arch]):
         if self.reduce is not None:
             self.reduce(gradients)
         alphas = self.arch.parameters()
-        if any(alpha is not known for alpha, known in zip(alphas, self._alphas, strict=True)):
+        if [*map(id, alphas)] != [*map(id, self._alphas)]:
             _check_optimizers(self.arch, self.weight_optimizer, self.alpha_optimizer)  # which still hold the old ones
             self._alphas = alphas
         for alpha, gradient in zip(alphas, gradients, strict=True):

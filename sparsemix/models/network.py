@@ -82,8 +82,8 @@ class Network(nn.Module):
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
 
     def no_weight_decay(self) -> set[str]:
-        """The names of the alphas: their decay, if any, is their own optimizer's."""
-        alphas = {id(ops[0].alpha) for ops in labelled_rows(self).values()}
+        """The names of the alphas and betas: their decay, if any, is their own optimizer's."""
+        alphas = {id(parameter) for ops in labelled_rows(self).values() for parameter in (ops[0].alpha, ops[0].beta)}
         return {name for name, parameter in self.named_parameters() if id(parameter) in alphas}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
