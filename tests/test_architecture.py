@@ -169,7 +169,133 @@ def test_a_removed_operation_outside_of_a_cell_gives_zeros_of_the_right_shape():
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+def test_what_feeds_only_edges_that_were_cut_out_has_gradients_of_zero():
+    network = ArchParameterGroup(small()).discretize(
+        {"2<-0": "skip", "2<-1": (), "3<-0": "conv1", "3<-1": (), "3<-2": "skip"}
+    )
+    second = X.tanh().requires_grad_()
+    [gradient] = gradients(network.nodes([X, second])[3], [second])
+    assert not gradient.any()
+
+
+def test_the_only_candidate_of_an_edge_can_be_removed():
+    model = nn.Sequential(MixedOp({"conv": nn.Conv2d(4, 4, 1)}, "only")).double()
+    arch = ArchParameterGroup(model)
+    assert model(X).any()
+    arch.restrict("only", ())
+    assert not model(X).any()
+
+
+def test_outside_of_a_group_restrictions_hold_as_well():
+    op = edge("row").double()
+    op.restrict_(["conv1", "conv3"])
+    expected = F.softmax(op.alpha[1:], 0)
+    torch.testing.assert_close(op(X), expected[0] * op["conv1"](X) + expected[1] * op["conv3"](X))
+    assert op.ran[0] is Execution.SKIPPED
+    op.restrict_(())
+    assert not op(X).any()
+    with pytest.raises(ValueError, match=r"the edge is removed, no candidate is allowed; see choices\(\)"):
+        op.choice()
+    with pytest.raises(ValueError, match="has no alpha"):
+        MixedOp({"skip": nn.Identity()}, has_alpha=False).restrict_(["skip"])
+
+
+def test_operations_that_are_tied_are_restricted_as_the_first_one():
+    ops = nn.ModuleList(edge("row") for _ in range(2))
+    ops[0].restrict_(["skip"])
+    ArchParameterGroup(ops)
+    assert ops[1].allowed_names == ("skip",)
+
+
+@pytest.mark.parametrize("supernet", ["sparsemix_nb201_supernet", "sparsemix_darts_supernet"])
+def test_restrictions_and_edge_weights_are_not_read_from_the_device(supernet, monkeypatch):
+    """On the meta device, where any other read of a value raises."""
+    reads = []
+
+    def weights(tensor):
+        reads.append(tensor.device.type)
+        return [0.3] * tensor.numel()
+
+    model = timm.create_model(supernet, channels=4, cells=1 if "nb201" in supernet else 3)
+    arch = ArchParameterGroup(model, threshold=1e-3)
+    arch.weigh_edges_()
+    for label, ops in arch.rows.items():
+        arch.restrict(label, ops[0].names[1:])
+    model.to("meta")
+    monkeypatch.setattr(torch.Tensor, "tolist", weights)
+    model(torch.empty(2, 3, 16, 16, device="meta"))
+    assert reads == ["meta"]
+
+
 # Edges that compete
+
+
+def test_betas_are_in_the_state_dict_and_unknown_where_edges_are_not_weighed():
+    model, twin = small(), small()
+    ArchParameterGroup(model).weigh_edges_()
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*edges.2<-0.beta"):
+        twin.load_state_dict(model.state_dict())
+    ArchParameterGroup(twin).weigh_edges_()
+    twin.load_state_dict(model.state_dict())
+    again = ArchParameterGroup(copy.deepcopy(model))  # a new group goes on with the betas that are there
+    assert [label for label, _ in again.named_betas()] == [*again.rows]
+    assert sum(weight.item() for label, weight in again.edge_weights().items() if label[0] == "2") == pytest.approx(1)
+
+
+def test_what_is_drawn_for_edges_is_not_what_is_drawn_for_operations():
+    drawn = []
+
+    def noisy(alpha, moment):
+        drawn.append(torch.rand(2, generator=moment.generator("noise")))
+        return alpha.softmax(-1)
+
+    arch = ArchParameterGroup(small(), noisy)
+    arch.weigh_edges_(noisy)
+    arch.moment = Moment(step=5)
+    for _ in range(2):
+        arch.weights()
+    assert torch.equal(drawn[0], drawn[2])
+    assert torch.equal(drawn[1], drawn[3])
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_discretised_accuracy_is_that_of_what_is_cut_out_though_edges_are_weighed():
+    model = small().eval()
+    arch = ArchParameterGroup(model)
+    arch.weigh_edges_()
+    with torch.no_grad(), arch.discretized():
+        inside = model(X)
+    torch.testing.assert_close(inside, arch.discretize()(X), rtol=1e-12, atol=1e-12)
+
+
+def test_edges_that_are_weighed_after_the_optimizers_were_made():
+    model = small()
+    arch = ArchParameterGroup(model, Softmax())
+    adam = torch.optim.Adam(arch.parameters(), 1e-2)
+    step = SearchStep(
+        arch, lambda batch: model(batch).square().mean(), torch.optim.SGD(arch.weight_parameters(), 0.01), adam
+    )
+    arch.weigh_edges_()
+    with pytest.raises(ValueError, match="alpha's optimizer lacks 5 of 10 alphas"):
+        step(X, X)
+
+
+def test_betas_are_not_decayed_with_the_weights():
+    model = timm.create_model("sparsemix_nb201_supernet", channels=4, cells=1)
+    ArchParameterGroup(model).weigh_edges_()
+    assert {name.rsplit(".", 1)[1] for name in model.no_weight_decay()} == {"alpha", "beta"}
+
+
+def test_costs_of_what_is_removed():
+    arch = ArchParameterGroup(small().float())
+    table = measure_costs(arch, X.float())
+    chosen = arch.genotype()
+    arch.restrict("2<-0", ())
+    assert (
+        table.of(arch.genotype()) == table.of(arch.choices()) == table.of(chosen) - table.rows["2<-0"][chosen["2<-0"]]
+    )
+    with pytest.raises(ValueError, match="CostTable: no row is called 9<-1; there are 2<-0"):
+        table.of({"9<-1": "skip"})
 
 
 def test_edge_weights_are_folded_in_as_if_multiplied_out():
@@ -242,6 +368,17 @@ def test_a_removed_edge_of_nas_bench_201_is_none():
     arch = ArchParameterGroup(timm.create_model("sparsemix_nb201_supernet", channels=2, cells=1))
     arch.restrict("2<-1", ())
     assert nb201.genotype(arch).by_edge()["2<-1"] == "none"
+
+
+def test_rounding_an_edge_s_share_does_not_choose_another_operation():
+    """Both operations of the faint edge round to the same product; the stronger one is chosen all the same."""
+    alpha = torch.tensor([0.4, 0.6], dtype=torch.float64).log()
+    names = ("skip_connect", "sep_conv_3x3")
+    edges = [darts.Candidate(names, alpha, weight=weight) for weight in (0.9999, 0.0001)]
+    rule = darts.READ_OUTS["authors-robust"]
+    assert darts.select(edges, 1.0, rule) == [("sep_conv_3x3", 0), ("sep_conv_3x3", 1)]
+    first = darts.ReadOut(decimals=3)
+    assert darts.select(edges, 1.0, first) == [("sep_conv_3x3", 0), ("sep_conv_3x3", 1)]
 
 
 # None or several
@@ -351,3 +488,17 @@ def test_tables_are_relaxed_together():
     weights = arch.table_weights()
     assert not torch.equal(weights["normal"], weights["reduce"])
     assert torch.equal(weights["reduce"], arch.table_weights()["reduce"])
+
+
+def test_a_table_of_other_code_has_rows_that_nothing_uses():
+    """They cost nothing, and are no part of the genotype."""
+
+    class Spare(Owner):
+        def forward(self, x):
+            return self.head(self.ops[0](x, self.arch.operation_weights()["first"][0]).mean((2, 3)))
+
+    owner = Spare(Softmax())
+    x = X.float()
+    owner.arch.dry_run(x)
+    assert [*owner.arch.genotype()] == ["first 0"]
+    assert CostTerm(owner.arch, measure_costs(owner.arch, x))().requires_grad
