@@ -289,7 +289,7 @@ def test_imagenet16_120_from_batch_files(tmp_path):
 
 
 def test_cifar_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"CIFAR10 is not in .*--download"):
+    with pytest.raises(FileNotFoundError, match=r"CIFAR10 is not in .*fetched \(download\)"):
         open_pairs("cifar10", root=tmp_path)
 
 
