@@ -217,6 +217,27 @@ def test_pt_decides_all_edges_of_a_search(tmp_path):
     assert lines[-1]["supernet_accuracy"] == lines[-1]["discretized_accuracy"], "nothing is left to cut out"
 
 
+@pytest.mark.parametrize("method", ["pt", "sp-darts+pt"])
+def test_pt_goes_on_after_a_decision_was_cut_short(method, tmp_path, monkeypatch):
+    flags = ["--method", method, "--tuning-epochs", "1", "--epochs", "1"]
+    search(tmp_path / "whole", *flags)
+    calls, measured = [], Search._validation_accuracy
+
+    def failing(self):
+        calls.append(1)
+        if len(calls) == 8:  # the third candidate of the second decision
+            raise RuntimeError("killed")
+        return measured(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "_validation_accuracy", failing)
+        with pytest.raises(RuntimeError, match="killed"):
+            search(tmp_path / "parts", *flags)
+    assert len(records(tmp_path / "parts")) == 2
+    search(tmp_path / "parts", *flags, "--resume")
+    assert records(tmp_path / "parts") == records(tmp_path / "whole")
+
+
 def test_pt_with_alphas_that_are_never_trained(tmp_path):
     search(tmp_path / "run", "--method", "pt", "--tuning-epochs", "1", "--epochs", "2", "--fixed-alphas")
     alphas = [line["alphas"] for line in records(tmp_path / "run")]
@@ -236,6 +257,11 @@ def test_parts_that_fill_the_same_place():
 
     with pytest.raises(ValueError, match="both have the setting tau_first"):
         Method("both", (GDAS(), Other()))
+
+
+def test_a_pair_that_makes_no_sense_is_refused_with_the_reason():
+    with pytest.raises(ValueError, match=r"gdas\+pt: PT measures a mixture .*, and GDAS never trains mixtures"):
+        find_method("gdas+pt")
 
 
 def test_an_unknown_method():
@@ -342,6 +368,19 @@ def test_penalties_optimizers_and_contexts(monkeypatch, tmp_path):
     assert entered == [40] * 5, "the context is of the whole batch"
     alphas = torch.stack([alpha for _, alpha in run.arch.named_parameters()])
     assert alphas.mean().item() == pytest.approx(0.5 - 5 * 100, rel=1e-3)  # the loss's gradient of a row sums to 0
+
+
+def test_edges_that_compete_are_searched_recorded_and_restored(monkeypatch, tmp_path):
+    class Weighed(Part):
+        def prepare_(self, arch):
+            arch.weigh_edges_()
+
+    run = run_with(monkeypatch, Weighed(), tmp_path / "run", "--epochs", "2")
+    first, last = (line["betas"] for line in records(tmp_path / "run"))
+    assert first.keys() == run.arch.rows.keys()
+    assert first != last == {label: beta.item() for label, beta in run.arch.named_betas()}
+    again = run_with(monkeypatch, Weighed(), tmp_path / "run", "--epochs", "2", "--resume")
+    assert {label: beta.item() for label, beta in again.arch.named_betas()} == last
 
 
 def test_what_a_method_insists_on_is_said_before_there_is_a_folder(tmp_path):

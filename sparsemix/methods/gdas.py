@@ -68,6 +68,7 @@ class GDAS(Part):
     tau_last: float = 0.1
     """Temperature tau of the gradient in the last epoch."""
 
+    mixes: ClassVar[bool] = False
     columns: ClassVar[Columns] = {"tau": ("tau", "{:.2f}".format)}
 
     def __post_init__(self) -> None:

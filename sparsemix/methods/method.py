@@ -58,6 +58,12 @@ class Part:
     )  # fmt: skip
     columns: ClassVar[Columns] = {}
     """Fields of the plan that are shown for every epoch."""
+    mixes: ClassVar[bool] = True
+    """Whether the weights are trained in mixtures of operations, and not one operation at a time."""
+
+    def objection(self, other: Part) -> str | None:
+        """Why this part cannot be combined with another one; None: it can."""
+        return None
 
     # Before the search
 
@@ -152,7 +158,7 @@ class Method:
         presets: search space -> :data:`Presets`: settings of any field, those of the parts included.
 
     Raises:
-        ValueError: two parts define the same of :attr:`Part.EXCLUSIVE`, or have a field of the same name.
+        ValueError: two parts define the same of :attr:`Part.EXCLUSIVE`, have a field of the same name, or object.
 
     Example:
         >>> Method("plain", (Part(),)).plan(arch=None, epoch=0, epochs=1)
@@ -171,6 +177,8 @@ class Method:
                 raise ValueError(f"{both} define {', '.join(shared)}")
             if shared := [name for name in one.settings if name in other.settings]:
                 raise ValueError(f"{both} have the setting {', '.join(shared)}")
+            if reason := one.objection(other) or other.objection(one):
+                raise ValueError(f"{self.name}: {reason}")
 
     def __add__(self, other: Method) -> Method:
         """Both. The presets are this method's, with the other's default settings of its own parts."""

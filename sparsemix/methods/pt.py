@@ -75,6 +75,11 @@ class PT(Part):
         if self.edges_per_node is not None and self.edges_per_node < 1:
             raise ValueError(f"PT: edges_per_node must be at least 1, got {self.edges_per_node}")
 
+    def objection(self, other: Part) -> str | None:
+        if other.mixes:
+            return None
+        return f"PT measures a mixture without one of its operations, and {type(other).__name__} never trains mixtures"
+
     def phases(self, arch: ArchParameterGroup, epochs: int) -> Sequence[Phase]:
         edges = max(len(rows) for rows in _by_kind(row for row in arch.rows if len(arch.rows[row][0]) > 1).values())
         nodes = max((len(nodes) for nodes in self._crowded_nodes(arch).values()), default=0)

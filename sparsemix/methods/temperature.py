@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from ..relaxations import SparseSmoothSoftmax, entropy, softmax
 from ..supernet.group import ArchParameterGroup
+from ..supernet.rows import padded
 
 __all__ = ["EntropySchedule", "suggest", "temperature_of_entropy"]
 
@@ -47,7 +46,7 @@ def suggest(
         raise ValueError(
             f"suggest: need steps >= 1, lr > 0 and 0 < leftover < 0.5; got steps={steps}, lr={lr}, leftover={leftover}"
         )
-    rivals = max(len(alpha) for alpha in arch.parameters()) - 1
+    rivals = max(len(alpha) for _, alpha in arch.named_parameters()) - 1
     lead = math.log(max(rivals, 1) * (1 - leftover) / leftover)
     sparse = lr * math.sqrt(steps) / (3 * lead)
     return SparseSmoothSoftmax(sparse, ratio * sparse)
@@ -66,6 +65,7 @@ def temperature_of_entropy(alphas: Tensor, share: float) -> float | None:
         The temperature; None where there is none, because the rows have no leader (all alphas equal).
 
     Example:
+        >>> import torch
         >>> f"{temperature_of_entropy(torch.tensor([[0.0, 1.0]]), share=0.5):.4f}"
         '0.4784'
     """
@@ -130,7 +130,7 @@ class EntropySchedule:
 
     def temperature(self, epoch: int) -> float | None:
         """The t_sp at which the present alphas have that share; None while they have no leader."""
-        alphas = pad_sequence([*self.arch.parameters()], batch_first=True, padding_value=-torch.inf)
+        alphas = padded([alpha for _, alpha in self.arch.named_parameters()])
         return temperature_of_entropy(alphas, self.share(epoch))
 
     def step(self, epoch: int, metric: float | None = None) -> None:

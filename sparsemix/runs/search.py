@@ -18,6 +18,7 @@ from ..measure.accuracy import accuracy, discretization, renewed_statistics
 from ..measure.audit import audit
 from ..measure.leakage import leakage
 from ..methods.bilevel import SearchStep
+from ..methods.method import Plan
 from ..relaxations import Moment, Softmax
 from ..supernet.compilation import compile_operations
 from ..supernet.group import ArchParameterGroup
@@ -155,18 +156,18 @@ class Search(Run):
     def begin_epoch(self) -> None:
         method, length = self.method, self.config.size.epochs
         self.learning_rate.step(self.epoch, begins=not self.progress.step)
-        if not self.progress.plan:  # what has been fixed and decided stays when a run goes on within the epoch
-            moment = Moment(self.config.run.seed, self.epoch)
-            decisions = method.decide(self.arch, moment, length, self._validation_accuracy)
-            self.progress.plan = {**method.plan(self.arch, self.epoch, length), **decisions}
-        self.arch.relaxation = method.relaxation(self.progress.plan)
+        # What was fixed and decided when the epoch began stays so when a run goes on within it.
+        plan = self.progress.plan or method.plan(self.arch, self.epoch, length)
+        self.arch.relaxation = method.relaxation(plan)
+        self.arch.moment = self._moment(plan)
+        if not self.progress.plan:
+            decisions = method.decide(self.arch, self.arch.moment, length, self._validation_accuracy)
+            self.progress.plan = {**plan, **decisions}
         self.model.train()
 
     def step(self, batch: Any) -> None:
         train, val = map(self.parallel.shard, batch)
-        moment = Moment(self.config.run.seed, self.epoch, self.progress.step)
-        moment = replace(moment, phi=self.method.phi(moment, self.progress.plan))
-        self.arch.moment = moment
+        self.arch.moment = moment = self._moment(self.progress.plan)
         audits = self.config.execution
         if audits.audit_every and moment.step % audits.audit_every == 0:
             self.progress.audits += self._audit(moment, val)
@@ -175,6 +176,11 @@ class Search(Run):
         self.parallel.average([losses, *(b for b in self.model.buffers() if b.is_floating_point())])
         train_loss, val_loss = losses.tolist()
         self.progress.add(loss=train_loss, val_loss=val_loss, sparse=moment.phi)
+
+    def _moment(self, plan: Plan) -> Moment:
+        """Of the coming batch."""
+        moment = Moment(self.config.run.seed, self.epoch, self.progress.step)
+        return replace(moment, phi=self.method.phi(moment, plan))
 
     def note(self) -> str:
         columns, plan = self.method.columns, self.progress.plan
@@ -188,11 +194,13 @@ class Search(Run):
 
     def same_everywhere(self) -> Iterator[tuple[str, Tensor]]:
         yield from ((f"alpha of {label!r}", alpha) for label, alpha in self.arch.named_parameters())
+        yield from ((f"beta of {label!r}", beta) for label, beta in self.arch.named_betas())
         yield from super().same_everywhere()
 
     def record(self) -> dict[str, Any]:
         config, arch, progress, plan = self.config.measurement, self.arch, self.progress, self.progress.plan
         genotype = self.read_out(arch, plan["temperature"])
+        betas = {label: beta.item() for label, beta in arch.named_betas()}
         evaluated = (self.epoch + 1) % config.evaluate_every == 0 or self.epoch + 1 == self.epochs
         return {
             "epoch": self.epoch,
@@ -207,6 +215,7 @@ class Search(Run):
             **({"audits": progress.audits} if self.config.execution.audit_every else {}),
             "genotype": str(genotype),
             "alphas": {label: alpha.tolist() for label, alpha in arch.named_parameters()},
+            **({"betas": betas} if betas else {}),
             **self.judge(genotype),
         }
 
@@ -270,7 +279,7 @@ class Search(Run):
     def summarize(self) -> dict[str, Any]:
         records, config = self.folder.records, self.config
         last = records[-1]
-        of_epoch = {"epoch", "sparse_share", "audits", "alphas", "seconds", "evaluation_seconds"}
+        of_epoch = {"epoch", "sparse_share", "audits", "alphas", "betas", "seconds", "evaluation_seconds"}
         averaged = self._averaged_genotype(last["temperature"])
         summary = {
             "method": config.method.name,
