@@ -26,6 +26,7 @@ from sparsemix.supernet.mixed_op import Execution
 
 TINY = ["--preset", "proxy", "--device", "cpu", "--channels", "4", "--epochs", "2", "--batch-size", "40"]
 TINY += ["--limit", "400", "--image-size", "8", "--seed", "1", "--sampling", "shuffled", "--split", "halves"]
+TINY += ["--evaluate-limit", "40", "--statistics-images", "40"]
 
 
 def search(output, *flags):
@@ -46,9 +47,12 @@ def small_arch(**keywords):
 # name -> (weights are on the simplex, how many of a row's weights are not zero; None: all)
 METHODS = {
     "darts": (True, None),
+    "darts-v2": (True, None),
+    "darts-0.1": (True, None),
     "sp-darts": (True, None),
     "gdas": (True, 1),
     "pt": (True, None),
+    "straight-through": (True, 1),
 }
 
 
@@ -79,9 +83,9 @@ def test_the_relaxation_of(name):
         assert torch.equal(*(method.evaluation(plan)(torch.arange(3.0), Moment(step=s)) for s in (0, 1)))
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("stop_at", [2, 12])
+@pytest.mark.parametrize(("name", "stop_at"), [*((name, 7) for name in METHODS), ("pt", 12)])
 def test_interrupted_and_resumed_is_as_if_never_interrupted(name, stop_at, tmp_path, monkeypatch):
+    """Within the second epoch, and while PT tunes between two decisions."""
     flags = ["--method", name, "--accumulate", "2", *(["--tuning-epochs", "1"] if name == "pt" else [])]
     search(tmp_path / "whole", *flags)
     calls, step = [], SearchStep.__call__
@@ -94,10 +98,9 @@ def test_interrupted_and_resumed_is_as_if_never_interrupted(name, stop_at, tmp_p
 
     with monkeypatch.context() as patch:
         patch.setattr(SearchStep, "__call__", interrupting)
-        if name == "pt" or stop_at < 10:
-            with pytest.raises(Interrupted):
-                search(tmp_path / "parts", *flags)
-    search(tmp_path / "parts", *flags, *(["--resume"] if len(calls) == stop_at else []))
+        with pytest.raises(Interrupted):
+            search(tmp_path / "parts", *flags)
+    search(tmp_path / "parts", *flags, "--resume")
     assert records(tmp_path / "parts") == records(tmp_path / "whole")
     parts, whole = (Checkpoints(tmp_path / folder).load()["model"] for folder in ("parts", "whole"))
     assert all(torch.equal(value, whole[name]) for name, value in parts.items())
@@ -277,6 +280,14 @@ def test_a_composition_has_the_presets_of_the_first_and_the_settings_of_both():
     assert "edges_per_node" not in both.presets["nb201"]["paper"]["*"]
     config = nb201_cli.configure(["--method", "sp-darts+pt", "--tuning-epochs", "3", "--sparse", "2e-3"])
     assert (config.method.settings["tuning_epochs"], config.method.settings["sparse"]) == (3, 2e-3)
+
+
+def test_all_methods_can_be_listed(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        nb201_cli.configure(["--list-methods"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [*methods(), "a+b"]
+    assert all(len(line.split(maxsplit=1)) == 2 for line in lines)
 
 
 def test_flags_are_those_of_the_method(capsys):

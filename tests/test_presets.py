@@ -108,6 +108,16 @@ def test_the_first_preset_of_a_method_is_its_default():
     assert search_config(DartsConfig, DARTS, ["--method", "darts"]).preset == "original"
 
 
+@pytest.mark.parametrize(("name", "setting"), [("darts-v2", ("order", "second")), ("darts-0.1", ("alpha_lr", 0.1))])
+@pytest.mark.parametrize("flags", [[], ["--preset", "proxy"], ["--preset", "authors"]])
+def test_variants_of_darts_differ_in_one_setting(name, setting, flags):
+    """On the smallest size too, whose own learning rate of the alphas is for those that have none."""
+    field, value = setting
+    variant, darts = (search_config(SearchConfig, NB201, [*flags, "--method", m]).settings for m in (name, "darts"))
+    assert {f for f in darts if darts[f] != variant[f]} == {"method", field}
+    assert variant[field] == value
+
+
 def test_a_preset_of_another_method(capsys):
     with pytest.raises(SystemExit):
         search_config(SearchConfig, NB201, ["--method", "darts", "--preset", "paper"])

@@ -6,12 +6,12 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields, make_dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
 
 from ..methods.method import Method
-from ..methods.registry import find_method
+from ..methods.registry import find_method, methods
 from ..runs.config import SearchConfig, configured
 from ..runs.presets import preset_names, search_settings
 from ..runs.training_config import PRESETS, TrainingConfig
@@ -41,6 +41,8 @@ def search_config(
     Raises:
         SystemExit: a flag is unknown or malformed (shown with the usage), as command lines do.
     """
+    if "--list-methods" in (sys.argv if args is None else args):
+        _list_methods()
     defaults = kind()
     method = _method(peek_flags(args, prog, method=(None, defaults.method.name))["method"], prog)
     names = preset_names(method, space)
@@ -67,6 +69,14 @@ def training_config(args: list[str] | None = None, prog: str | None = None) -> T
     return tyro.cli(TrainingConfig, prog=prog, args=args, default=default, config=(tyro.conf.OmitArgPrefixes,))
 
 
+def _list_methods() -> NoReturn:
+    width = max(map(len, methods()))
+    for name, method in methods().items():
+        print(f"{name:{width}}  {method.summary}")
+    print(f"{'a+b':{width}}  two at once, where they do not fill the same place")
+    sys.exit(0)
+
+
 def _method(name: str, prog: str | None) -> Method:
     try:
         return find_method(name)
@@ -84,7 +94,11 @@ def _parsed(
     """
     parts = [(type(part).__name__.lower(), type(part), field(default=part)) for part in config.method.parts]
     shown = {
-        "method": (str, config.method.name, "Search method, or several that go together (a+b)."),
+        "method": (
+            str,
+            config.method.name,
+            "Search method, or several that go together (a+b); --list-methods shows them.",
+        ),
         "preset": (Literal[tuple(presets)], config.preset, "Settings that the other flags start from."),
         "scale": (Literal[("published", *space.scales)], config.scale, "Size that goes with the preset."),
     }

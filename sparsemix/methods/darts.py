@@ -1,6 +1,7 @@
 """DARTS: a softmax of the alphas mixes the operations of an edge, in every batch.
 
-Source: Liu et al., "DARTS: Differentiable Architecture Search". In first order this is what a search does by itself.
+Source: Liu et al., "DARTS: Differentiable Architecture Search". In first order (DARTS-V1) this is what a search does by
+itself. DARTS-0.1 is a baseline of Zhang and Ding (Table VI): alphas that move fast become sparse by themselves.
 """
 
 from __future__ import annotations
@@ -44,17 +45,26 @@ _NB201_AUTHORS: dict[str, Any] = {
 }
 _ORIGINAL: dict[str, Any] = {**SETTINGS, "weights_first": False, "sampling": "anew"}
 
+
+def _presets(**changes: Any) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    """The presets of DARTS with some settings changed."""
+    presets: dict[str, dict[str, dict[str, Any]]] = {
+        "nb201": {"nas-bench-201": _NB201, "authors": _NB201_AUTHORS},
+        # none is among its operations
+        "darts": {"original": {**_ORIGINAL, "space": "darts-none"}, "proxy": _ORIGINAL},
+        "robust": {"original": _ORIGINAL},
+        "timm": {"default": SETTINGS},
+    }
+    return {space: {name: {"*": {**s, **changes}} for name, s in named.items()} for space, named in presets.items()}
+
+
 METHODS = (
+    Method("darts", (Darts(),), "softmax of the alphas, always at temperature 1", _presets()),
     Method(
-        "darts",
+        "darts-v2",
         (Darts(),),
-        "softmax of the alphas, always at temperature 1",
-        {
-            "nb201": {"nas-bench-201": {"*": _NB201}, "authors": {"*": _NB201_AUTHORS}},
-            # none is among its operations
-            "darts": {"original": {"*": {**_ORIGINAL, "space": "darts-none"}}, "proxy": {"*": _ORIGINAL}},
-            "robust": {"original": {"*": _ORIGINAL}},
-            "timm": {"default": {"*": SETTINGS}},
-        },
+        "DARTS with the alphas' gradient through a step of the weights",
+        _presets(order="second"),
     ),
+    Method("darts-0.1", (Darts(),), "DARTS with a learning rate of 0.1 for the alphas", _presets(alpha_lr=0.1)),
 )

@@ -31,7 +31,8 @@ def search_settings(
     presets = method.presets.get(space.name, {"default": {}})
     chosen = presets.get(preset, next(iter(presets.values())))
     scale = preset if preset in space.scales else scale
-    size = space.scales.get(scale, {})
-    layers = [space.recipe, chosen.get("*", {}), chosen.get(dataset, {}), size.get("*", {}), size.get(dataset, {})]
-    settings = {name: value for layer in layers for name, value in layer.items()}
+    layers = (space.hints.get(scale, {}), chosen, space.scales.get(scale, {}))
+    settings = dict(space.recipe)
+    for layer in layers:
+        settings |= {**layer.get("*", {}), **layer.get(dataset, {})}
     return {**settings, "method": method.name, "preset": preset, "scale": scale, "dataset": dataset}

@@ -11,14 +11,16 @@ Settings = Mapping[str, Any]
 
 
 class SpaceSettings(NamedTuple):
-    """Settings of a space. A method's own come on top of the recipe, and a scale on top of those.
+    """Settings of a space. A method's own come on top of the recipe and the hints, and a scale on top of those.
 
     Attributes:
         name: under which methods list their presets for it.
         recipe: of every search, at the published size.
-        scales: name -> data set (``"*"`` for all) -> settings: other sizes, and what follows from them.
+        scales: name -> data set (``"*"`` for all) -> settings: other sizes, over which no method has a say.
+        hints: the same, of what another size makes sensible, unless the method says otherwise.
     """
 
     name: str
     recipe: Settings
     scales: Mapping[str, Mapping[str, Settings]]
+    hints: Mapping[str, Mapping[str, Settings]] = {}
