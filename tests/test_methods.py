@@ -332,6 +332,19 @@ def test_a_search_that_stops_by_its_records(monkeypatch, tmp_path):
     assert (tmp_path / "run" / "summary.json").exists()
 
 
+def test_a_search_that_stops_where_nothing_was_measured(monkeypatch, tmp_path):
+    class Stopper(Part):
+        def stops(self, records):
+            return len(records) == 3
+
+    run_with(monkeypatch, Stopper(), tmp_path / "run", "--epochs", "5", "--evaluate-every", "2")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    lines = records(tmp_path / "run")
+    assert "discretized_accuracy" not in lines[2]
+    assert summary["discretized_accuracy"] == lines[1]["discretized_accuracy"]
+    assert summary["genotype"] == lines[2]["genotype"]
+
+
 def test_phases_begin_afresh(monkeypatch, tmp_path):
     class Twice(Part):
         def phases(self, arch, epochs):

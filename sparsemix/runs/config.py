@@ -86,9 +86,6 @@ class DataSettings:
         names = ("dataset", "image_size", "limit", "download", "workers")
         return {"root": self.data, **{name: getattr(self, name) for name in names}}
 
-    def __str__(self) -> str:
-        return self.dataset if self.image_size is None else f"{self.dataset} {self.image_size}x{self.image_size}"
-
 
 @dataclass(frozen=True)
 class SearchData(DataSettings):

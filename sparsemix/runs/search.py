@@ -278,7 +278,7 @@ class Search(Run):
 
     def summarize(self) -> dict[str, Any]:
         records, config = self.folder.records, self.config
-        last = records[-1]
+        last = {field: value for record in records for field, value in record.items()}  # the latest of each
         of_epoch = {"epoch", "sparse_share", "audits", "alphas", "betas", "seconds", "evaluation_seconds"}
         averaged = self._averaged_genotype(last["temperature"])
         summary = {
