@@ -94,7 +94,7 @@ def launched(options: Options, processes: int) -> tuple[float, float]:
 def search(options: Options) -> None:
     """In a process of the run: the search, with clocks in it."""
     from sparsemix.cli import nb201 as nb201_cli
-    from sparsemix.runs.config import SearchConfig, configured
+    from sparsemix.runs.config import configured
     from sparsemix.runs.processes import Parallel
     from sparsemix.runs.search import Search
 
@@ -130,7 +130,7 @@ def search(options: Options) -> None:
         "threshold": 1e-3,
         "output": result.parent / "run",
     }
-    nb201_cli.search(configured(SearchConfig(), settings))
+    nb201_cli.search(configured(nb201_cli.NB201Config(), settings))
     images, seconds, communication = map(sum, zip(*epochs[1:], strict=True))
     if os.environ["RANK"] == "0":
         result.write_text(json.dumps([images / seconds, communication / seconds]))

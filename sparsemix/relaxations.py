@@ -25,10 +25,12 @@ __all__ = [
     "Relaxation",
     "Softmax",
     "SparseSmoothSoftmax",
+    "SparsemaxSmoothSoftmax",
     "StraightThrough",
     "entropy",
     "softmax",
     "sparse_smooth_softmax",
+    "sparsemax",
 ]
 
 
@@ -177,6 +179,43 @@ class SparseSmoothSoftmax(nn.Module):
 
     def extra_repr(self) -> str:
         return f"sparse={self.sparse:g}, smooth={self.smooth:g}"
+
+
+def sparsemax(alpha: Tensor, temperature: float = 1.0) -> Tensor:
+    """The point of the simplex nearest to alpha / t: ``max(alpha / t - tau, 0)``, with tau such that the row sums to 1.
+
+    Weak candidates have weight exactly 0, so that they do not run.
+
+    Args:
+        alpha: architecture parameters, shape ``(..., M)``, padded with ``-inf``.
+        temperature: t, positive; towards 0 the result becomes one-hot.
+
+    Example:
+        >>> sparsemax(torch.tensor([0.0, 0.5, 1.0]))
+        tensor([0.0000, 0.2500, 0.7500])
+
+    Source: Martins and Astudillo, "From Softmax to Sparsemax".
+    """
+    scores = alpha / temperature
+    ordered = scores.sort(-1, descending=True).values
+    place = torch.arange(1, alpha.shape[-1] + 1, device=alpha.device, dtype=alpha.dtype)
+    sums = ordered.masked_fill(ordered == -math.inf, 0).cumsum(-1)
+    support = (1 + place * ordered > sums).sum(-1, keepdim=True)
+    tau = (sums.gather(-1, support - 1) - 1) / support
+    return (scores - tau).clamp_min(0)
+
+
+class SparsemaxSmoothSoftmax(SparseSmoothSoftmax):
+    """Like :class:`SparseSmoothSoftmax`, with :func:`sparsemax` for batches with phi = 1.
+
+    Example:
+        >>> relax = SparsemaxSmoothSoftmax(sparse=1e-3, smooth=1e-2)
+        >>> relax(torch.tensor([0.0, 0.01]), Moment(phi=True))
+        tensor([0., 1.])
+    """
+
+    def forward(self, alpha: Tensor, moment: Moment = NEVER) -> Tensor:
+        return sparsemax(alpha, self.sparse) if moment.phi else softmax(alpha, self.smooth)
 
 
 class OfSoftmax(nn.Module):

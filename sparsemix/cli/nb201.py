@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import timm
 from accelerate.utils import set_seed
@@ -21,7 +22,13 @@ from .flags import search_config
 TRUE: Columns = {"true_accuracy": ("true", "{:.1f}%".format), "true_rank": ("rank", str)}
 
 
-def search(config: SearchConfig) -> dict[str, Any]:
+@dataclass(frozen=True)
+class NB201Config(SearchConfig):
+    without: tuple[Literal["none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"], ...] = ()
+    """Operations to leave out of the space, such as none."""
+
+
+def search(config: NB201Config) -> dict[str, Any]:
     """Search, and return the summary."""
     accelerator = make_accelerator(config.run.device)
     judged: dict[str, Any] = {}
@@ -35,6 +42,7 @@ def search(config: SearchConfig) -> dict[str, Any]:
         in_chans=pairs.in_chans,
         channels=config.size.channels,
         cells=config.size.cells,
+        without=config.without,
     )
     arch = ArchParameterGroup(supernet, threshold=config.execution.threshold)
 
@@ -68,9 +76,9 @@ def true_accuracy(table: NB201Table, config: SearchConfig) -> Any:
     return judge
 
 
-def configure(args: list[str] | None = None) -> SearchConfig:
+def configure(args: list[str] | None = None) -> NB201Config:
     """The configuration of these flags."""
-    return search_config(SearchConfig, nb201.SETTINGS, args, "sparsemix search nb201")
+    return search_config(NB201Config, nb201.SETTINGS, args, "sparsemix search nb201")
 
 
 def main(args: list[str]) -> None:

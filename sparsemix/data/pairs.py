@@ -26,7 +26,7 @@ RESIDENT_SIZE = 64  # images up to this size are kept in memory
 LARGE_SIZE = 224  # of images on disk that have no size in common
 
 Sampling = Literal["shuffled", "replacement", "anew"]
-Split = Literal["halves", "benchmark"]
+Split = Literal["halves", "benchmark", "whole"]
 
 
 class Pairs(Protocol):
@@ -44,6 +44,9 @@ class Pairs(Protocol):
 
     def validation(self) -> Iterator[Batch]:
         """Images of the alphas in order, without augmentation."""
+
+    def cut_out(self, side: int, probability: float) -> None:
+        """From now on blank a square of that side, in pixels, in the weights' images with that probability."""
 
     def statistics(self, images: int) -> Iterator[Batch]:
         """Batches of about so many images of the weights, always the same, to renew batch-norm statistics on."""
@@ -93,6 +96,7 @@ class ResidentPairs:
         self.seed = seed
         self.sampling = sampling
         self._validation = stratified_subset(alphas.labels, validation_limit, seed)
+        self._cutout, self._cutout_probability = 0, 1.0
 
     def __len__(self) -> int:
         return -(-len(self.weights) // self.batch_size)
@@ -117,7 +121,15 @@ class ResidentPairs:
             chosen = val[rows]
             if self.sampling == "anew":
                 chosen = torch.randperm(count, generator=generator)[: self.batch_size]
-            yield self.weights.augmented(train[rows], generator), self.alphas.augmented(chosen, generator)
+            cutout = (self._cutout, self._cutout_probability)
+            yield self.weights.augmented(train[rows], generator, *cutout), self.alphas.augmented(chosen, generator)
+
+    def cut_out(self, side: int, probability: float) -> None:
+        if probability and side >= self.image_size:
+            raise ValueError(
+                f"a cutout of {side} leaves nothing of images of size {self.image_size}; choose a smaller one"
+            )
+        self._cutout, self._cutout_probability = (side, probability) if probability else (0, 1.0)
 
     def validation(self) -> Iterator[Batch]:
         return self.alphas.plain(4 * self.batch_size, self._validation)
@@ -188,6 +200,10 @@ class StreamedPairs:
     def validation(self) -> Iterator[Batch]:
         return (moved(batch, self.device) for batch in self._validation)
 
+    def cut_out(self, side: int, probability: float) -> None:
+        if side and probability:
+            raise ValueError(f"images of {self.image_size}x{self.image_size} are streamed and not cut out, got {side}")
+
     def statistics(self, images: int) -> Iterator[Batch]:
         generator = seeded_generator("statistics", self.seed)
         chosen = self._weights[torch.randperm(len(self._weights), generator=generator)[:images]]
@@ -245,7 +261,8 @@ def open_pairs(
         device: where batches are wanted.
         download: fetch the data if it is not there (torchvision's data sets).
         split: ``"halves"``: the training images in two, drawn with the seed; ``"benchmark"``: NAS-Bench-201's own,
-            see :func:`~sparsemix.data.benchmark_split`.
+            see :func:`~sparsemix.data.benchmark_split`; ``"whole"``: all training images for both, so that what is
+            measured on the images of the alphas is a training accuracy.
         sampling, validation_limit: see :class:`ResidentPairs`; streamed images are always shuffled.
         workers: see :class:`StreamedPairs`.
 
@@ -270,7 +287,7 @@ def open_pairs(
         weights = weights[stratified_subset(weights.labels, limit, seed)]
     elif dataset != "folder":
         images = DATASETS[dataset](Path(root), True, download)
-        weights, alphas = _halved(images[stratified_subset(images.labels, limit, seed)], seed)
+        weights, alphas = _parts(images[stratified_subset(images.labels, limit, seed)], split, seed)
     else:
         folder = Folder.find(Path(root))
         subset = stratified_subset(folder.labels, limit, seed)
@@ -278,15 +295,19 @@ def open_pairs(
         if size > RESIDENT_SIZE:
             if sampling != "shuffled":
                 raise ValueError(f"images of {size}x{size} are streamed, which knows no sampling {sampling!r}")
-            first, second = (subset[half] for half in halves(folder.labels[subset], seed))
+            parts = [slice(None)] * 2 if split == "whole" else halves(folder.labels[subset], seed)
+            first, second = (subset[part] for part in parts)
             return StreamedPairs(folder, first, second, size, batch_size, seed, device, workers, validation_limit)
-        weights, alphas = _halved(folder.decode(subset, size), seed)
+        weights, alphas = _parts(folder.decode(subset, size), split, seed)
     size = image_size or weights.pixels.shape[1]
     return ResidentPairs(
         weights.resized(size), alphas.resized(size), batch_size, seed, device, sampling, validation_limit
     )
 
 
-def _halved(images: Images, seed: int) -> tuple[Images, Images]:
+def _parts(images: Images, split: Split, seed: int) -> tuple[Images, Images]:
+    """The images of the weights and those of the alphas."""
+    if split == "whole":
+        return images, images
     weights, alphas = halves(images.labels, seed)
     return images[weights], images[alphas]

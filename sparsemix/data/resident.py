@@ -56,13 +56,16 @@ class ResidentImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def augmented(self, indices: Tensor, generator: torch.Generator, cutout: int = 0) -> Batch:
+    def augmented(
+        self, indices: Tensor, generator: torch.Generator, cutout: int = 0, probability: float = 1.0
+    ) -> Batch:
         """A random crop of the padded images, mirrored or not: one gather for the whole batch.
 
         Args:
             indices: which images.
             generator: of the draws, on the CPU.
             cutout: side of a square around a random pixel that is blanked after normalisation; 0: none.
+            probability: that an image is cut out.
         """
         n = len(indices)
         shifts = torch.randint(2 * self.padding + 1, (2, n, 1), generator=generator)
@@ -77,6 +80,8 @@ class ResidentImages:
             offsets = torch.arange(self.size) - centres
             inside = (offsets >= -(cutout // 2)) & (offsets < cutout - cutout // 2)
             square = inside[0, :, :, None] & inside[1, :, None, :]
+            if probability < 1:
+                square &= torch.rand(n, 1, 1, generator=generator) < probability
             x = x.masked_fill(square[:, None].to(x.device), 0.0)
         return x, self.labels[indices]
 

@@ -24,6 +24,7 @@ from ..supernet.gradients import (
     Split,
     alpha_gradient,
     checked,
+    loss_gradients,
     unrolled_alpha_gradient,
     whole,
 )
@@ -244,6 +245,16 @@ class SearchStep(Generic[Arch]):
         self._step_weights()
         self._step_alphas(gradients)
         return loss
+
+    def gradients(self, batch: Any, tensors: Sequence[Tensor]) -> tuple[Gradients, Tensor]:
+        """The gradients of a batch's loss by any tensors that it depends on, and the loss; nothing is updated.
+
+        For methods that perturb or measure: the same parts of a batch, and averages over processes, as the updates.
+        """
+        found, loss = loss_gradients(self.loss, batch, self.split, tensors)
+        if self.reduce is not None:
+            self.reduce([*found, loss])
+        return found, loss
 
     def _backward(self, batch: Any, forward: Context) -> Tensor:
         """Add the gradients of the batch's loss to the parameters, part by part; the detached loss."""

@@ -12,7 +12,7 @@ from typing import Any
 from ..relaxations import Softmax
 from .method import Method, Part, Plan
 
-__all__ = ["METHODS", "SETTINGS", "Darts"]
+__all__ = ["METHODS", "ORIGINAL", "SETTINGS", "Darts"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ _NB201_AUTHORS: dict[str, Any] = {
     "alpha_weight_decay": 0.0,
     "eval_temperature": 1e-4,
 }
-_ORIGINAL: dict[str, Any] = {**SETTINGS, "weights_first": False, "sampling": "anew"}
+ORIGINAL: dict[str, Any] = {**SETTINGS, "weights_first": False, "sampling": "anew"}
+"""The same as its code runs it: the alphas first, on batches that are drawn anew."""
 
 
 def _presets(**changes: Any) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
@@ -51,8 +52,8 @@ def _presets(**changes: Any) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
     presets: dict[str, dict[str, dict[str, Any]]] = {
         "nb201": {"nas-bench-201": _NB201, "authors": _NB201_AUTHORS},
         # none is among its operations
-        "darts": {"original": {**_ORIGINAL, "space": "darts-none"}, "proxy": _ORIGINAL},
-        "robust": {"original": _ORIGINAL},
+        "darts": {"original": {**ORIGINAL, "space": "darts-none"}, "proxy": ORIGINAL},
+        "robust": {"original": ORIGINAL},
         "timm": {"default": SETTINGS},
     }
     return {space: {name: {"*": {**s, **changes}} for name, s in named.items()} for space, named in presets.items()}

@@ -21,7 +21,7 @@ from ..supernet.group import ArchParameterGroup
 from .darts import SETTINGS
 from .method import Columns, Method, Part, Plan
 
-__all__ = ["GDAS", "METHODS", "GumbelArgmax"]
+__all__ = ["GDAS", "METHODS", "GumbelArgmax", "with_gumbel_noise"]
 
 
 class GumbelArgmax(nn.Module):
@@ -51,12 +51,17 @@ class GumbelArgmax(nn.Module):
         self.hard = StraightThrough(tau)
 
     def forward(self, alpha: Tensor, moment: Moment = NEVER) -> Tensor:
-        uniform = torch.rand(alpha.shape, generator=moment.generator("gumbel"), dtype=torch.float64)
-        gumbel = -(-uniform.clamp_min(torch.finfo(torch.float64).tiny).log()).log()
-        return self.hard(alpha.log_softmax(-1) + gumbel.to(alpha))
+        return self.hard(with_gumbel_noise(alpha, moment))
 
     def extra_repr(self) -> str:
         return f"tau={self.tau:g}"
+
+
+def with_gumbel_noise(alpha: Tensor, moment: Moment) -> Tensor:
+    """``log softmax(alpha) + g``, with a Gumbel number g for each entry that follows from the moment alone."""
+    uniform = torch.rand(alpha.shape, generator=moment.generator("gumbel"), dtype=torch.float64)
+    gumbel = -(-uniform.clamp_min(torch.finfo(torch.float64).tiny).log()).log()
+    return alpha.log_softmax(-1) + gumbel.to(alpha)
 
 
 @dataclass(frozen=True)

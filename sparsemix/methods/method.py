@@ -6,21 +6,27 @@ the names under which it can be chosen, with the settings that were published. N
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..relaxations import Moment, Relaxation, Softmax
 from ..supernet.group import ArchParameterGroup
+from .bilevel import SearchStep
 
-__all__ = ["Columns", "Method", "Part", "Phase", "Plan", "Presets"]
+__all__ = ["Columns", "Evidence", "Method", "Part", "Phase", "Plan", "Presets", "Records", "Step"]
 
 Plan = Mapping[str, Any]
 """What a method has fixed for an epoch, such as its temperature: numbers, strings and lists, as JSON holds them."""
+
+Records = Sequence[Mapping[str, Any]]
+"""The records of a search's epochs so far, as ``records.jsonl`` holds them."""
+
+Step = SearchStep[ArchParameterGroup]
 
 Presets = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Preset -> data set (``"*"`` for all) -> settings; the first preset is the default."""
@@ -43,6 +49,23 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What a decision before an epoch can be based on.
+
+    Attributes:
+        moment: the epoch, for draws.
+        epochs: length of the search.
+        records: of the epochs before.
+        accuracy: measures the supernet, as it is now, on the images of the alphas.
+    """
+
+    moment: Moment
+    epochs: int
+    records: Records = ()
+    accuracy: Callable[[], float] = lambda: 0.0
+
+
+@dataclass(frozen=True)
 class Part:
     """One thing that a method changes about a search. As it stands it changes nothing, which is DARTS in first order.
 
@@ -54,7 +77,8 @@ class Part:
     """
 
     EXCLUSIVE: ClassVar[tuple[str, ...]] = (
-        "phases", "alpha_optimizer", "relaxation", "evaluation", "phi", "at_temperature",
+        "supernet", "phases", "alpha_optimizer", "relaxation", "evaluation", "phi", "passes", "result",
+        "at_temperature",
     )  # fmt: skip
     columns: ClassVar[Columns] = {}
     """Fields of the plan that are shown for every epoch."""
@@ -67,6 +91,10 @@ class Part:
 
     # Before the search
 
+    def supernet(self) -> Mapping[str, Any]:
+        """Keyword arguments with which the space's supernet is built, such as its share of mixed channels."""
+        return {}
+
     def check(self, arch: ArchParameterGroup, epochs: int) -> None:
         """Insist that the settings fit the supernet and the length of the search; nothing has been written yet."""
 
@@ -77,7 +105,7 @@ class Part:
         """What follows what; by default ``epochs`` epochs, and that is all."""
         return [Phase(epochs)]
 
-    def alpha_optimizer(self, alphas: list[nn.Parameter], settings: Any) -> Any:
+    def alpha_optimizer(self, arch: ArchParameterGroup, settings: Any) -> Any:
         """The alphas' optimizer, where it is not the Adam of the settings; None: it is."""
         return None
 
@@ -87,14 +115,11 @@ class Part:
         """What holds in an epoch that begins now. ``temperature`` is that at which rows are compared and read out."""
         return {}
 
-    def decide(self, arch: ArchParameterGroup, moment: Moment, epochs: int, accuracy: Callable[[], float]) -> Plan:
-        """Settle some of the architecture before an epoch begins, for good: by ``arch.restrict(row, names)``.
+    def shape_(self, arch: ArchParameterGroup, pairs: Any, plan: Plan) -> None:
+        """Adjust the supernet, and the pairs of batches that it is trained on, to the epoch's plan."""
 
-        Args:
-            arch: the architecture parameters.
-            moment: of the epoch, for draws.
-            epochs: length of the search.
-            accuracy: measures the supernet, as it is now, on the images of the alphas.
+    def decide(self, arch: ArchParameterGroup, evidence: Evidence) -> Plan:
+        """Settle some of the architecture before an epoch begins: by ``arch.restrict(row, names)``, or by its alphas.
 
         Returns:
             What is recorded of it.
@@ -119,9 +144,11 @@ class Part:
         """Whether the batch is a sparse one (Eq. 15)."""
         return False
 
-    def around_weights(
-        self, arch: ArchParameterGroup, loss: Callable[[Any], Tensor], batch: Any, plan: Plan
-    ) -> AbstractContextManager[None]:
+    def passes(self, moment: Moment, plan: Plan) -> Sequence[bool]:
+        """Every phi under which the batch is run; the losses are added up. By default the one that was drawn."""
+        return [moment.phi]
+
+    def around_weights(self, step: Step, batch: Any, plan: Plan) -> AbstractContextManager[None]:
         """A context of the weights' update alone, such as another relaxation in it."""
         return nullcontext()
 
@@ -131,9 +158,17 @@ class Part:
 
     # After an epoch
 
-    def stops(self, records: Sequence[Mapping[str, Any]]) -> bool:
+    def measure(self, step: Step, batch: Any, plan: Plan) -> Plan:
+        """What is recorded of the supernet at the end of an epoch, on a batch of the alphas' images."""
+        return {}
+
+    def stops(self, records: Records) -> bool:
         """Whether the search is over, from its records alone; asked before every epoch."""
         return False
+
+    def result(self, records: Records) -> int:
+        """Which record's architecture is the result; by default that of the last epoch."""
+        return len(records) - 1
 
     # Variants
 
@@ -226,41 +261,45 @@ class Method:
             part.prepare_(arch)
 
     def plan(self, arch: ArchParameterGroup, epoch: int, epochs: int) -> dict[str, Any]:
-        plans = (part.plan(arch, epoch, epochs) for part in self.parts)
-        return {"temperature": 1.0, **{name: value for plan in plans for name, value in plan.items()}}
+        return {"temperature": 1.0, **_merged(part.plan(arch, epoch, epochs) for part in self.parts)}
 
-    def decide(
-        self, arch: ArchParameterGroup, moment: Moment, epochs: int, accuracy: Callable[[], float]
-    ) -> dict[str, Any]:
-        decisions = (part.decide(arch, moment, epochs, accuracy) for part in self.parts)
-        return {name: value for decision in decisions for name, value in decision.items()}
+    def shape_(self, arch: ArchParameterGroup, pairs: Any, plan: Plan) -> None:
+        for part in self.parts:
+            part.shape_(arch, pairs, plan)
+
+    def decide(self, arch: ArchParameterGroup, evidence: Evidence) -> dict[str, Any]:
+        return _merged(part.decide(arch, evidence) for part in self.parts)
 
     def trains_alphas(self, epoch: int, epochs: int) -> bool:
         return all(part.trains_alphas(epoch, epochs) for part in self.parts)
 
     @contextmanager
-    def around_weights(
-        self, arch: ArchParameterGroup, loss: Callable[[Any], Tensor], batch: Any, plan: Plan
-    ) -> Iterator[None]:
+    def around_weights(self, step: Step, batch: Any, plan: Plan) -> Iterator[None]:
         with ExitStack() as contexts:
             for part in self.parts:
-                contexts.enter_context(part.around_weights(arch, loss, batch, plan))
+                contexts.enter_context(part.around_weights(step, batch, plan))
             yield
+
+    def measure(self, step: Step, batch: Any, plan: Plan) -> dict[str, Any]:
+        return _merged(part.measure(step, batch, plan) for part in self.parts)
 
     def penalties(self, arch: ArchParameterGroup, plan: Plan) -> list[Tensor]:
         penalties = (part.penalty(arch, plan) for part in self.parts)
         return [penalty for penalty in penalties if penalty is not None]
 
-    def stops(self, records: Sequence[Mapping[str, Any]]) -> bool:
+    def stops(self, records: Records) -> bool:
         return any(part.stops(records) for part in self.parts)
 
     # What one part decides
 
+    def supernet(self) -> Mapping[str, Any]:
+        return self._deciding("supernet").supernet()
+
     def phases(self, arch: ArchParameterGroup, epochs: int) -> Sequence[Phase]:
         return self._deciding("phases").phases(arch, epochs)
 
-    def alpha_optimizer(self, alphas: list[nn.Parameter], settings: Any) -> Any:
-        return self._deciding("alpha_optimizer").alpha_optimizer(alphas, settings)
+    def alpha_optimizer(self, arch: ArchParameterGroup, settings: Any) -> Any:
+        return self._deciding("alpha_optimizer").alpha_optimizer(arch, settings)
 
     def relaxation(self, plan: Plan) -> Relaxation:
         return self._deciding("relaxation").relaxation(plan)
@@ -270,6 +309,12 @@ class Method:
 
     def phi(self, moment: Moment, plan: Plan) -> bool:
         return self._deciding("phi").phi(moment, plan)
+
+    def passes(self, moment: Moment, plan: Plan) -> Sequence[bool]:
+        return self._deciding("passes").passes(moment, plan)
+
+    def result(self, records: Records) -> int:
+        return self._deciding("result").result(records)
 
     def at_temperature(self, temperature: float) -> Method:
         """The same method with its one part that has a temperature at another one.
@@ -287,6 +332,10 @@ class Method:
 
 def _defines(part: Part, seam: str) -> bool:
     return getattr(type(part), seam) is not getattr(Part, seam)
+
+
+def _merged(of_parts: Iterable[Plan]) -> dict[str, Any]:
+    return {name: value for of_part in of_parts for name, value in of_part.items()}
 
 
 def _only(names: Any, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ..relaxations import NEVER, Moment, Relaxation
 from ..supernet.group import ArchParameterGroup
 from .darts import SETTINGS
-from .method import Method, Part, Phase, Plan
+from .method import Evidence, Method, Part, Phase, Plan
 
-__all__ = ["METHODS", "PT", "Without"]
+__all__ = ["METHODS", "PT", "Without", "by_kind", "needed"]
 
 T = TypeVar("T")
 
@@ -81,36 +81,28 @@ class PT(Part):
         return f"PT measures a mixture without one of its operations, and {type(other).__name__} never trains mixtures"
 
     def phases(self, arch: ArchParameterGroup, epochs: int) -> Sequence[Phase]:
-        edges = max(len(rows) for rows in _by_kind(row for row in arch.rows if len(arch.rows[row][0]) > 1).values())
+        edges = max(len(rows) for rows in by_kind(row for row in arch.rows if len(arch.rows[row][0]) > 1).values())
         nodes = max((len(nodes) for nodes in self._crowded_nodes(arch).values()), default=0)
         return [Phase(epochs), Phase(self.tuning_epochs * (edges + nodes - 1) + 1, self.tuning_lr)]
 
     def trains_alphas(self, epoch: int, epochs: int) -> bool:
         return not self.fixed_alphas
 
-    def decide(self, arch: ArchParameterGroup, moment: Moment, epochs: int, accuracy: Callable[[], float]) -> Plan:
-        tuned = moment.epoch - epochs
+    def decide(self, arch: ArchParameterGroup, evidence: Evidence) -> Plan:
+        moment, accuracy = evidence.moment, evidence.accuracy
+        tuned = moment.epoch - evidence.epochs
         if tuned < 0 or tuned % self.tuning_epochs:
             return {}
-        undecided = _by_kind(row for row in arch.rows if len(arch.rows[row][0].allowed_names) > 1)
+        undecided = by_kind(row for row in arch.rows if len(arch.rows[row][0].allowed_names) > 1)
         if undecided:
             for kind, rows in undecided.items():
                 row = _drawn(rows, moment, f"edge {kind}")
-                arch.restrict(row, [self._needed(arch, row, accuracy)])
+                arch.restrict(row, [needed(arch, row, accuracy)])
         else:
             for kind, nodes in self._crowded_nodes(arch).items():
                 self._thin_out(arch, nodes[_drawn([*nodes], moment, f"node {kind}")], accuracy)
         left = {row: op.allowed_names for row, (op, *_) in arch.rows.items()}
         return {"decided": {row: [*names] for row, names in left.items() if len(names) < 2}}
-
-    def _needed(self, arch: ArchParameterGroup, row: str, accuracy: Callable[[], float]) -> str:
-        """The candidate without which the supernet is least accurate."""
-        position, names = [*arch.rows].index(row), arch.rows[row][0].names
-        without = {}
-        for name in arch.rows[row][0].allowed_names:
-            with arch.using(Without(arch.relaxation, position, names.index(name))):
-                without[name] = accuracy()
-        return min(without, key=without.__getitem__)
 
     def _thin_out(self, arch: ArchParameterGroup, rows: Sequence[str], accuracy: Callable[[], float]) -> None:
         """Remove the edges of a node without which the supernet stays most accurate."""
@@ -128,10 +120,22 @@ class PT(Part):
             if op.node is not None and op.allowed_names:
                 leading.setdefault(str(op.node), []).append(row)
         crowded = {n: rows for n, rows in leading.items() if len(rows) > (self.edges_per_node or len(rows))}
-        return {kind: {node: crowded[node] for node in nodes} for kind, nodes in _by_kind(crowded).items()}
+        return {kind: {node: crowded[node] for node in nodes} for kind, nodes in by_kind(crowded).items()}
 
 
-def _by_kind(labels: Iterable[str]) -> dict[str, list[str]]:
+def needed(
+    arch: ArchParameterGroup, row: str, accuracy: Callable[[], float], among: Sequence[str] | None = None
+) -> str:
+    """The candidate without which the supernet is least accurate, of those allowed or of some of them."""
+    position, names = [*arch.rows].index(row), arch.rows[row][0].names
+    without = {}
+    for name in arch.rows[row][0].allowed_names if among is None else among:
+        with arch.using(Without(arch.relaxation, position, names.index(name))):
+            without[name] = accuracy()
+    return min(without, key=without.__getitem__)
+
+
+def by_kind(labels: Iterable[str]) -> dict[str, list[str]]:
     """Kind of cell -> labels: ``normal`` of ``normal 3<-1``. Where labels name no kind, all are of one."""
     kinds: dict[str, list[str]] = {}
     for label in labels:

@@ -30,6 +30,8 @@ def find_method(name: str) -> Method:
         >>> find_method("sp-darts").parts[0].sparse
         0.0011
     """
+    if name in methods():  # a composition may be a method of its own
+        return methods()[name]
     first, *others = (_one(part) for part in name.split("+"))
     for other in others:
         first = first + other

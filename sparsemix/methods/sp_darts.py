@@ -6,16 +6,21 @@ Regularization". ``authors`` presets are their published code.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from torch import Tensor
-
-from ..relaxations import Moment, OfSoftmax, Softmax, SparseSmoothSoftmax
+from ..relaxations import (
+    Moment,
+    OfSoftmax,
+    Relaxation,
+    Softmax,
+    SparsemaxSmoothSoftmax,
+    SparseSmoothSoftmax,
+)
 from ..supernet.group import ArchParameterGroup
-from .method import Columns, Method, Part, Plan
+from .method import Columns, Method, Part, Plan, Presets, Step
 from .schedule import is_sparse, sparse_probability
 from .temperature import EntropySchedule
 
@@ -30,6 +35,10 @@ class SPDarts(Part):
     """Temperature of sparse batches, t_sp."""
     smooth: float = 1.1e-2
     """Temperature of smooth batches, t_sm."""
+    sparsemax: bool = False
+    """In sparse batches project alpha / t_sp onto the simplex (sparsemax) instead of taking its softmax."""
+    both_passes: bool = False
+    """Run every batch at both temperatures and add the losses up (Eq. 13), instead of mixing batches."""
     double_softmax: bool = False
     """In weights updates relax softmax(alpha) instead of alpha, as published code for S1 to S4 does."""
     p_low: float = 0.0
@@ -106,16 +115,18 @@ class SPDarts(Part):
     def phi(self, moment: Moment, plan: Plan) -> bool:
         return is_sparse(moment, plan["p"])
 
-    def relaxation(self, plan: Plan) -> SparseSmoothSoftmax:
-        return SparseSmoothSoftmax(plan["temperature"], plan["smooth"])
+    def passes(self, moment: Moment, plan: Plan) -> Sequence[bool]:
+        return [False, True] if self.both_passes else [moment.phi]
+
+    def relaxation(self, plan: Plan) -> Relaxation:
+        kind = SparsemaxSmoothSoftmax if self.sparsemax else SparseSmoothSoftmax
+        return kind(plan["temperature"], plan["smooth"])
 
     def evaluation(self, plan: Plan) -> Softmax:
         return Softmax(plan["eval_temperature"])
 
-    def around_weights(
-        self, arch: ArchParameterGroup, loss: Callable[[Any], Tensor], batch: Any, plan: Plan
-    ) -> AbstractContextManager[None]:
-        return arch.using(OfSoftmax(arch.relaxation)) if self.double_softmax else nullcontext()
+    def around_weights(self, step: Step, batch: Any, plan: Plan) -> AbstractContextManager[None]:
+        return step.arch.using(OfSoftmax(step.arch.relaxation)) if self.double_softmax else nullcontext()
 
     def at_temperature(self, temperature: float) -> SPDarts:
         ratio, scale = self.smooth / self.sparse, temperature / self.sparse
@@ -176,31 +187,58 @@ _ROBUST_AUTHORS: dict[str, Any] = {
     "read_out": "authors-robust",
 }
 
+_PRESETS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
+    "nb201": {
+        "paper": {"*": _NB201, "cifar100": _NB201_CIFAR100},
+        "fast": {"*": {**_NB201, **_FAST}, "cifar100": _NB201_CIFAR100},
+        "authors": {"*": _NB201_AUTHORS, "cifar100": _NB201_AUTHORS_CIFAR100},
+        "proxy": {"*": {**_NB201, **_FAST}},
+    },
+    "darts": {
+        "paper": {"*": _DARTS},
+        "fast": {"*": {**_DARTS, **_FAST}},
+        "authors": {"*": _DARTS_AUTHORS},
+        "proxy": {"*": {**_DARTS, **_FAST}},
+    },
+    "robust": {
+        "paper": {"*": _ROBUST},
+        "fast": {"*": {**_ROBUST, **_FAST}},
+        "authors": {"*": _ROBUST_AUTHORS},
+        "proxy": {"*": {**_ROBUST, **_FAST}},
+    },
+    "timm": {"default": {"*": {"sparse": 1e-3, "smooth": 1e-2, "threshold": 1e-3}}},
+}
+
+
+def _with(**changes: Any) -> Mapping[str, Presets]:
+    """The presets of SP-DARTS with some settings changed."""
+    return {
+        space: {
+            preset: {dataset: {**settings, **changes} for dataset, settings in of_preset.items()}
+            for preset, of_preset in of_space.items()
+        }
+        for space, of_space in _PRESETS.items()
+    }
+
+
 METHODS = (
+    Method("sp-darts", (SPDarts(),), "softmax at two temperatures; the share of sparse batches grows", _PRESETS),
     Method(
-        "sp-darts",
-        (SPDarts(),),
-        "softmax at two temperatures; the share of sparse batches grows",
-        {
-            "nb201": {
-                "paper": {"*": _NB201, "cifar100": _NB201_CIFAR100},
-                "fast": {"*": {**_NB201, **_FAST}, "cifar100": _NB201_CIFAR100},
-                "authors": {"*": _NB201_AUTHORS, "cifar100": _NB201_AUTHORS_CIFAR100},
-                "proxy": {"*": {**_NB201, **_FAST}},
-            },
-            "darts": {
-                "paper": {"*": _DARTS},
-                "fast": {"*": {**_DARTS, **_FAST}},
-                "authors": {"*": _DARTS_AUTHORS},
-                "proxy": {"*": {**_DARTS, **_FAST}},
-            },
-            "robust": {
-                "paper": {"*": _ROBUST},
-                "fast": {"*": {**_ROBUST, **_FAST}},
-                "authors": {"*": _ROBUST_AUTHORS},
-                "proxy": {"*": {**_ROBUST, **_FAST}},
-            },
-            "timm": {"default": {"*": {"sparse": 1e-3, "smooth": 1e-2, "threshold": 1e-3}}},
-        },
+        "sp-darts-fixed-p",
+        (SPDarts(p_low=0.5, p_up=0.5, warmup_epochs=0),),
+        "SP-DARTS with the same share of sparse batches in all epochs (an ablation)",
+        _with(p_low=0.5, p_up=0.5, warmup_epochs=0, hold_epoch=None, hold_sparse=None),
+    ),
+    Method(
+        "sp-darts-both",
+        (SPDarts(both_passes=True),),
+        "SP-DARTS that runs every batch at both temperatures, Eq. 13 (an ablation)",
+        _with(both_passes=True),
+    ),
+    Method(
+        "sp-darts-sparsemax",
+        (SPDarts(sparsemax=True),),
+        "SP-DARTS with sparsemax in sparse batches (an ablation)",
+        _with(sparsemax=True),
     ),
 )

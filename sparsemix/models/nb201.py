@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -98,9 +99,13 @@ def _create(name: str, make_cell: CellFactory, pretrained: bool, **kwargs: Any) 
 
 
 @register_model
-def sparsemix_nb201_supernet(pretrained: bool = False, **kwargs: Any) -> NB201Network:
-    """The NAS-Bench-201 supernet: every edge a :class:`~sparsemix.MixedOp`, the six rows shared by all cells."""
-    return _create("sparsemix_nb201_supernet", nb201.mixed_cell, pretrained, **kwargs)
+def sparsemix_nb201_supernet(pretrained: bool = False, without: Sequence[str] = (), **kwargs: Any) -> NB201Network:
+    """The NAS-Bench-201 supernet: every edge a :class:`~sparsemix.MixedOp`, the six rows shared by all cells.
+
+    ``without`` leaves operations out of the space, such as ``none``.
+    """
+    cells = partial(nb201.mixed_cell, without=without)
+    return _create("sparsemix_nb201_supernet", cells, pretrained, **kwargs)
 
 
 RESNET_LIKE = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|"

@@ -92,7 +92,8 @@ class SearchData(DataSettings):
     """The images, and which of them train what."""
 
     split: Split = "halves"
-    """Images for weights and alphas: halves of the training images, or the split of NAS-Bench-201's searches."""
+    """Images for weights and alphas: halves of the training images, the split of NAS-Bench-201's searches, or the whole
+    training set for both."""
     sampling: Sampling = "shuffled"
     """Alpha batches: shuffled once an epoch, drawn with replacement, or shuffled anew for every batch."""
 

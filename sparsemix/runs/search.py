@@ -18,7 +18,7 @@ from ..measure.accuracy import accuracy, discretization, renewed_statistics
 from ..measure.audit import audit
 from ..measure.leakage import leakage
 from ..methods.bilevel import SearchStep
-from ..methods.method import Plan
+from ..methods.method import Evidence, Plan, Records
 from ..relaxations import Moment, Softmax
 from ..supernet.compilation import compile_operations
 from ..supernet.group import ArchParameterGroup
@@ -103,7 +103,7 @@ class Search(Run):
             foreach=True,  # one call for many small tensors, on a CPU too
         )
         alphas = self.arch.parameters()
-        own = self.method.alpha_optimizer(alphas, settings)
+        own = self.method.alpha_optimizer(self.arch, settings)
         return weights, own or torch.optim.Adam(
             alphas, lr=settings.alpha_lr, betas=settings.alpha_betas, weight_decay=settings.alpha_weight_decay
         )
@@ -112,8 +112,10 @@ class Search(Run):
         weight_optimizer, alpha_optimizer = self.accelerator.prepare(self.weight_optimizer, self.alpha_optimizer)
         model = self.accelerator.prepare_model(self.model, evaluation_mode=True)  # gradients are averaged by hand
 
-        def loss(batch: Shard) -> Tensor:
-            x, y, share = batch
+        def loss(part: tuple[Shard, bool]) -> Tensor:
+            (x, y, share), phi = part
+            if phi != self.arch.phi:
+                self.arch.phi = phi
             total = F.cross_entropy(model(x), y)
             if self.cost_term is not None:
                 total = total + self.cost_term()  # a constant for the weights, as are penalties
@@ -131,10 +133,16 @@ class Search(Run):
             max_norm=settings.max_norm,
             clip_alphas=settings.clip_alphas,
             reduce=self.parallel.average,
-            split=lambda batch: cut(batch, self.config.run.accumulate),
-            around_weights=lambda batch: self.method.around_weights(self.arch, loss, batch, self.progress.plan),
+            split=self._parts,
+            around_weights=lambda batch: self.method.around_weights(self.search_step, batch, self.progress.plan),
             backward=self.accelerator.backward,
         )
+
+    def _parts(self, batch: Shard) -> Iterator[tuple[Shard, bool]]:
+        """The parts of a batch that run one after the other, each with its phi."""
+        for phi in self.method.passes(self._moment(self.progress.plan), self.progress.plan):
+            for part in cut(batch, self.config.run.accumulate):
+                yield part, phi
 
     def run(self) -> dict[str, Any]:
         config, steps = self.config, len(self.pairs)
@@ -160,9 +168,10 @@ class Search(Run):
         plan = self.progress.plan or method.plan(self.arch, self.epoch, length)
         self.arch.relaxation = method.relaxation(plan)
         self.arch.moment = self._moment(plan)
+        method.shape_(self.arch, self.pairs, plan)
         if not self.progress.plan:
-            decisions = method.decide(self.arch, self.arch.moment, length, self._validation_accuracy)
-            self.progress.plan = {**plan, **decisions}
+            evidence = Evidence(self.arch.moment, length, self.folder.records, self._validation_accuracy)
+            self.progress.plan = {**plan, **method.decide(self.arch, evidence)}
         self.model.train()
 
     def step(self, batch: Any) -> None:
@@ -209,6 +218,7 @@ class Search(Run):
             "val_loss": progress.mean("val_loss"),
             **(self._evaluate() if evaluated else {}),
             **plan,
+            **self.method.measure(self.search_step, self._measured_batch(), plan),
             "entropy": arch.entropy(plan["temperature"]),
             "entropy_at_1": arch.entropy(1.0),
             **({} if genotype.skips is None else {"skips": genotype.skips}),
@@ -257,6 +267,11 @@ class Search(Run):
         self.parallel.average([measured])
         return float(measured)
 
+    def _measured_batch(self) -> Shard:
+        """Images of the alphas, a batch of the size of a step's and augmented as those are."""
+        _, val = next(self.pairs.epoch(self.epoch))
+        return self.parallel.shard(val)
+
     def _validation(self) -> _Repeatable:
         return _Repeatable(self.pairs.validation)
 
@@ -268,32 +283,34 @@ class Search(Run):
         return torch.random.fork_rng([device.index or 0] if device.type == "cuda" else [])
 
     def _audit(self, moment: Moment, batch: Shard) -> list[dict[str, Any]]:
-        at = {"step": moment.step, "phi": moment.phi}
+        at, part = {"step": moment.step, "phi": moment.phi}, (batch, moment.phi)
         return [
-            {**at, "threshold": t, **asdict(audit(self.arch, self.search_step.loss, batch, t, self.alpha_optimizer))}
+            {**at, "threshold": t, **asdict(audit(self.arch, self.search_step.loss, part, t, self.alpha_optimizer))}
             for t in self.config.execution.audit_thresholds
         ]
 
     # The end
 
     def summarize(self) -> dict[str, Any]:
-        records, config = self.folder.records, self.config
+        config, every = self.config, self.folder.records
+        records = every[: self.method.result(every) + 1]
         last = {field: value for record in records for field, value in record.items()}  # the latest of each
         of_epoch = {"epoch", "sparse_share", "audits", "alphas", "betas", "seconds", "evaluation_seconds"}
-        averaged = self._averaged_genotype(last["temperature"])
+        averaged = self._averaged_genotype(records[-config.measurement.average_epochs :])
+        with self.arch.reading(_rows(last["alphas"])):
+            edges, close = self.arch.genotype(), undecided(self.arch, last["temperature"])
         summary = {
             "method": config.method.name,
             "seed": config.run.seed,
             **{key: value for key, value in last.items() if key not in of_epoch},
             "averaged_genotype": str(averaged),
             **{f"averaged_{key}": value for key, value in self.judge(averaged).items()},
-            "undecided": undecided(self.arch, last["temperature"]),
-            "seconds": sum(record["seconds"] for record in records),
+            "undecided": close,
+            "result_epoch": last["epoch"],
+            "seconds": sum(record["seconds"] for record in every),
             **({} if self.compilations is None else {"compilations": self.compilations.count}),
         }
-        self.folder.write(
-            "genotype.json", {"space": self.space, "genotype": summary["genotype"], "edges": self.arch.genotype()}
-        )
+        self.folder.write("genotype.json", {"space": self.space, "genotype": summary["genotype"], "edges": edges})
         self.folder.write("summary.json", summary)
         following = f"its course: sparsemix report {self.folder.path} --figure search.png"
         if self.retrain is not None:
@@ -301,12 +318,11 @@ class Search(Run):
         self.say(closing_lines(summary, len(self.arch.rows), self.folder.path, following))
         return summary
 
-    def _averaged_genotype(self, temperature: float) -> Any:
+    def _averaged_genotype(self, records: Records) -> Any:
         """Read out of the mean of the last epochs' alphas, which a late change of mind moves less."""
-        last = [record["alphas"] for record in self.folder.records[-self.config.measurement.average_epochs :]]
-        mean = {label: torch.tensor([alphas[label] for alphas in last]).mean(0) for label in self.arch.rows}
-        with self.arch.reading(mean):
-            return self.read_out(self.arch, temperature)
+        alphas = [_rows(record["alphas"]) for record in records]
+        with self.arch.reading({label: torch.stack([a[label] for a in alphas]).mean(0) for label in self.arch.rows}):
+            return self.read_out(self.arch, records[-1]["temperature"])
 
     # Checkpoints
 
@@ -327,6 +343,10 @@ class Search(Run):
         evaluated = [record for record in self.folder.records if "discretized_accuracy" in record]
         best = max(evaluated, key=lambda record: record["discretized_accuracy"], default=None)
         return None if best is None else best["epoch"] + 1
+
+
+def _rows(alphas: Mapping[str, list[float]]) -> dict[str, Tensor]:
+    return {label: torch.tensor(row) for label, row in alphas.items()}
 
 
 class _Repeatable:

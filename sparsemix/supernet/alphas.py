@@ -124,6 +124,11 @@ class Alphas(Architecture, ABC):
         with self._gradients_wanted():
             return self._weights_at(self.moment)
 
+    def relaxed_rows(self) -> Tensor:
+        """The same before edges are weighed, as one table ``(rows, widest row)``; shorter rows are padded with 0."""
+        with self._gradients_wanted():
+            return self._relaxed(self.relaxation, self.moment)
+
     def using(self, relaxation: Relaxation) -> AbstractContextManager[None]:
         """Within the context, the model runs under another relaxation (for evaluation at another temperature, say)."""
         return having(self, relaxation=relaxation)

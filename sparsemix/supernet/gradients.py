@@ -24,6 +24,7 @@ __all__ = [
     "Split",
     "alpha_gradient",
     "checked",
+    "loss_gradients",
     "unrolled_alpha_gradient",
     "whole",
 ]
@@ -54,7 +55,7 @@ def whole(batch: Any) -> Iterable[Any]:
     return (batch,)
 
 
-def _gradients(loss: Loss, batch: Any, split: Split, parameters: Sequence[Tensor]) -> tuple[Gradients, Tensor]:
+def loss_gradients(loss: Loss, batch: Any, split: Split, parameters: Sequence[Tensor]) -> tuple[Gradients, Tensor]:
     """Gradients of these parameters alone, zero for one that the loss does not depend on; and the detached loss.
 
     The parts of the batch run one after the other, so that only one of them is in memory.
@@ -89,7 +90,7 @@ def alpha_gradient(arch: Arch, loss: Loss, batch: Any, split: Split = whole) -> 
     Raises:
         ValueError: the loss depends on no alpha, because it does not run the group's model, for instance.
     """
-    return _gradients(loss, batch, split, arch.parameters())
+    return loss_gradients(loss, batch, split, arch.parameters())
 
 
 def unrolled_alpha_gradient(
@@ -130,12 +131,12 @@ def unrolled_alpha_gradient(
     alphas = arch.parameters()
     reduce = reduce or (lambda gradients: None)
     with restoring(arch.model), arch.fixed_alphas():
-        gradients, _ = _gradients(loss, train_batch, split, weights)
+        gradients, _ = loss_gradients(loss, train_batch, split, weights)
     reduce(gradients)
     steps, rates = _virtual_sgd_step(optimizer, weights, gradients)
     with restoring(arch.model):
         _shift(weights, steps)
-        gradients, value = _gradients(loss, val_batch, split, [*alphas, *weights])
+        gradients, value = loss_gradients(loss, val_batch, split, [*alphas, *weights])
     gradient, outer = gradients[: len(alphas)], gradients[len(alphas) :]
     reduce(outer)
     vector = [rate * g for rate, g in zip(rates, outer, strict=True)]  # xi grad_w' L_val, so that R absorbs xi
@@ -147,7 +148,7 @@ def unrolled_alpha_gradient(
     for sign in (1, -1):
         with restoring(arch.model):
             _shift(weights, [sign * radius * v for v in vector])
-            shifted.append(_gradients(loss, train_batch, split, alphas)[0])
+            shifted.append(loss_gradients(loss, train_batch, split, alphas)[0])
     implicit = [(plus - minus) / (2 * radius) for plus, minus in zip(*shifted, strict=True)]
     return [g - i for g, i in zip(gradient, implicit, strict=True)], value
 

@@ -233,7 +233,8 @@ class ArchParameterGroup(Alphas):
         state dict that is to be continued, stay. What is made here is new to optimizers: call it before they are made.
 
         Args:
-            relaxation: of the betas, one row a node, padded with ``-inf``; a softmax by default.
+            relaxation: of the betas, one row a node, padded with ``-inf``; by default it stays what it was, at first a
+                softmax.
 
         Raises:
             ValueError: no row names a node.
@@ -260,7 +261,8 @@ class ArchParameterGroup(Alphas):
                 first.beta = nn.Parameter(1e-3 * torch.randn(()).to(first.alpha))
             for op in others:
                 op.beta = first.beta
-        self.edge_relaxation = Softmax() if relaxation is None else relaxation
+        if relaxation is not None:
+            self.edge_relaxation = relaxation
         self._nodes = self._weighed_nodes()
 
     def _weighed_nodes(self) -> dict[Hashable, list[str]]:

@@ -5,7 +5,7 @@ Source: Dong and Yang, "NAS-Bench-201: Extending the Scope of Reproducible Neura
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -29,13 +29,19 @@ OPERATIONS: dict[str, Callable[[int, bool], nn.Module]] = {
 }
 
 
-def mixed_cell(channels: int, drop_path: nn.Module | None = None) -> DenseCell:
-    """A cell of the supernet: all five operations on every edge, rows labelled by edge, batch norm not affine."""
+def mixed_cell(channels: int, drop_path: nn.Module | None = None, without: Sequence[str] = ()) -> DenseCell:
+    """A cell of the supernet: all operations but some on every edge, rows labelled by edge, batch norm not affine.
+
+    Raises:
+        ValueError: ``without`` names an operation that the space does not have, or all of them.
+    """
+    operations = {op: make for op, make in OPERATIONS.items() if op not in without}
+    if not operations or len(operations) + len({*without}) != len(OPERATIONS):
+        raise ValueError(f"NAS-Bench-201 has the operations {', '.join(OPERATIONS)}; cannot leave out {without}")
 
     def mixed_edge(name: str) -> MixedOp:
-        return MixedOp(
-            {op: make(channels, False) for op, make in OPERATIONS.items()}, label=name, node=name.split("<-")[0]
-        )
+        candidates = {op: make(channels, False) for op, make in operations.items()}
+        return MixedOp(candidates, label=name, node=name.split("<-")[0])
 
     return DenseCell(NODES, mixed_edge, drop_path)
 

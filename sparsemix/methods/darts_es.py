@@ -1,0 +1,102 @@
+"""DARTS-ES: a search ends when the loss's curvature in the alphas grows, and returns what it had before.
+
+Source: Zela et al., "Understanding and Robustifying Differentiable Architecture Search", section 4.3. Settings are
+their published code's. The curvature is the largest eigenvalue of the validation loss's Hessian in the alphas, on one
+batch at the end of every epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from .._utils.modes import having, restoring
+from .._utils.torch_private import is_compiled
+from ..measure.hessian import dominant_eigenvalue
+from ..supernet.group import ArchParameterGroup
+from .darts import METHODS as DARTS
+from .method import Columns, Method, Part, Plan, Records, Step
+
+__all__ = ["METHODS", "EarlyStopping", "local_averages"]
+
+
+def local_averages(values: list[float], window: int) -> list[float]:
+    """The mean of every value and up to ``window - 1`` before it.
+
+    Example:
+        >>> local_averages([1.0, 3.0, 5.0], window=2)
+        [1.0, 2.0, 4.0]
+    """
+    recent = (values[max(0, i + 1 - window) : i + 1] for i in range(len(values)))
+    return [sum(values) / len(values) for values in recent]
+
+
+@dataclass(frozen=True)
+class EarlyStopping(Part):
+    """The search ends once the averaged eigenvalue has grown by a factor within some epochs."""
+
+    window: int = 5
+    """Epochs over which the eigenvalue is averaged."""
+    back: int = 4
+    """Epochs between the two averages that are compared."""
+    factor: float = 1.3
+    """Growth of the averaged eigenvalue that ends the search."""
+    watch_from: int = 10
+    """First epoch, counted from 0, whose average can end the search."""
+    products: int = 20
+    """Hessian-vector products for an eigenvalue, at most."""
+
+    columns: ClassVar[Columns] = {}
+
+    def __post_init__(self) -> None:
+        if min(self.window, self.back, self.products) < 1 or not self.factor > 0:
+            raise ValueError(
+                f"EarlyStopping: window, back and products must be at least 1 and factor positive, got {self.window}, "
+                f"{self.back}, {self.products} and {self.factor}"
+            )
+
+    def objection(self, other: Part) -> str | None:
+        if other.mixes:
+            return None
+        return f"EarlyStopping needs second derivatives by the alphas, and {type(other).__name__} has none"
+
+    def check(self, arch: ArchParameterGroup, epochs: int) -> None:
+        if arch.threshold:
+            raise ValueError(
+                f"EarlyStopping: the Hessian needs every operation's graph, got threshold={arch.threshold}; set it to 0"
+            )
+        if any(is_compiled(module) for module in arch.model.modules()):
+            raise ValueError("EarlyStopping: compiled operations have no second derivatives; search without compiling")
+
+    def measure(self, step: Step, batch: Any, plan: Plan) -> Plan:
+        arch = step.arch
+        with restoring(arch.model), having(arch, threshold=0.0):
+            values = [
+                dominant_eigenvalue(step.loss(part), arch.parameters(), self.products) for part in step.split(batch)
+            ]
+        value = torch.tensor(sum(values), device=arch.parameters()[0].device)
+        if step.reduce is not None:
+            step.reduce([value])
+        return {"eigenvalue": float(value)}
+
+    def stops(self, records: Records) -> bool:
+        return self._stopped_by(records) is not None
+
+    def result(self, records: Records) -> int:
+        """That in the middle of the window before the growth."""
+        last = self._stopped_by(records)
+        return len(records) - 1 if last is None else max(0, last - self.back - self.window // 2)
+
+    def _stopped_by(self, records: Records) -> int | None:
+        averages = local_averages([record["eigenvalue"] for record in records], self.window)
+        for epoch in range(max(self.watch_from, self.back), len(averages)):
+            if averages[epoch] > self.factor * averages[epoch - self.back]:
+                return epoch
+        return None
+
+
+_SUMMARY = "DARTS that stops when the loss's curvature in the alphas grows"
+
+METHODS = (Method("darts-es", (EarlyStopping(),), _SUMMARY, DARTS[0].presets),)

@@ -1,0 +1,56 @@
+"""DARTS+: a search ends when the cell has two skip connections, or when nothing has changed its place for long.
+
+Source: Liang et al., "DARTS+: Improved Differentiable Architecture Search with Early Stopping", criteria 1 and 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .darts import METHODS as DARTS
+from .method import Method, Part, Records
+
+__all__ = ["METHODS", "SkipStopping"]
+
+
+@dataclass(frozen=True)
+class SkipStopping(Part):
+    """The search ends at two skip connections in the normal cell, or after epochs without a change of ranks."""
+
+    max_skips: int = 2
+    """Skip connections in the normal cell that end the search."""
+    stable_epochs: int = 10
+    """Epochs without a change in the ranks of any edge's operations that end the search."""
+
+    def __post_init__(self) -> None:
+        if self.max_skips < 1 or self.stable_epochs < 1:
+            raise ValueError(
+                f"SkipStopping: max_skips and stable_epochs must be at least 1, got {self.max_skips} and "
+                f"{self.stable_epochs}"
+            )
+
+    def stops(self, records: Records) -> bool:
+        if not records:
+            return False
+        skips = records[-1].get("skips")
+        if skips is not None and skips >= self.max_skips:
+            return True
+        recent = [_ranks(record["alphas"]) for record in records[-self.stable_epochs - 1 :]]
+        return len(recent) > self.stable_epochs and all(ranks == recent[0] for ranks in recent)
+
+
+def _ranks(alphas: Mapping[str, list[float]]) -> Any:
+    """The candidates of every row, the strongest first."""
+    return [sorted(range(len(row)), key=lambda i: -row[i]) for row in alphas.values()]
+
+
+METHODS = (
+    Method(
+        "darts-plus",
+        (SkipStopping(),),
+        "DARTS that stops at two skip connections, or when ranks no longer change",
+        DARTS[0].presets,
+    ),
+)
