@@ -46,6 +46,7 @@ def search(config: DartsConfig) -> dict[str, Any]:
         in_chans=pairs.in_chans,
         channels=config.size.channels,
         cells=config.size.cells,
+        **config.method.supernet(),
     )
     arch = ArchParameterGroup(supernet, threshold=config.execution.threshold)
 

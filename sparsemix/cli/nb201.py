@@ -42,6 +42,7 @@ def search(config: NB201Config) -> dict[str, Any]:
         in_chans=pairs.in_chans,
         channels=config.size.channels,
         cells=config.size.cells,
+        **config.method.supernet(),
         without=config.without,
     )
     arch = ArchParameterGroup(supernet, threshold=config.execution.threshold)

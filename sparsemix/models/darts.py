@@ -264,15 +264,23 @@ def _create(name: str, make_cell: CellFactory, pretrained: bool, **kwargs: Any) 
 
 @register_model
 def sparsemix_darts_supernet(
-    pretrained: bool = False, space: str | darts.Space = "darts", **kwargs: Any
+    pretrained: bool = False, space: str | darts.Space = "darts", channel_parts: int = 1, **kwargs: Any
 ) -> DartsNetwork:
-    """The supernet of the DARTS space, of S1 to S4 (``space="s1"``), or of a table of your own; 8 cells, C 16."""
+    """The supernet of the DARTS space, of S1 to S4 (``space="s1"``), or of a table of your own; 8 cells, C 16.
+
+    ``channel_parts`` mixes a share of the channels, as PC-DARTS does.
+    """
     table = SPACES.get(space) if isinstance(space, str) else space
     if table is None:
         raise ValueError(f"sparsemix_darts_supernet: unknown space {space!r}; choose among {', '.join(SPACES)}")
     darts.check_space(table)
     sizes = {"channels": 16, "cells": 8}
-    return _create("sparsemix_darts_supernet", partial(darts.mixed_cell, table), pretrained, **{**sizes, **kwargs})
+    return _create(
+        "sparsemix_darts_supernet",
+        partial(darts.mixed_cell, table, channel_parts=channel_parts),
+        pretrained,
+        **{**sizes, **kwargs},
+    )
 
 
 @register_model

@@ -99,12 +99,14 @@ def _create(name: str, make_cell: CellFactory, pretrained: bool, **kwargs: Any) 
 
 
 @register_model
-def sparsemix_nb201_supernet(pretrained: bool = False, without: Sequence[str] = (), **kwargs: Any) -> NB201Network:
+def sparsemix_nb201_supernet(
+    pretrained: bool = False, without: Sequence[str] = (), channel_parts: int = 1, **kwargs: Any
+) -> NB201Network:
     """The NAS-Bench-201 supernet: every edge a :class:`~sparsemix.MixedOp`, the six rows shared by all cells.
 
-    ``without`` leaves operations out of the space, such as ``none``.
+    ``without`` leaves operations out of the space, such as ``none``; ``channel_parts`` mixes a share of the channels.
     """
-    cells = partial(nb201.mixed_cell, without=without)
+    cells = partial(nb201.mixed_cell, without=without, channel_parts=channel_parts)
     return _create("sparsemix_nb201_supernet", cells, pretrained, **kwargs)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..supernet.execution import Weights, with_zero_gradients
 from ..supernet.mixed_op import MixedOp, fan_out, is_idle
+from ..supernet.partial import joined, split_channels
 from .primitives import FactorizedReduce, ReLUConvBN
 
 __all__ = ["Cell", "DenseCell", "ResidualReduction", "TwoInputCell"]
@@ -26,10 +27,14 @@ class Cell(nn.Module):
         edges: edge name -> module, a mixed operation or any other; ``"3<-1"`` leads from node 1 to node 3, and
             ``"3<-1'"`` is a second edge between the same two nodes.
         drop_path: applied to each edge's output, identity edges excepted; None: nothing is dropped.
+        channel_parts: K: edges read one in K of a node's channels, and pass the others; 1: all of them.
     """
 
-    def __init__(self, edges: Mapping[str, nn.Module], drop_path: nn.Module | None = None) -> None:
+    def __init__(
+        self, edges: Mapping[str, nn.Module], drop_path: nn.Module | None = None, channel_parts: int = 1
+    ) -> None:
         super().__init__()
+        self.channel_parts = channel_parts
         self.edges = nn.ModuleDict(edges)
         self.drop_path = drop_path
         self._leaving: dict[int, list[tuple[int, str]]] = {}  # node -> (target, edge name), in the order of the edges
@@ -65,7 +70,7 @@ class Cell(nn.Module):
                 values[node] = with_zero_gradients(values[node], without_part[node])
             leaving = [(target, name) for target, name in self._leaving.get(node, ()) if name not in left_out]
             edges = [self.edges[name] for _, name in leaving]
-            outputs = fan_out(values[node], edges, [weights.get(name) for _, name in leaving])
+            outputs = self._outputs(values[node], edges, [weights.get(name) for _, name in leaving])
             for (target, _), edge, out in zip(leaving, edges, outputs, strict=True):
                 if self.drop_path is not None and not isinstance(edge, nn.Identity):
                     out = self.drop_path(out)
@@ -78,6 +83,14 @@ class Cell(nn.Module):
                     if not leaving:  # nothing else leads on from here: all that comes before would have no gradient
                         rest.append(values[node])
         return values
+
+    def _outputs(self, x: Tensor, edges: Sequence[nn.Module], weights: Sequence[Weights | None]) -> list[Tensor]:
+        """Of all edges that leave a node."""
+        if self.channel_parts == 1:
+            return fan_out(x, edges, weights)
+        first, rest = split_channels(x, self.channel_parts)
+        outputs = zip(fan_out(first, edges, weights), edges, weights, strict=True)
+        return [joined(out, rest, self.channel_parts, edge, of_edge) for out, edge, of_edge in outputs]
 
     def _left_out(self, weights: Mapping[str, Weights]) -> set[str]:
         """The edges that add nothing where another edge leads to the node."""
@@ -95,7 +108,7 @@ class DenseCell(Cell):
     Args:
         nodes: how many, the input included.
         make_edge: edge name, ``"2<-0"`` for node 2 reading node 0 -> module.
-        drop_path: see :class:`Cell`.
+        drop_path, channel_parts: see :class:`Cell`.
 
     Shapes:
         input and output ``(B, C, H, W)``.
@@ -103,9 +116,15 @@ class DenseCell(Cell):
     Source: Dong and Yang, "NAS-Bench-201", Fig. 1.
     """
 
-    def __init__(self, nodes: int, make_edge: Callable[[str], nn.Module], drop_path: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        nodes: int,
+        make_edge: Callable[[str], nn.Module],
+        drop_path: nn.Module | None = None,
+        channel_parts: int = 1,
+    ) -> None:
         names = [f"{target}<-{source}" for target in range(1, nodes) for source in range(target)]
-        super().__init__({name: make_edge(name) for name in names}, drop_path)
+        super().__init__({name: make_edge(name) for name in names}, drop_path, channel_parts)
         self.output = nodes - 1
 
     def forward(self, x: Tensor, weights: Mapping[str, Weights] | None = None) -> Tensor:
@@ -116,7 +135,7 @@ class TwoInputCell(Cell):
     """A cell that reads the outputs of the two cells before it; its output is the concatenation of some of its nodes.
 
     Args:
-        edges, drop_path: see :class:`Cell`; nodes 0 and 1 are the inputs.
+        edges, drop_path, channel_parts: see :class:`Cell`; nodes 0 and 1 are the inputs.
         concat: the nodes of the output.
         in_channels: of the two inputs.
         channels: C of every node.
@@ -139,8 +158,9 @@ class TwoInputCell(Cell):
         halved: bool,
         affine: bool,
         drop_path: nn.Module | None = None,
+        channel_parts: int = 1,
     ) -> None:
-        super().__init__(edges, drop_path)
+        super().__init__(edges, drop_path, channel_parts)
         self.concat = tuple(concat)
         before = FactorizedReduce if halved else _one_by_one
         self.input_0 = before(in_channels[0], channels, affine=affine)

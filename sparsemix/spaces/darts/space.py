@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ...supernet.mixed_op import MixedOp
+from ...supernet.partial import share_of
 from ..cells import TwoInputCell
 from ..primitives import (
     AvgPool,
@@ -108,17 +109,22 @@ def mixed_cell(
     channels: int,
     halved: bool,
     drop_path: nn.Module | None = None,
+    channel_parts: int = 1,
 ) -> TwoInputCell:
-    """A cell of the supernet: the space's operations on every edge, rows labelled by cell and edge, ``normal 2<-0``."""
+    """A cell of the supernet: the space's operations on every edge, rows labelled by cell and edge, ``normal 2<-0``.
+
+    With ``channel_parts`` K edges mix ``channels / K`` of the channels (:mod:`sparsemix.supernet.partial`).
+    """
+    mixed = share_of(channels, channel_parts)
     edges = {
         edge: MixedOp(
-            {name: OPERATIONS[name](channels, _stride(kind, edge), True) for name in operations},
+            {name: OPERATIONS[name](mixed, _stride(kind, edge), True) for name in operations},
             label=f"{kind} {edge}",
             node=f"{kind} {edge.split('<-')[0]}",
         )
         for edge, operations in space[kind].items()
     }
-    return TwoInputCell(edges, NODES, in_channels, channels, halved, affine=False, drop_path=drop_path)
+    return TwoInputCell(edges, NODES, in_channels, channels, halved, False, drop_path, channel_parts)
 
 
 def cell(

@@ -11,6 +11,7 @@ from torch import nn
 
 from ...supernet.group import ArchParameterGroup
 from ...supernet.mixed_op import MixedOp
+from ...supernet.partial import share_of
 from ..cells import DenseCell
 from ..primitives import AvgPool, ReLUConvBN, Zero
 from .genotypes import NB201Genotype
@@ -29,21 +30,25 @@ OPERATIONS: dict[str, Callable[[int, bool], nn.Module]] = {
 }
 
 
-def mixed_cell(channels: int, drop_path: nn.Module | None = None, without: Sequence[str] = ()) -> DenseCell:
+def mixed_cell(
+    channels: int, drop_path: nn.Module | None = None, without: Sequence[str] = (), channel_parts: int = 1
+) -> DenseCell:
     """A cell of the supernet: all operations but some on every edge, rows labelled by edge, batch norm not affine.
 
     Raises:
-        ValueError: ``without`` names an operation that the space does not have, or all of them.
+        ValueError: ``without`` names an operation that the space does not have, or all of them; ``channel_parts`` does
+            not divide the channels.
     """
+    mixed = share_of(channels, channel_parts)
     operations = {op: make for op, make in OPERATIONS.items() if op not in without}
     if not operations or len(operations) + len({*without}) != len(OPERATIONS):
         raise ValueError(f"NAS-Bench-201 has the operations {', '.join(OPERATIONS)}; cannot leave out {without}")
 
     def mixed_edge(name: str) -> MixedOp:
-        candidates = {op: make(channels, False) for op, make in operations.items()}
+        candidates = {op: make(mixed, False) for op, make in operations.items()}
         return MixedOp(candidates, label=name, node=name.split("<-")[0])
 
-    return DenseCell(NODES, mixed_edge, drop_path)
+    return DenseCell(NODES, mixed_edge, drop_path, channel_parts)
 
 
 def cell(genotype: NB201Genotype, channels: int, drop_path: nn.Module | None = None) -> DenseCell:

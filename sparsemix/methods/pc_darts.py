@@ -1,0 +1,84 @@
+"""PC-DARTS: edges mix a share of their channels, and the edges that lead to a node compete.
+
+Source: Xu et al., "PC-DARTS: Partial Channel Connections for Memory-Efficient Architecture Search". Presets are their
+published code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..supernet.group import ArchParameterGroup
+from .darts import ORIGINAL, SETTINGS
+from .method import Method, Part
+
+__all__ = ["METHODS", "PCDARTS", "PC_SETTINGS"]
+
+
+@dataclass(frozen=True)
+class PCDARTS(Part):
+    """A share of the channels is mixed, edges are weighed at their node, and alphas begin to train later."""
+
+    channel_parts: int = 4
+    """K: of every node's channels one in K is mixed, the others pass."""
+    frozen_epochs: int = 15
+    """Epochs at the beginning in which the alphas are not trained."""
+
+    def __post_init__(self) -> None:
+        if self.channel_parts < 1 or self.frozen_epochs < 0:
+            raise ValueError(
+                f"PCDARTS: channel_parts must be at least 1 and frozen_epochs not negative, got {self.channel_parts} "
+                f"and {self.frozen_epochs}"
+            )
+
+    def supernet(self) -> Mapping[str, Any]:
+        return {"channel_parts": self.channel_parts}
+
+    def check(self, arch: ArchParameterGroup, epochs: int) -> None:
+        if self.frozen_epochs >= epochs > 1:
+            raise ValueError(
+                f"PCDARTS: the alphas must train, got frozen_epochs={self.frozen_epochs} of {epochs} epochs"
+            )
+        found = {module.channel_parts for module in arch.model.modules() if hasattr(module, "channel_parts")}
+        if self.channel_parts > 1 and found != {self.channel_parts}:
+            raise ValueError(
+                f"PCDARTS: mixes 1/{self.channel_parts} of the channels, and the candidates of "
+                f"{type(arch.model).__name__} were built for all of them: build its mixed operations at "
+                f"C / {self.channel_parts} in PartialChannels, or set channel_parts to 1"
+            )
+
+    def prepare_(self, arch: ArchParameterGroup) -> None:
+        arch.weigh_edges_()
+
+    def trains_alphas(self, epoch: int, epochs: int) -> bool:
+        return epoch >= self.frozen_epochs or epochs == 1
+
+
+PC_SETTINGS: dict[str, Any] = {
+    **ORIGINAL,
+    "batch_size": 256,
+    "weight_lr": 0.1,
+    "weight_lr_min": 0.0,
+    "alpha_lr": 6e-4,
+}
+# for the proxies, whose searches are 25 and 10 epochs long, the same share of frozen epochs
+_NB201: dict[str, Any] = {**ORIGINAL, "weight_decay": 3e-4, "nesterov": False}
+
+METHODS = (
+    Method(
+        "pc-darts",
+        (PCDARTS(),),
+        "a share of the channels is mixed, and the edges of a node compete",
+        {
+            "nb201": {"darts": {"*": _NB201}, "proxy": {"*": {**_NB201, "frozen_epochs": 8}}},
+            "darts": {
+                "original": {"*": {**PC_SETTINGS, "space": "darts-none"}},
+                "proxy": {"*": {**PC_SETTINGS, "frozen_epochs": 3}},
+            },
+            "robust": {"original": {"*": PC_SETTINGS}, "proxy": {"*": {**PC_SETTINGS, "frozen_epochs": 3}}},
+            "timm": {"default": {"*": SETTINGS}},
+        },
+    ),
+)
