@@ -32,6 +32,15 @@ class DartsConfig(SearchConfig):
 
 def search(config: DartsConfig) -> dict[str, Any]:
     """Search, and return the summary."""
+    return make_search(config).run()
+
+
+def make_search(config: DartsConfig) -> Search:
+    """The search of this configuration, ready to run; its run folder has been made.
+
+    Raises:
+        ValueError: a table is named, which these spaces do not have.
+    """
     if config.measurement.table is not None:
         raise ValueError(
             f"there is no table of the space {config.space!r}: leave --table out, got {config.measurement.table}"
@@ -54,7 +63,7 @@ def search(config: DartsConfig) -> dict[str, Any]:
         return darts.genotype(arch, temperature, darts.READ_OUTS[config.read_out])
 
     retrain = partial(retrain_command, config)
-    return Search(config, arch, pairs, accelerator, config.space, read_out, retrain=retrain).run()
+    return Search(config, arch, pairs, accelerator, config.space, read_out, retrain=retrain)
 
 
 def retrain_command(config: DartsConfig, folder: Path) -> str:

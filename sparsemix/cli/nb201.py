@@ -30,6 +30,11 @@ class NB201Config(SearchConfig):
 
 def search(config: NB201Config) -> dict[str, Any]:
     """Search, and return the summary."""
+    return make_search(config).run()
+
+
+def make_search(config: SearchConfig) -> Search:
+    """The search of this configuration, ready to run; its run folder has been made."""
     accelerator = make_accelerator(config.run.device)
     judged: dict[str, Any] = {}
     if (table := config.measurement.table) is not None:
@@ -50,7 +55,7 @@ def search(config: NB201Config) -> dict[str, Any]:
     def read_out(arch: ArchParameterGroup, temperature: float) -> NB201Genotype:
         return nb201.genotype(arch)  # the same at all temperatures
 
-    return Search(config, arch, pairs, accelerator, "nb201", read_out, **judged).run()
+    return Search(config, arch, pairs, accelerator, "nb201", read_out, **judged)
 
 
 def true_accuracy(table: NB201Table, config: SearchConfig) -> Any:

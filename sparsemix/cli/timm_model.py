@@ -6,8 +6,10 @@ The run folder holds ``choice.json``, path -> candidate, and the weights of the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from functools import partial
+from typing import Annotated, Any, Literal
 
 import timm
 import tyro
@@ -18,12 +20,12 @@ from tyro.constructors import PrimitiveConstructorSpec
 from ..data import open_pairs
 from ..inject.mixing import choices, mix_
 from ..measure.cost import CostTable, CostTerm, Unit, measure_costs
+from ..runs.choice import Choice
 from ..runs.config import Measurement, SearchConfig, Size
 from ..runs.epoch_table import Columns, compact
 from ..runs.launching import make_accelerator, say
 from ..runs.search import Search
 from ..spaces.settings import SpaceSettings
-from ..spaces.skips import skip_count
 from ..supernet.group import ArchParameterGroup
 from .flags import search_config
 
@@ -99,25 +101,21 @@ TIMM = SpaceSettings(
 )
 
 
-class Choice(dict[str, str]):
-    """Row -> candidate, as records and tables show it."""
-
-    SKIPS: ClassVar[frozenset[str]] = frozenset({"skip", "identity"})
-
-    def __init__(self, arch: ArchParameterGroup, temperature: float = 1.0) -> None:
-        super().__init__(arch.genotype())
-        self.has_skips = any(self.SKIPS & {*ops[0].names} for ops in arch.rows.values())
-
-    @property
-    def skips(self) -> int | None:
-        return skip_count(self, self.SKIPS) if self.has_skips else None
-
-    def __str__(self) -> str:
-        return ", ".join(f"{row}: {name}" for row, name in self.items())
-
-
 def search(config: TimmConfig) -> dict[str, Any]:
     """Search, and return the summary."""
+    run, keep_network = prepared(config)
+    summary = run.run()
+    keep_network()
+    return summary
+
+
+def make_search(config: TimmConfig) -> Search:
+    """The search of this configuration, ready to run; its run folder has been made."""
+    return prepared(config)[0]
+
+
+def prepared(config: TimmConfig) -> tuple[Search, Callable[[], None]]:
+    """The search, and what keeps the network that it has found."""
     accelerator = make_accelerator(config.run.device)
     set_seed(config.run.seed)
     pairs = open_pairs(**config.data_options(), device=accelerator.device)
@@ -143,9 +141,7 @@ def search(config: TimmConfig) -> dict[str, Any]:
     budget = "" if mixed.cost_budget is None else f" of {compact(mixed.cost_budget)}"
     columns: Columns = {"cost": (f"{unit}{budget}", compact)}
     run = Search(config, arch, pairs, accelerator, mixed.model, Choice, judge, columns, cost_term=term)
-    summary = run.run()
-    keep(run, mixed, table, options, image)
-    return summary
+    return run, partial(keep, run, mixed, table, options, image)
 
 
 def keep(run: Search, mixed: MixedModel, table: CostTable, options: dict[str, Any], image: Tensor) -> None:

@@ -1,0 +1,254 @@
+"""Methods compared: each searches one and the same space with several seeds, and a table is made of what they found.
+
+``sparsemix compare`` does it on the spaces of the commands, :func:`compare` on a supernet of your own.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import __version__
+from .data import Pairs
+from .methods.method import Method
+from .report.comparison import Compared, write_comparison
+from .report.records import load_run
+from .report.tables import Table
+from .runs.choice import Choice
+from .runs.config import SearchConfig, configured
+from .runs.custom import custom_config, custom_search
+from .runs.folder import RunFolder
+from .runs.launching import Interrupted
+from .runs.search import Search
+from .speed.steps import REFERENCE, STEPS, check_steps, compare_steps
+from .supernet.group import ArchParameterGroup
+
+__all__ = ["compare", "conclude", "in_folders", "unfinished"]
+
+
+def compare(
+    build: Callable[[], nn.Module],
+    pairs: Pairs | Callable[[int], Pairs],
+    methods: Sequence[str | Method],
+    seeds: Sequence[int] = (0, 1, 2),
+    *,
+    output: str | Path,
+    settings: Mapping[str, Any] | None = None,
+    read_out: Callable[[ArchParameterGroup, float], Any] = Choice,
+    time_steps: int = 0,
+) -> Table:
+    """Search a supernet of your own by several methods with several seeds, and compare what they find.
+
+    Every search has its run folder, ``OUTPUT/METHOD-seedN``. Called again, it goes on with what was interrupted, and
+    repeats nothing that has finished. ``OUTPUT/comparison.md``, ``.csv`` and ``.png`` hold the comparison.
+
+    Args:
+        build: makes the supernet, a model that contains mixed operations; called after the seed has been set.
+        pairs: the images, in the same order for all seeds; or a function that opens them for a seed.
+        methods: names, or methods of your own.
+        seeds: each method searches with each of them.
+        output: folder for all of it.
+        settings: name -> value of a :class:`~sparsemix.runs.config.SearchConfig`, the same for all methods.
+        read_out: (arch, temperature) -> what is found; by default a candidate for each row.
+        time_steps: rounds in which the search steps of all methods are timed in turn; 0: they are not.
+
+    Returns:
+        The table; ``.markdown()`` and ``.plain()`` print it.
+
+    Raises:
+        ValueError: before anything runs: an unknown method or setting, the same method or seed twice, a run folder
+            that holds another search, or times without ``darts``, to which they are relative.
+        RuntimeError: at the end, when the table has been written: some runs failed; names their log files.
+        Interrupted: by Ctrl-C or SIGTERM; the search that was running has saved where it was.
+
+    Example:
+        See ``docs/compare.md``.
+    """
+    some = pairs(seeds[0]) if callable(pairs) and seeds else pairs
+    device = "auto" if callable(some) else next(iter(some.validation()))[0].device.type
+    given = {"device": device, **(settings or {})}
+    configs = in_folders([custom_config(method, given) for method in methods], seeds, Path(output))
+    if time_steps:
+        check_steps([config.method.name for config in configs], time_steps)
+
+    def make(config: SearchConfig) -> Search:
+        return custom_search(build, pairs, config, read_out)
+
+    failed = []
+    waiting = unfinished(configs)
+    for place, config in enumerate(waiting, 1):
+        name, folder = _name(config), _folder(config)
+        print(f"{name} begins, {len(waiting) - place} of {len(waiting)} wait", flush=True)
+        try:
+            make(config).run()
+        except Interrupted as stopped:
+            raise Interrupted(
+                f"stopped with {len(waiting) - place + 1} of {len(waiting)} runs left: call compare again to go on"
+            ) from stopped
+        except Exception as error:  # whatever it is, the others do not depend on it
+            log = folder.with_name(f"{name}.log")
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(traceback.format_exc())
+            failed.append(f"{name} ({type(error).__name__}: {error}; {log})")
+    table = conclude(configs, make, time_steps)
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(waiting)} runs failed: {', '.join(failed)}")
+    return table
+
+
+def in_folders(configs: Sequence[SearchConfig], seeds: Sequence[int], output: Path) -> list[SearchConfig]:
+    """The runs of a comparison: of each method's configuration one a seed, in its own folder, begun or gone on with.
+
+    Args:
+        configs: one a method.
+        seeds: each method searches with each of them.
+        output: folder of the comparison.
+
+    Raises:
+        ValueError: no method or seed, one of them twice, or methods whose settings name different spaces or data sets.
+    """
+    for what, values in (("method", [config.method.name for config in configs]), ("seed", [*map(str, seeds)])):
+        if not values:
+            raise ValueError(f"a comparison needs at least one {what}")
+        if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
+            raise ValueError(f"{what} {', '.join(twice)} is named twice, among {', '.join(values)}")
+    for setting in ("space", "dataset"):
+        named = {config.method.name: config.settings[setting] for config in configs if setting in config.settings}
+        if len({*named.values()}) > 1:
+            each = ", ".join(f"{method} {value}" for method, value in named.items())
+            raise ValueError(
+                f"methods are compared on one {setting}, and here it is {each}: give all of them one by --{setting}"
+            )
+    runs = []
+    for config in configs:
+        for seed in seeds:
+            folder = output / f"{config.method.name}-seed{seed}"
+            begun = (folder / "config.json").exists()
+            runs.append(configured(config, {"seed": seed, "output": folder, "resume": begun}))
+    return runs
+
+
+def unfinished(configs: Sequence[SearchConfig]) -> list[SearchConfig]:
+    """The runs that have not finished.
+
+    Raises:
+        ValueError: a folder holds a run with another configuration; names the settings with both values.
+    """
+    left = []
+    for config in configs:
+        folder = _folder(config)
+        if config.run.resume:  # by whatever version it was made; the search adds what is not of the configuration
+            movable = config.MOVABLE | {"version", "precision"} | ({"space"} - config.settings.keys())
+            RunFolder(folder, config.as_json(), resume=True, movable=movable)
+        if not (folder / "summary.json").exists():
+            left.append(config)
+    return left
+
+
+def conclude(
+    configs: Sequence[SearchConfig],
+    make: Callable[[SearchConfig], Search],
+    time_steps: int = 0,
+    notes: Sequence[str] = (),
+) -> Table:
+    """Write the comparison of those runs that have finished, into the folder of their folders.
+
+    Args:
+        configs: all runs, as :func:`in_folders` gives them.
+        make: makes the search of a configuration, to time its steps.
+        time_steps: rounds in which steps are timed; 0: they are not.
+        notes: paragraphs below the table, before what is said here of the runs.
+
+    Returns:
+        The table.
+    """
+    by_method: dict[str, list[SearchConfig]] = {}
+    for config in configs:
+        by_method.setdefault(config.method.name, []).append(config)
+    finished = {
+        method: [load_run(_folder(config)) for config in of_method if (_folder(config) / "summary.json").exists()]
+        for method, of_method in by_method.items()
+    }
+    costs: Mapping[str, Mapping[str, float]] = {}
+    notes = [*notes, _about(by_method)]
+    if time_steps:
+        print(f"{time_steps} rounds of {STEPS} steps of each method", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            costs = compare_steps(
+                {
+                    method: _in_the_middle(make, of_method[0], Path(folder), [run.records for run in finished[method]])
+                    for method, of_method in by_method.items()
+                },
+                time_steps,
+            )
+        notes.append(_about_times(time_steps, configs[0]))
+    compared = [
+        Compared(method, len(of_method), finished[method], costs.get(method, {}))
+        for method, of_method in by_method.items()
+    ]
+    output = _folder(configs[0]).parent
+    output.mkdir(parents=True, exist_ok=True)
+    return write_comparison(compared, output, notes)
+
+
+def _in_the_middle(
+    make: Callable[[SearchConfig], Search], config: SearchConfig, folder: Path, runs: Sequence[Sequence[dict[str, Any]]]
+) -> Callable[[], Search]:
+    """Makes the search of a configuration, with the alphas that a finished one had in its middle epoch."""
+
+    def made() -> Search:
+        search = make(configured(config, {"output": folder / _name(config), "resume": False, "log_with": None}))
+        if runs:  # which operations run depends on the alphas, and fresh ones are all alike
+            records = runs[0]
+            alphas = records[min(config.size.epochs // 2, len(records) - 1)]["alphas"]
+            with torch.no_grad():
+                for label, alpha in search.arch.named_parameters():
+                    alpha.copy_(torch.tensor(alphas[label]))
+        return search
+
+    return made
+
+
+def _about(by_method: Mapping[str, Sequence[SearchConfig]]) -> str:
+    """What the runs have in common, and in which settings, beside their own, the methods differ."""
+    firsts = [configs[0] for configs in by_method.values()]
+    own = {name for config in firsts for name in config.method.settings} | {"method", "seed", "output", "resume"}
+    differing = {
+        name: [config.settings[name] for config in firsts]
+        for name in firsts[0].settings
+        if name not in own and len({str(config.settings[name]) for config in firsts}) > 1
+    }
+    seeds = ", ".join(str(config.run.seed) for config in next(iter(by_method.values())))
+    text = f"Mean ± standard deviation over the seeds {seeds}; sparsemix {__version__}."
+    if not differing:
+        return f"{text} But for their own settings, the methods have the same."
+    each = "; ".join(
+        f"{name} " + ", ".join(f"{value} ({method})" for value, method in zip(values, by_method, strict=True))
+        for name, values in differing.items()
+    )
+    return f"{text} The methods' presets differ: {each}."
+
+
+def _about_times(rounds: int, config: SearchConfig) -> str:
+    on_gpu = torch.cuda.is_available() and config.run.device in ("auto", "cuda")
+    device = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} threads of a CPU"
+    return (
+        f"Time and memory are those of a search step, relative to {REFERENCE}: {rounds} rounds of {STEPS} steps of "
+        f"each method in turn, on {device}, in the middle epoch of the search; times are the median over the rounds."
+    )
+
+
+def _folder(config: SearchConfig) -> Path:
+    if config.run.output is None:
+        raise ValueError("a run of a comparison needs a folder (output)")
+    return config.run.output
+
+
+def _name(config: SearchConfig) -> str:
+    return _folder(config).name

@@ -1,0 +1,39 @@
+"""What a search of any supernet finds: a candidate for each row."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from ..spaces.skips import skip_count
+from ..supernet.group import ArchParameterGroup
+
+__all__ = ["Choice"]
+
+
+class Choice(dict[str, str]):
+    """Row -> candidate, as records and tables show it.
+
+    Args:
+        arch: architecture parameters of the supernet.
+        temperature: the choice is the same at all.
+
+    Example:
+        >>> from torch import nn
+        >>> from sparsemix import MixedOp
+        >>> arch = ArchParameterGroup(nn.Sequential(MixedOp({"skip": nn.Identity()})))
+        >>> str(Choice(arch)), Choice(arch).skips
+        ('0: skip', 1)
+    """
+
+    SKIPS: ClassVar[frozenset[str]] = frozenset({"skip", "identity"})
+
+    def __init__(self, arch: ArchParameterGroup, temperature: float = 1.0) -> None:
+        super().__init__(arch.genotype())
+        self.has_skips = any(self.SKIPS & {*ops[0].names} for ops in arch.rows.values())
+
+    @property
+    def skips(self) -> int | None:
+        return skip_count(self, self.SKIPS) if self.has_skips else None
+
+    def __str__(self) -> str:
+        return ", ".join(f"{row}: {name}" for row, name in self.items())

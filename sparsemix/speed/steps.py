@@ -1,0 +1,100 @@
+"""What a search step of one method takes against one of another: timed in turn, in one process."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..runs.search import Search
+from ..supernet.mixed_op import Execution
+from .measurement import peak_memory, timed
+
+__all__ = ["REFERENCE", "STEPS", "check_steps", "compare_steps"]
+
+REFERENCE = "darts"
+STEPS = 4
+"""Steps a round: where batches are sparse or smooth by chance, one step would be one of the two."""
+
+
+def compare_steps(searches: Mapping[str, Callable[[], Search]], rounds: int) -> dict[str, dict[str, float]]:
+    """Time, memory and executed operations of the search steps of several methods.
+
+    All are taken in the middle epoch of the search, on one and the same pair of batches. A round is four steps of every
+    method in turn; times are the median over the rounds of the ratio to DARTS's within a round, so that a machine that
+    is slow for a while is slow for all.
+
+    Args:
+        searches: method -> makes its search; ``darts`` has to be among them.
+        rounds: how many count; one more, before them, does not.
+
+    Returns:
+        Method -> ``time`` and ``memory`` relative to those of DARTS, and ``full`` and ``scored``: the shares of
+        operations that a forward of the supernet runs in full, and that it scores without a graph.
+
+    Raises:
+        ValueError: as :func:`check_steps` says.
+    """
+    check_steps([*searches], rounds)
+    steppers = {name: _Stepper(make()) for name, make in searches.items()}
+    times: dict[str, list[float]] = {name: [] for name in steppers}
+    for _ in range(rounds + 1):
+        for name, stepper in steppers.items():
+            times[name].append(timed(stepper.steps, stepper.device))
+    memory = {name: peak_memory(stepper.steps, stepper.device) for name, stepper in steppers.items()}
+    return {
+        name: {
+            "time": statistics.median(a / b for a, b in zip(times[name][1:], times[REFERENCE][1:], strict=True)),
+            "memory": memory[name] / memory[REFERENCE],
+            **stepper.executed(),
+        }
+        for name, stepper in steppers.items()
+    }
+
+
+def check_steps(methods: Sequence[str], rounds: int) -> None:
+    """Insist that steps can be compared.
+
+    Raises:
+        ValueError: there is no round, or DARTS is not among the methods.
+    """
+    if rounds < 1:
+        raise ValueError(f"steps are timed in at least one round, got {rounds}")
+    if REFERENCE not in methods:
+        raise ValueError(
+            f"step times are relative to {REFERENCE}, which is not among the methods {', '.join(methods)}: add it, or "
+            f"leave the timing (time_steps) out"
+        )
+
+
+class _Stepper:
+    """Takes steps of a search in its middle epoch."""
+
+    def __init__(self, search: Search) -> None:
+        self.search = search
+        self.device = search.accelerator.device.type
+        self.batch = next(search.pairs.epoch(0))
+        search.epoch = search.config.size.epochs // 2
+        search.begin_epoch()
+
+    def steps(self) -> None:
+        for _ in range(STEPS):
+            self.search.step(self.batch)
+            self.search.progress.step += 1  # the next moment, which draws anew
+
+    def executed(self) -> dict[str, float]:
+        """Shares over all forwards of some steps, those of both updates."""
+        counts: Counter[Execution] = Counter()
+
+        def count(*ran: Any) -> None:
+            for op in self.search.arch.operations:
+                counts.update(op.ran)
+
+        hook = self.search.model.register_forward_hook(count)
+        self.steps()
+        hook.remove()
+        return {
+            "full": counts[Execution.FULL] / counts.total(),
+            "scored": counts[Execution.SCORED] / counts.total(),
+        }
