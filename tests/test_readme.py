@@ -63,14 +63,14 @@ def test_the_others(block):
     assert run(block)
 
 
-@pytest.mark.parametrize("page", ["adoption", "methods", "sparse_execution"])
+@pytest.mark.parametrize("page", ["adoption", "compare", "methods", "sparse_execution"])
 def test_pages_whose_blocks_continue_one_another(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # one of them searches
+    monkeypatch.chdir(tmp_path)  # two of them search
     assert run("\n".join(blocks(ROOT / f"docs/{page}.md")))
 
 
 def test_no_other_page_has_code():
-    tested = {"darts", "timm", "accelerate", "drop_in", "adoption", "methods", "sparse_execution"}
+    tested = {"darts", "timm", "accelerate", "drop_in", "adoption", "compare", "methods", "sparse_execution"}
     assert {page.stem for page in (ROOT / "docs").glob("*.md") if blocks(page)} == tested
 
 
