@@ -237,7 +237,7 @@ def _about(by_method: Mapping[str, Sequence[SearchConfig]]) -> str:
 
 def _about_times(rounds: int, config: SearchConfig) -> str:
     on_gpu = torch.cuda.is_available() and config.run.device in ("auto", "cuda")
-    device = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} threads of a CPU"
+    device = torch.cuda.get_device_name() if on_gpu else f"a CPU (threads: {torch.get_num_threads()})"
     return (
         f"Time and memory are those of a search step, relative to {REFERENCE}: {rounds} rounds of {STEPS} steps of "
         f"each method in turn, on {device}, in the middle epoch of the search; times are the median over the rounds."
