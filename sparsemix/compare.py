@@ -33,7 +33,7 @@ __all__ = ["compare", "conclude", "in_folders", "unfinished"]
 
 
 def compare(
-    build: Callable[[], nn.Module],
+    build: Callable[..., nn.Module],
     pairs: Pairs | Callable[[int], Pairs],
     methods: Sequence[str | Method],
     seeds: Sequence[int] = (0, 1, 2),
@@ -49,7 +49,8 @@ def compare(
     repeats nothing that has finished. ``OUTPUT/comparison.md``, ``.csv`` and ``.png`` hold the comparison.
 
     Args:
-        build: makes the supernet, a model that contains mixed operations; called after the seed has been set.
+        build: makes the supernet, a model that contains mixed operations; called after the seed has been set, with what
+            a method has to say of it (PC-DARTS: its share of channels) as keyword arguments.
         pairs: the images, in the same order for all seeds; or a function that opens them for a seed.
         methods: names, or methods of your own.
         seeds: each method searches with each of them.

@@ -225,7 +225,7 @@ def test_processes_run_so_many_at_a_time_and_are_stopped_together(tmp_path, monk
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--methods", "gads"], "there is no method 'gads'; did you mean gdas"),
+        (["--methods", "gdass"], "there is no method 'gdass'; did you mean gdas?"),
         (["--methods", "gdas", "gdas"], "method gdas is named twice"),
         (
             ["--methods", "gdas", "--time-steps", "2"],
@@ -288,6 +288,8 @@ def test_a_supernet_of_a_user(tmp_path, monkeypatch):
     darts, own = rows_of(tmp_path).values()
     assert darts["discretized_accuracy_mean"] == own["discretized_accuracy_mean"], "they are the same"
     assert darts["step_time"] == "1.0"
+    with pytest.raises(RuntimeError, match=r"pc-darts has the supernet built with \{.*\} \(.*let the function"):
+        compare(build, pairs, ["pc-darts"], output=tmp_path, seeds=[0])
     with pytest.raises(ValueError, match="SearchConfig has no setting epoch;"):
         compare(build, pairs, ["darts"], output=tmp_path, settings={"epoch": 2})
 

@@ -33,7 +33,7 @@ def search(config: NB201Config) -> dict[str, Any]:
     return make_search(config).run()
 
 
-def make_search(config: SearchConfig) -> Search:
+def make_search(config: NB201Config) -> Search:
     """The search of this configuration, ready to run; its run folder has been made."""
     accelerator = make_accelerator(config.run.device)
     judged: dict[str, Any] = {}

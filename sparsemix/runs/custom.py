@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -48,7 +49,7 @@ def custom_config(method: str | Method, settings: Mapping[str, Any] | None = Non
 
 
 def custom_search(
-    build: Callable[[], nn.Module],
+    build: Callable[..., nn.Module],
     pairs: Pairs | Callable[[int], Pairs],
     config: SearchConfig,
     read_out: Callable[[ArchParameterGroup, float], Any] = Choice,
@@ -56,13 +57,25 @@ def custom_search(
     """A search, ready to run; its run folder has been made.
 
     Args:
-        build: makes the supernet, a model that contains mixed operations; called after the seed has been set.
+        build: makes the supernet, a model that contains mixed operations; called after the seed has been set, with what
+            the method has to say of it (PC-DARTS: its share of channels) as keyword arguments.
         pairs: the images, or a function that opens them for a seed.
         config: the configuration.
         read_out: (arch, temperature) -> what is found; see :class:`~sparsemix.runs.search.Search`.
+
+    Raises:
+        ValueError: the method has something to say of the supernet, and ``build`` does not take it.
     """
+    options = config.method.supernet()
+    try:
+        inspect.signature(build).bind(**options)
+    except TypeError as error:
+        raise ValueError(
+            f"{config.method.name} has the supernet built with {dict(options)} ({error}): let the function that builds "
+            f"it take these keyword arguments, or leave the method out"
+        ) from error
     accelerator = make_accelerator(config.run.device)
     set_seed(config.run.seed)
     data = pairs(config.run.seed) if callable(pairs) else pairs
-    arch = ArchParameterGroup(build(), threshold=config.execution.threshold)
+    arch = ArchParameterGroup(build(**options), threshold=config.execution.threshold)
     return Search(config, arch, data, accelerator, "own", read_out)
