@@ -107,7 +107,7 @@ def test_a_gumbel_softmax_at_a_small_temperature_is_the_sample_of_gdas():
         assert torch.allclose(soft, hard, atol=1e-6)
     plans = [SNAS(tau_first=10, tau_last=1).plan(None, epoch, 10)["tau"] for epoch in (0, 9)]
     assert plans == [10, 1]
-    with pytest.raises(ValueError, match="must be positive and fall, got tau_first=0.1"):
+    with pytest.raises(ValueError, match=r"must be positive and fall, got tau_first=0.1"):
         SNAS(tau_first=0.1)
 
 
@@ -254,9 +254,9 @@ def test_where_early_stopping_stops():
 def test_what_early_stopping_needs():
     arch, _, _ = small()
     arch.threshold = 1e-3
-    with pytest.raises(ValueError, match="needs every operation's graph, got threshold=0.001"):
+    with pytest.raises(ValueError, match=r"needs every operation's graph, got threshold=0.001"):
         EarlyStopping().check(arch, 50)
-    with pytest.raises(ValueError, match="StraightThrough has none|GDAS has none"):
+    with pytest.raises(ValueError, match=r"StraightThrough has none|GDAS has none"):
         find_method("darts-es+gdas")
 
 
@@ -299,7 +299,7 @@ def test_sgas_decides_the_clearest_edge_and_closes_full_nodes():
     part = SGAS(first_decision=1, decision_every=2, edges_per_node=2)
     part.check(arch, epochs=4)
     with pytest.raises(
-        ValueError, match="2 decisions, every 2 epochs from epoch 1 on, end in epoch 3; .* has 3 epochs"
+        ValueError, match=r"2 decisions, every 2 epochs from epoch 1 on, end in epoch 3; .* has 3 epochs"
     ):
         part.check(arch, epochs=3)
     assert part.decide(arch, Evidence(Moment(epoch=0), 4)) == {}

@@ -103,10 +103,10 @@ def test_the_relaxation_of(name):
         assert torch.equal(*(method.evaluation(plan)(torch.arange(3.0), Moment(step=s)) for s in (0, 1)))
 
 
-@pytest.mark.parametrize(("name", "stop_at"), [*((name, 5) for name in METHODS), ("pt", 7)])
+@pytest.mark.parametrize(("name", "stop_at"), [*((name, 3) for name in METHODS), ("pt", 6)])
 def test_interrupted_and_resumed_is_as_if_never_interrupted(name, stop_at, tmp_path, monkeypatch):
     """Within the second epoch, and while PT tunes between two decisions."""
-    flags = ["--method", name, "--accumulate", "2", "--limit", "240", "--evaluate-every", "9", *METHODS[name][1]]
+    flags = ["--method", name, "--accumulate", "2", "--limit", "160", "--evaluate-every", "9", *METHODS[name][1]]
     search(tmp_path / "whole", *flags)
     calls, step = [], SearchStep.__call__
 
