@@ -51,7 +51,7 @@ def main(output, order, fault, method="sp-darts"):
     accelerator = make_accelerator("cpu")
     set_seed(0)
     pairs = open_pairs("digits", batch_size=31, limit=434)  # 7 pairs an epoch, of odd size
-    arch = ArchParameterGroup(supernet(), SparseSmoothSoftmax(), threshold=1e-3)
+    arch = ArchParameterGroup(supernet(), SparseSmoothSoftmax(), threshold=0.0 if method == "darts-es" else 1e-3)
     last = accelerator.process_index == accelerator.num_processes - 1
     if fault != "none" and last:
         step = Search.step

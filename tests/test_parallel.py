@@ -32,7 +32,10 @@ def alphas(folder, rank=0):
     return torch.load(folder / f"alphas-{rank}.pt", weights_only=True)
 
 
-@pytest.mark.parametrize(("order", "method"), [("first", "sp-darts"), ("second", "sp-darts"), ("first", "gdas")])
+FIRST = [("first", name) for name in ("sp-darts", "gdas", "sdarts-adv", "darts-es")]
+
+
+@pytest.mark.parametrize(("order", "method"), [*FIRST, ("second", "sp-darts")])
 def test_two_processes_follow_one(tmp_path, order, method):
     """Odd batches, so that the shards differ in size; 21 steps of mixed draws; no batch norm, float64."""
     parallel_search.main(tmp_path / "1", order, "none", method)

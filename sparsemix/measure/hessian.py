@@ -10,7 +10,13 @@ from torch import Tensor
 __all__ = ["dominant_eigenvalue", "largest_eigenvalue"]
 
 
-def dominant_eigenvalue(loss: Tensor, parameters: Sequence[Tensor], products: int = 20, seed: int = 0) -> float:
+def dominant_eigenvalue(
+    loss: Tensor,
+    parameters: Sequence[Tensor],
+    products: int = 20,
+    seed: int = 0,
+    reduce: Callable[[Sequence[Tensor]], None] | None = None,
+) -> float:
     """The largest eigenvalue, by its value, of the Hessian of a loss.
 
     Hessian-vector products are by double backward: finite differences step over the kinks of ReLU.
@@ -20,6 +26,7 @@ def dominant_eigenvalue(loss: Tensor, parameters: Sequence[Tensor], products: in
         parameters: those of the Hessian, such as ``arch.parameters()``.
         products: Hessian-vector products at most, each about as dear as two backward passes.
         seed: of the first vector.
+        reduce: averages a list of tensors over processes, in place, where each has a part of the loss.
 
     Raises:
         ValueError: the loss depends on none of them, or not twice.
@@ -39,7 +46,10 @@ def dominant_eigenvalue(loss: Tensor, parameters: Sequence[Tensor], products: in
 
     def product(vector: Tensor) -> Tensor:
         found = torch.autograd.grad(flat, parameters, vector, retain_graph=True, materialize_grads=True)
-        return torch.cat([part.reshape(-1) for part in found])
+        together = torch.cat([part.reshape(-1) for part in found])
+        if reduce is not None:
+            reduce([together])
+        return together
 
     start = torch.randn(sum(sizes), generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(flat)
     return largest_eigenvalue(product, start, products)

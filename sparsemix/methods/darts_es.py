@@ -8,7 +8,7 @@ batch at the end of every epoch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -17,7 +17,7 @@ from .._utils.torch_private import is_compiled
 from ..measure.hessian import dominant_eigenvalue
 from ..supernet.group import ArchParameterGroup
 from .darts import METHODS as DARTS
-from .method import Columns, Method, Part, Plan, Records, Step
+from .method import Method, Part, Plan, Records, Step
 
 __all__ = ["METHODS", "EarlyStopping", "local_averages"]
 
@@ -48,8 +48,6 @@ class EarlyStopping(Part):
     products: int = 20
     """Hessian-vector products for an eigenvalue, at most."""
 
-    columns: ClassVar[Columns] = {}
-
     def __post_init__(self) -> None:
         if min(self.window, self.back, self.products) < 1 or not self.factor > 0:
             raise ValueError(
@@ -73,13 +71,9 @@ class EarlyStopping(Part):
     def measure(self, step: Step, batch: Any, plan: Plan) -> Plan:
         arch = step.arch
         with restoring(arch.model), having(arch, threshold=0.0):
-            values = [
-                dominant_eigenvalue(step.loss(part), arch.parameters(), self.products) for part in step.split(batch)
-            ]
-        value = torch.tensor(sum(values), device=arch.parameters()[0].device)
-        if step.reduce is not None:
-            step.reduce([value])
-        return {"eigenvalue": float(value)}
+            loss = torch.stack([step.loss(part) for part in step.split(batch)]).sum()
+            value = dominant_eigenvalue(loss, arch.parameters(), self.products, reduce=step.reduce)
+        return {"eigenvalue": value}
 
     def stops(self, records: Records) -> bool:
         return self._stopped_by(records) is not None

@@ -43,7 +43,7 @@ class DirichletSample(nn.Module):
         shape = concentration(alpha.double().cpu())  # the draws are the same on every device
         exists = shape > 0
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(moment.generator("dirichlet").initial_seed())
+            torch.default_generator.manual_seed(moment.generator("dirichlet").initial_seed())
             draws = Gamma(shape.where(exists, 1.0), 1.0).rsample()
         draws = draws.clamp_min(torch.finfo(draws.dtype).tiny) * exists
         return (draws / draws.sum(-1, keepdim=True)).to(alpha)

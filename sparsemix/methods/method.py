@@ -280,8 +280,10 @@ class Method:
                 contexts.enter_context(part.around_weights(step, batch, plan))
             yield
 
-    def measure(self, step: Step, batch: Any, plan: Plan) -> dict[str, Any]:
-        return _merged(part.measure(step, batch, plan) for part in self.parts)
+    def measure(self, step: Step, draw: Callable[[], Any], plan: Plan) -> dict[str, Any]:
+        """What all parts record; ``draw`` gives the batch, which is loaded only where a part measures something."""
+        measuring = (part for part in self.parts if _defines(part, "measure"))
+        return _merged(part.measure(step, draw(), plan) for part in measuring)
 
     def penalties(self, arch: ArchParameterGroup, plan: Plan) -> list[Tensor]:
         penalties = (part.penalty(arch, plan) for part in self.parts)

@@ -218,7 +218,7 @@ class Search(Run):
             "val_loss": progress.mean("val_loss"),
             **(self._evaluate() if evaluated else {}),
             **plan,
-            **self.method.measure(self.search_step, self._measured_batch(), plan),
+            **self.method.measure(self.search_step, self._measured_batch, plan),
             "entropy": arch.entropy(plan["temperature"]),
             "entropy_at_1": arch.entropy(1.0),
             **({} if genotype.skips is None else {"skips": genotype.skips}),
