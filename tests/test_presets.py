@@ -6,9 +6,10 @@ import pytest
 
 from sparsemix.cli.darts import DartsConfig
 from sparsemix.cli.flags import search_config, training_config
+from sparsemix.cli.nb201 import NB201Config
 from sparsemix.cli.timm_model import TIMM, TimmConfig
 from sparsemix.methods.method import Method, Part
-from sparsemix.methods.registry import find_method
+from sparsemix.methods.registry import find_method, methods
 from sparsemix.runs.config import SearchConfig, configured
 from sparsemix.runs.presets import preset_names, search_settings
 from sparsemix.runs.training_config import PRESETS as TRAININGS
@@ -86,6 +87,23 @@ def test_searches(heading):
     check(heading, columns, resolve, default, {"preset", "scale", "method", "dataset"})
 
 
+@pytest.mark.parametrize("name", methods())
+def test_every_preset_of_every_method_makes_a_configuration(name):
+    """Its settings are of the method or of a search, and pass their checks; it has a size for laptops everywhere."""
+    method = find_method(name)
+    for space, kind in ((NB201, NB201Config), (DARTS, DartsConfig), (ROBUST, DartsConfig), (TIMM, TimmConfig)):
+        assert "proxy" in preset_names(method, space)
+        known = configured(kind(), {"method": name}).settings
+        for preset in preset_names(method, space):
+            for dataset in ("cifar10", "cifar100", "digits"):
+                settings = search_settings(method, space, preset, dataset)
+                own = {field: value for field, value in settings.items() if field in known or field not in OTHERS}
+                configured(kind(), own)
+
+
+OTHERS = {"space", "read_out", "channels", "cells", "without"}  # settings that some spaces lack
+
+
 def test_trainings():
     def resolve(flags, dataset):
         other = [] if dataset or "imagenet" in flags else ["--dataset", "cifar10"]
@@ -133,6 +151,15 @@ def test_any_recipe_at_the_size_of_a_laptop():
     config = search_config(SearchConfig, NB201, ["--preset", "authors", "--scale", "proxy", "--dataset", "cifar100"])
     assert (config.size.cells, config.method.settings["hold_epoch"]) == (1, 45)
     assert str(config.named_output("nb201")) == "runs/nb201-cifar100-sp-darts-authors-proxy-seed0"
+
+
+def test_a_method_of_one_image_set_has_one_at_any_size():
+    erm = search_config(NB201Config, NB201, ["--method", "gaea-erm", "--preset", "proxy"])
+    assert (erm.data.split, erm.size.channels, erm.size.cells) == ("whole", 16, 1)
+    bilevel = search_config(NB201Config, NB201, ["--method", "gaea-bilevel", "--scale", "proxy"])
+    assert bilevel.data.split == "halves"
+    alone = search_config(NB201Config, NB201, ["--method", "gaea-erm", "--preset", "without-none"])
+    assert (alone.without, alone.size.epochs) == (("none",), 25)
 
 
 def probabilities(config):

@@ -6,13 +6,14 @@ itself. DARTS-0.1 is a baseline of Zhang and Ding (Table VI): alphas that move f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..relaxations import Softmax
-from .method import Method, Part, Plan
+from .method import Method, Part, Plan, Presets
 
-__all__ = ["METHODS", "ORIGINAL", "SETTINGS", "Darts"]
+__all__ = ["METHODS", "ORIGINAL", "PLAIN", "SETTINGS", "Darts"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,19 @@ def _presets(**changes: Any) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
     }
     return {space: {name: {"*": {**s, **changes}} for name, s in named.items()} for space, named in presets.items()}
 
+
+def _without(setting: str, presets: Mapping[str, Presets]) -> dict[str, Presets]:
+    return {
+        space: {
+            name: {dataset: {k: v for k, v in settings.items() if k != setting} for dataset, settings in named.items()}
+            for name, named in of_space.items()
+        }
+        for space, of_space in presets.items()
+    }
+
+
+PLAIN = _without("eval_temperature", _presets())
+"""The presets of DARTS for methods that are evaluated in their own way."""
 
 METHODS = (
     Method("darts", (Darts(),), "softmax of the alphas, always at temperature 1", _presets()),

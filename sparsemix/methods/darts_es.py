@@ -16,7 +16,7 @@ from .._utils.modes import having, restoring
 from .._utils.torch_private import is_compiled
 from ..measure.hessian import dominant_eigenvalue
 from ..supernet.group import ArchParameterGroup
-from .darts import METHODS as DARTS
+from .darts import PLAIN
 from .method import Method, Part, Plan, Records, Step
 
 __all__ = ["METHODS", "EarlyStopping", "local_averages"]
@@ -93,4 +93,4 @@ class EarlyStopping(Part):
 
 _SUMMARY = "DARTS that stops when the loss's curvature in the alphas grows"
 
-METHODS = (Method("darts-es", (EarlyStopping(),), _SUMMARY, DARTS[0].presets),)
+METHODS = (Method("darts-es", (EarlyStopping(),), _SUMMARY, PLAIN),)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .darts import METHODS as DARTS
+from .darts import PLAIN
 from .method import Method, Part, Records
 
 __all__ = ["METHODS", "SkipStopping"]
@@ -51,6 +51,6 @@ METHODS = (
         "darts-plus",
         (SkipStopping(),),
         "DARTS that stops at two skip connections, or when ranks no longer change",
-        DARTS[0].presets,
+        PLAIN,
     ),
 )

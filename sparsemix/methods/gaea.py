@@ -138,9 +138,8 @@ _DARTS: dict[str, Any] = {
 
 def _presets(nb201: dict[str, Any], **changes: Any) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
     """With and without ``none`` on NAS-Bench-201."""
-    proxy = {"proxy": {"*": {**nb201, "split": changes.get("split", "halves")}}}
     return {
-        "nb201": {"original": {"*": nb201}, "without-none": {"*": {**nb201, "without": ("none",)}}, **proxy},
+        "nb201": {"original": {"*": nb201}, "without-none": {"*": {**nb201, "without": ("none",)}}},
         "darts": {"original": {"*": {**_DARTS, **changes}}},
         "robust": {"original": {"*": {**_DARTS, **changes}}},
         "timm": {"default": {"*": {**SETTINGS, **changes}}},

@@ -13,7 +13,7 @@ import torch
 
 from ..relaxations import Argmax, Moment
 from ..supernet.group import ArchParameterGroup
-from .darts import METHODS as DARTS
+from .darts import PLAIN
 from .method import Evidence, Method, Part, Phase, Plan, Records
 
 __all__ = ["METHODS", "RandomSearch", "choose_at_random_"]
@@ -92,7 +92,5 @@ def _begin_afresh_(arch: ArchParameterGroup, moment: Moment) -> None:
 
 
 METHODS = (
-    Method(
-        "random-search", (RandomSearch(),), "architectures drawn at random, each trained (a control)", DARTS[0].presets
-    ),
+    Method("random-search", (RandomSearch(),), "architectures drawn at random, each trained (a control)", PLAIN),
 )

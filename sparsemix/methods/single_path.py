@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..relaxations import NEVER, Argmax, Moment, Relaxation
 from ..supernet.group import ArchParameterGroup
-from .darts import METHODS as DARTS
+from .darts import PLAIN
 from .method import Evidence, Method, Part, Plan
 from .random_search import choose_at_random_
 
@@ -81,6 +81,6 @@ METHODS = (
         "single-path",
         (SinglePath(),),
         "weights shared by architectures drawn at random, the best of which is kept (a control)",
-        DARTS[0].presets,
+        PLAIN,
     ),
 )

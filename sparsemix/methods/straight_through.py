@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from ..relaxations import Argmax
 from ..relaxations import StraightThrough as Relaxation
-from .darts import METHODS as DARTS
+from .darts import PLAIN
 from .method import Method, Part, Plan
 
 __all__ = ["METHODS", "StraightThrough"]
@@ -34,4 +34,4 @@ class StraightThrough(Part):
 
 _SUMMARY = "the strongest operation of an edge alone, straight-through gradient (a control)"
 
-METHODS = (Method("straight-through", (StraightThrough(),), _SUMMARY, DARTS[0].presets),)
+METHODS = (Method("straight-through", (StraightThrough(),), _SUMMARY, PLAIN),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..methods.method import Method
@@ -14,6 +15,10 @@ def preset_names(method: Method, space: SpaceSettings) -> list[str]:
     """The presets of a method on a space, its default first."""
     own = [*method.presets.get(space.name, {"default": {}})]
     return [*own, *(scale for scale in space.scales if scale not in own)]
+
+
+def _of(layer: Mapping[str, Mapping[str, Any]], dataset: str) -> dict[str, Any]:
+    return {**layer.get("*", {}), **layer.get(dataset, {})}
 
 
 def search_settings(
@@ -33,6 +38,8 @@ def search_settings(
     scale = preset if preset in space.scales else scale
     layers = (space.hints.get(scale, {}), chosen, space.scales.get(scale, {}))
     settings = dict(space.recipe)
+    whole = {"split": "whole"} if _of(chosen, dataset).get("split") == "whole" else {}  # at any size: no two halves
     for layer in layers:
-        settings |= {**layer.get("*", {}), **layer.get(dataset, {})}
+        settings |= _of(layer, dataset)
+    settings |= whole
     return {**settings, "method": method.name, "preset": preset, "scale": scale, "dataset": dataset}

@@ -13,6 +13,7 @@ SETTINGS = SpaceSettings(
     {
         "proxy": {
             "*": {
+                "channels": 16,
                 "cells": 1,
                 "epochs": 25,
                 "batch_size": 64,
