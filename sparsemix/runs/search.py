@@ -78,15 +78,15 @@ class Search(Run):
         self.retrain = retrain
         self.cost_term = cost_term
 
-        method.check(arch, config.size.epochs)
         arch.model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        arch.dry_run(next(pairs.validation())[0][:2])
+        self.compilations = compile_operations(arch.model) if config.execution.compile else None
+        method.check(arch, config.size.epochs)
         method.prepare_(arch)
         self.weight_optimizer, self.alpha_optimizer = self._optimizers(config.optimization)
         phases = method.phases(arch, config.size.epochs)
         self.epochs = sum(phase.epochs for phase in phases)
         self.learning_rate = PhasedCosine(self.weight_optimizer, phases, config.optimization.weight_lr_min)
-        arch.dry_run(next(pairs.validation())[0][:2])
-        self.compilations = compile_operations(arch.model) if config.execution.compile else None
         self.search_step = self._search_step(config.optimization)
         self.parallel.check_batch_size(config.size.batch_size)
         has_skips = read_out(arch, 1.0).skips is not None
