@@ -260,7 +260,7 @@ def test_what_early_stopping_needs():
     arch.model[2].compile()
     with pytest.raises(ValueError, match="compiled operations have no second derivatives"):
         EarlyStopping().check(arch, 50)
-    with pytest.raises(ValueError, match="and GDAS has none"):
+    with pytest.raises(ValueError, match="needs second derivatives of a mixture, and GDAS never trains mixtures"):
         find_method("darts-es+gdas")
 
 

@@ -8,7 +8,7 @@ batch at the end of every epoch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -48,17 +48,14 @@ class EarlyStopping(Part):
     products: int = 20
     """Hessian-vector products for an eigenvalue, at most."""
 
+    needs_mixtures: ClassVar[str | None] = "needs second derivatives of a mixture"
+
     def __post_init__(self) -> None:
         if min(self.window, self.back, self.products) < 1 or not self.factor > 0:
             raise ValueError(
                 f"EarlyStopping: window, back and products must be at least 1 and factor positive, got {self.window}, "
                 f"{self.back}, {self.products} and {self.factor}"
             )
-
-    def objection(self, other: Part) -> str | None:
-        if other.mixes:
-            return None
-        return f"EarlyStopping needs second derivatives by the alphas, and {type(other).__name__} has none"
 
     def check(self, arch: ArchParameterGroup, epochs: int) -> None:
         if arch.threshold:

@@ -18,7 +18,7 @@ from ..relaxations import NEVER, Moment, Softmax
 from ..supernet.group import ArchParameterGroup
 from .darts import SETTINGS
 from .method import Method, Part, Plan
-from .pc_darts import PC_SETTINGS, PCDARTS
+from .pc_darts import PCDARTS, pc_presets
 
 __all__ = ["GAEA", "METHODS", "ExponentiatedGradient", "Simplex"]
 
@@ -157,15 +157,7 @@ METHODS = (
         "gaea-pc-darts",
         (PCDARTS(), GAEA()),
         "PC-DARTS with exponentiated gradients for operations and edges",
-        {
-            "nb201": {"darts": {"*": _BILEVEL}, "proxy": {"*": {**_BILEVEL, "frozen_epochs": 8}}},
-            "darts": {
-                "original": {"*": {**PC_SETTINGS, "space": "darts-none"}},
-                "proxy": {"*": {**PC_SETTINGS, "frozen_epochs": 3}},
-            },
-            "robust": {"original": {"*": PC_SETTINGS}, "proxy": {"*": {**PC_SETTINGS, "frozen_epochs": 3}}},
-            "timm": {"default": {"*": SETTINGS}},
-        },
+        pc_presets(_BILEVEL),
     ),
     Method(
         "gaea-erm",

@@ -77,8 +77,11 @@ class GDAS(Part):
     columns: ClassVar[Columns] = {"tau": ("tau", "{:.2f}".format)}
 
     def __post_init__(self) -> None:
-        if not (self.tau_first > 0 and self.tau_last > 0):
-            raise ValueError(f"GDAS: temperatures must be positive, got {self.tau_first} and {self.tau_last}")
+        if not self.tau_first >= self.tau_last > 0:
+            raise ValueError(
+                f"GDAS: temperatures must be positive and fall, got tau_first={self.tau_first}, "
+                f"tau_last={self.tau_last}"
+            )
 
     def plan(self, arch: ArchParameterGroup, epoch: int, epochs: int) -> Plan:
         progress = min(1.0, epoch / max(epochs - 1, 1))

@@ -84,10 +84,15 @@ class Part:
     """Fields of the plan that are shown for every epoch."""
     mixes: ClassVar[bool] = True
     """Whether the weights are trained in mixtures of operations, and not one operation at a time."""
+    needs_mixtures: ClassVar[str | None] = None
+    """What this part does with a mixture, if it does not go with parts that train none; None if it does."""
 
     def objection(self, other: Part) -> str | None:
-        """Why this part cannot be combined with another one; None: it can."""
-        return None
+        """Why this part cannot be combined with another one; None if it can."""
+        if self.needs_mixtures is None or other.mixes:
+            return None
+        one, another = type(self).__name__, type(other).__name__
+        return f"{one} {self.needs_mixtures}, and {another} never trains mixtures"
 
     # Before the search
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from ..supernet.group import ArchParameterGroup
 from .darts import ORIGINAL, SETTINGS
-from .method import Method, Part
+from .method import Method, Part, Presets
 
-__all__ = ["METHODS", "PCDARTS", "PC_SETTINGS"]
+__all__ = ["METHODS", "PCDARTS", "pc_presets"]
 
 
 @dataclass(frozen=True)
@@ -56,29 +56,27 @@ class PCDARTS(Part):
         return epoch >= self.frozen_epochs or epochs == 1
 
 
-PC_SETTINGS: dict[str, Any] = {
+_DARTS: dict[str, Any] = {
     **ORIGINAL,
     "batch_size": 256,
     "weight_lr": 0.1,
     "weight_lr_min": 0.0,
     "alpha_lr": 6e-4,
 }
-# for the proxies, whose searches are 25 and 10 epochs long, the same share of frozen epochs
-_NB201: dict[str, Any] = {**ORIGINAL, "weight_decay": 3e-4, "nesterov": False}
 
-METHODS = (
-    Method(
-        "pc-darts",
-        (PCDARTS(),),
-        "a share of the channels is mixed, and the edges of a node compete",
-        {
-            "nb201": {"darts": {"*": _NB201}, "proxy": {"*": {**_NB201, "frozen_epochs": 8}}},
-            "darts": {
-                "original": {"*": {**PC_SETTINGS, "space": "darts-none"}},
-                "proxy": {"*": {**PC_SETTINGS, "frozen_epochs": 3}},
-            },
-            "robust": {"original": {"*": PC_SETTINGS}, "proxy": {"*": {**PC_SETTINGS, "frozen_epochs": 3}}},
-            "timm": {"default": {"*": SETTINGS}},
-        },
-    ),
-)
+
+def pc_presets(nb201: dict[str, Any]) -> dict[str, Presets]:
+    """The presets of PC-DARTS, with a method's settings on NAS-Bench-201; proxies freeze the same share of epochs."""
+    small = {"*": {**_DARTS, "frozen_epochs": 3}}
+    return {
+        "nb201": {"darts": {"*": nb201}, "proxy": {"*": {**nb201, "frozen_epochs": 8}}},
+        "darts": {"original": {"*": {**_DARTS, "space": "darts-none"}}, "proxy": small},
+        "robust": {"original": {"*": _DARTS}, "proxy": small},
+        "timm": {"default": {"*": SETTINGS}},
+    }
+
+
+_NB201: dict[str, Any] = {**ORIGINAL, "weight_decay": 3e-4, "nesterov": False}
+_SUMMARY = "a share of the channels is mixed, and the edges of a node compete"
+
+METHODS = (Method("pc-darts", (PCDARTS(),), _SUMMARY, pc_presets(_NB201)),)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,8 @@ class PT(Part):
     fixed_alphas: bool = False
     """Never train the alphas: the supernet is an even mixture all along."""
 
+    needs_mixtures: ClassVar[str | None] = "measures a mixture without one of its operations"
+
     def __post_init__(self) -> None:
         if self.tuning_epochs < 1:
             raise ValueError(f"PT: tuning_epochs must be at least 1, got {self.tuning_epochs}")
@@ -74,11 +76,6 @@ class PT(Part):
             raise ValueError(f"PT: tuning_lr must be positive, got {self.tuning_lr}")
         if self.edges_per_node is not None and self.edges_per_node < 1:
             raise ValueError(f"PT: edges_per_node must be at least 1, got {self.edges_per_node}")
-
-    def objection(self, other: Part) -> str | None:
-        if other.mixes:
-            return None
-        return f"PT measures a mixture without one of its operations, and {type(other).__name__} never trains mixtures"
 
     def phases(self, arch: ArchParameterGroup, epochs: int) -> Sequence[Phase]:
         edges = max(len(rows) for rows in by_kind(row for row in arch.rows if len(arch.rows[row][0]) > 1).values())

@@ -137,17 +137,14 @@ class SDARTS(Part):
 
     columns: ClassVar[Columns] = {"radius": ("eps", "{:.2f}".format)}
 
+    needs_mixtures: ClassVar[str | None] = "perturbs the weights of a mixture"
+
     def __post_init__(self) -> None:
         if not 0 < self.radius_first <= self.radius_last:
             raise ValueError(
                 f"{type(self).__name__}: radii must be positive and grow, got radius_first={self.radius_first}, "
                 f"radius_last={self.radius_last}"
             )
-
-    def objection(self, other: Part) -> str | None:
-        if other.mixes:
-            return None
-        return f"SDARTS perturbs the weights of a mixture, and {type(other).__name__} never trains mixtures"
 
     def plan(self, arch: ArchParameterGroup, epoch: int, epochs: int) -> Plan:
         progress = min(1.0, epoch / epochs)

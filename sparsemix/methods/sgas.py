@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -78,6 +78,8 @@ class SGAS(Part):
     by_accuracy: bool = False
     """Choose the operation without which the accuracy falls most, instead of the strongest."""
 
+    needs_mixtures: ClassVar[str | None] = "decides in a mixture"
+
     def __post_init__(self) -> None:
         if min(self.first_decision, self.decision_every) < 1 or self.history < 0:
             raise ValueError(
@@ -86,9 +88,6 @@ class SGAS(Part):
             )
         if self.edges_per_node is not None and self.edges_per_node < 1:
             raise ValueError(f"SGAS: edges_per_node must be at least 1, got {self.edges_per_node}")
-
-    def objection(self, other: Part) -> str | None:
-        return None if other.mixes else f"SGAS decides in a mixture, and {type(other).__name__} never trains mixtures"
 
     def check(self, arch: ArchParameterGroup, epochs: int) -> None:
         decisions = max(map(len, by_kind(self._kept(arch)).values()))
