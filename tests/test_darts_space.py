@@ -337,7 +337,7 @@ def test_notation_of_darts_code():
         ("'sep_conv_3x3', 0", "'sep_conv_3x3', 2", "node 2 of the normal cell reads node 2; it may read 0 to 1"),
         ("'sep_conv_3x3', 0", "'sep_conv_3x3', -1", "node 2 of the normal cell reads node -1"),
         ("normal=[", "normal=[('sep_conv_3x3', 0), ", "the normal cell must have two edges a node, got 9"),
-        ("reduce_concat=[2, 3, 4, 5]", "reduce_concat=[2, 6]", "concatenates [2, 6]; it has the nodes 2 to 5"),
+        ("reduce_concat=[2, 3, 4, 5]", "reduce_concat=[2, 6]", "concatenates [2, 6]; it has the nodes 2, 3, 4, 5"),
         ("reduce_concat=[2, 3, 4, 5]", "reduce_concat=[]", "the reduce cell concatenates []"),
         ("reduce_concat=[2, 3, 4, 5]", "reduce_concat=7", "no lists of pairs and of nodes"),
         (", reduce_concat=[2, 3, 4, 5]", "", "expected the fields normal, normal_concat, reduce, reduce_concat, got"),

@@ -14,6 +14,7 @@ from sparsemix.methods import SearchStep
 from sparsemix.methods.darts_es import EarlyStopping, local_averages
 from sparsemix.methods.darts_plus import SkipStopping
 from sparsemix.methods.drnas import DirichletMean, DirichletSample, DrNAS
+from sparsemix.methods.fair_darts import Sigmoid
 from sparsemix.methods.gaea import GAEA, ExponentiatedGradient, Simplex
 from sparsemix.methods.gdas import GumbelArgmax
 from sparsemix.methods.method import Evidence, Part
@@ -48,7 +49,7 @@ def gradient_of(relax, moment):
     return found
 
 
-@pytest.mark.parametrize("relax", [GumbelSoftmax(0.7), DirichletMean(), SparsemaxSmoothSoftmax(0.5)])
+@pytest.mark.parametrize("relax", [GumbelSoftmax(0.7), DirichletMean(), SparsemaxSmoothSoftmax(0.5), Sigmoid()])
 @pytest.mark.parametrize("phi", [True, False])
 def test_gradients_by_finite_differences(relax, phi):
     moment = Moment(3, 1, 4, phi)

@@ -73,7 +73,9 @@ METHODS = {
     "sgas+pt": (None, ["--first-decision", "1", "--decision-every", "1", "--epochs", "7"]),
     "random-search": (1, []),
     "single-path": (1, ["--samples", "2"]),
+    "fair-darts": (None, []),
 }
+NOT_ON_THE_SIMPLEX = {"fair-darts"}
 
 
 def test_every_method_is_in_the_table():
@@ -97,7 +99,7 @@ def test_the_relaxation_of(name):
             arch._bind()
             for label, row in weights.items():
                 assert (row >= 0).all()
-                assert row.sum().item() == pytest.approx(1)
+                assert name in NOT_ON_THE_SIMPLEX or row.sum().item() == pytest.approx(1)
                 assert nonzero is None or int((row != 0).sum()) == nonzero
                 assert torch.equal(row, again.weights()[label]), "draws follow from the moment"
         assert torch.equal(*(method.evaluation(plan)(torch.arange(3.0), Moment(step=s)) for s in (0, 1)))

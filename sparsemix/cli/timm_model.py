@@ -136,7 +136,7 @@ def prepared(config: TimmConfig) -> tuple[Search, Callable[[], None]]:
     term = CostTerm(arch, table, weight, mixed.cost_budget) if weight else None
 
     def judge(choice: Choice) -> dict[str, Any]:
-        return {"cost": table.of(choice)}
+        return {"cost": table.of(choice.names)}
 
     budget = "" if mixed.cost_budget is None else f" of {compact(mixed.cost_budget)}"
     columns: Columns = {"cost": (f"{unit}{budget}", compact)}
@@ -150,7 +150,7 @@ def keep(run: Search, mixed: MixedModel, table: CostTable, options: dict[str, An
     folder.write("choice.json", choices(arch.model))
     folder.write("costs.json", {"unit": table.unit, "fixed": table.fixed, "rows": table.rows})
     folder.save("weights.pt", arch.discretize().state_dict())
-    found, budget = table.of(arch.genotype()), mixed.cost_budget
+    found, budget = table.of(arch.choices()), mixed.cost_budget
     if budget is not None and found > budget:
         say(run.accelerator, f"over the budget of {compact(budget)}: raise --cost-weight, or search for more epochs")
     say(

@@ -9,6 +9,8 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from .._utils.tensors import reference_tensor
+from ..supernet.architecture import name_or_names
+from ..supernet.chosen import Chosen
 from ..supernet.mixed_op import MixedOp
 from .families import FAMILIES, Family, Site
 from .layers import STATES, Call, candidates_of, check_replaceable, observe, replace
@@ -109,13 +111,16 @@ def mix_(
     return ops
 
 
-def choices(model: nn.Module) -> dict[str, str]:
-    """The strongest candidate of every mixed operation of a model: path -> name, ready for ``json.dump``.
+def choices(model: nn.Module) -> dict[str, str | list[str]]:
+    """What is chosen of every mixed operation of a model: path -> name, ready for ``json.dump``.
+
+    A list of names where the group's ``discretization`` keeps several candidates, or none.
 
     Raises:
         ValueError: the model has none, because it was discretised, for instance.
     """
-    found = {path: module.choice() for path, module in model.named_modules() if isinstance(module, MixedOp)}
+    operations = {path: module for path, module in model.named_modules() if isinstance(module, MixedOp)}
+    found = {path: name_or_names(op.choices()) for path, op in operations.items()}
     if not found:
         raise ValueError(
             f"choices: {type(model).__name__} has no mixed operations; ask the model that was searched, not what "
@@ -127,7 +132,7 @@ def choices(model: nn.Module) -> dict[str, str]:
 def choose_(
     model: nn.Module,
     candidates: Candidates | Sequence[Candidates],
-    choice: Mapping[str, str],
+    choice: Mapping[str, str | Sequence[str]],
     where: Where | None = None,
     *,
     example: Tensor | None = None,
@@ -140,7 +145,7 @@ def choose_(
         model: as it was before :func:`mix_`.
         candidates: what :func:`mix_` was given; where it was called several times, the list of what it was given: a
             layer's candidates are then those of the first that has what was chosen.
-        choice: path -> name, as :func:`choices` returns it.
+        choice: path -> name, or names, as :func:`choices` returns it.
         where: the layers of the choice that are meant, as for :func:`mix_`; by default all.
         example: as for :func:`mix_`.
 
@@ -178,8 +183,11 @@ def choose_(
     replace(model, chosen, calls, example)
 
 
-def _chosen(model: nn.Module, families: Sequence[Family], path: str, name: str, call: Call) -> nn.Module:
-    """The candidate of that name, of the first family that has it here."""
+def _chosen(
+    model: nn.Module, families: Sequence[Family], path: str, name: str | Sequence[str], call: Call
+) -> nn.Module:
+    """The candidate of that name, or what several make, of the first family that has it here."""
+    names = (name,) if isinstance(name, str) else tuple(name)
     layer, others, errors = model.get_submodule(path), [], []
     for family in families:
         if family.applies is None or family.applies(layer):
@@ -188,8 +196,8 @@ def _chosen(model: nn.Module, families: Sequence[Family], path: str, name: str, 
             except ValueError as error:  # another family's layer, perhaps
                 errors.append(error)
                 continue
-            if name in found:
-                return found[name]
+            if {*names} <= {*found}:
+                return found[names[0]] if len(names) == 1 else Chosen({n: found[n] for n in names or found}, names)
             others += [*found]
     if errors:
         raise errors[0]

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..relaxations import Moment, Relaxation, Softmax
+from ..relaxations import Argmax, Moment, Relaxation, Softmax
 from ..supernet.group import ArchParameterGroup
 from .bilevel import SearchStep
 
@@ -78,7 +78,7 @@ class Part:
 
     EXCLUSIVE: ClassVar[tuple[str, ...]] = (
         "supernet", "phases", "alpha_optimizer", "relaxation", "evaluation", "phi", "passes", "result",
-        "at_temperature",
+        "at_temperature", "discretization",
     )  # fmt: skip
     columns: ClassVar[Columns] = {}
     """Fields of the plan that are shown for every epoch."""
@@ -113,6 +113,10 @@ class Part:
     def alpha_optimizer(self, arch: ArchParameterGroup, settings: Any) -> Any:
         """The alphas' optimizer, where it is not the Adam of the settings; None: it is."""
         return None
+
+    def discretization(self) -> Relaxation:
+        """What is kept of a row when it is read out; by default the strongest operation."""
+        return Argmax()
 
     # An epoch
 
@@ -307,6 +311,9 @@ class Method:
 
     def alpha_optimizer(self, arch: ArchParameterGroup, settings: Any) -> Any:
         return self._deciding("alpha_optimizer").alpha_optimizer(arch, settings)
+
+    def discretization(self) -> Relaxation:
+        return self._deciding("discretization").discretization()
 
     def relaxation(self, plan: Plan) -> Relaxation:
         return self._deciding("relaxation").relaxation(plan)

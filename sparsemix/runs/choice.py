@@ -1,17 +1,16 @@
-"""What a search of any supernet finds: a candidate for each row."""
+"""What a search of any supernet finds: a candidate for each row, or what is kept of several."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-from ..spaces.skips import skip_count
 from ..supernet.group import ArchParameterGroup
 
 __all__ = ["Choice"]
 
 
 class Choice(dict[str, str]):
-    """Row -> candidate, as records and tables show it.
+    """Row -> candidate, as records and tables show it; ``"skip + conv"`` where several are kept, ``"-"`` where none is.
 
     Args:
         arch: architecture parameters of the supernet.
@@ -28,12 +27,13 @@ class Choice(dict[str, str]):
     SKIPS: ClassVar[frozenset[str]] = frozenset({"skip", "identity"})
 
     def __init__(self, arch: ArchParameterGroup, temperature: float = 1.0) -> None:
-        super().__init__(arch.genotype())
+        self.names = arch.choices()
+        super().__init__({row: " + ".join(names) or "-" for row, names in self.names.items()})
         self.has_skips = any(self.SKIPS & {*ops[0].names} for ops in arch.rows.values())
 
     @property
     def skips(self) -> int | None:
-        return skip_count(self, self.SKIPS) if self.has_skips else None
+        return sum(bool(self.SKIPS & {*names}) for names in self.names.values()) if self.has_skips else None
 
     def __str__(self) -> str:
         return ", ".join(f"{row}: {name}" for row, name in self.items())

@@ -110,7 +110,7 @@ def closing_lines(summary: Mapping[str, Any], rows: int, folder: Path, following
             f"undecided: {len(undecided)} of {rows} rows, whose two best operations are within two temperatures: "
             f"{pairs}{others}; search longer, or at a lower temperature"
         )
-    else:
+    elif undecided is not None:
         lines.append(f"all {rows} rows are decided: the best operation leads by two temperatures or more")
     if "true_accuracy" in summary:
         lines.append(

@@ -19,7 +19,8 @@ from ..measure.audit import audit
 from ..measure.leakage import leakage
 from ..methods.bilevel import SearchStep
 from ..methods.method import Evidence, Plan, Records
-from ..relaxations import Moment, Softmax
+from ..relaxations import Argmax, Moment, Softmax
+from ..supernet.architecture import name_or_names
 from ..supernet.compilation import compile_operations
 from ..supernet.group import ArchParameterGroup
 from .config import Optimization, SearchConfig
@@ -81,6 +82,7 @@ class Search(Run):
         arch.model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         arch.dry_run(next(pairs.validation())[0][:2])
         self.compilations = compile_operations(arch.model) if config.execution.compile else None
+        arch.discretization = method.discretization()
         method.check(arch, config.size.epochs)
         method.prepare_(arch)
         self.weight_optimizer, self.alpha_optimizer = self._optimizers(config.optimization)
@@ -89,7 +91,7 @@ class Search(Run):
         self.learning_rate = PhasedCosine(self.weight_optimizer, phases, config.optimization.weight_lr_min)
         self.search_step = self._search_step(config.optimization)
         self.parallel.check_batch_size(config.size.batch_size)
-        has_skips = read_out(arch, 1.0).skips is not None
+        has_skips = self._check_read_out().skips is not None
         self.table = EpochTable(self.epochs, method.columns, columns or {}, has_skips)
         self.open(config.named_output(space), {**config.as_json(), "space": space})
 
@@ -107,6 +109,13 @@ class Search(Run):
         return weights, own or torch.optim.Adam(
             alphas, lr=settings.alpha_lr, betas=settings.alpha_betas, weight_decay=settings.alpha_weight_decay
         )
+
+    def _check_read_out(self) -> Any:
+        """Insist that the space can write down whatever the method may find: everything, nothing, and what is now."""
+        for extreme in (100.0, -100.0):
+            with self.arch.reading({label: torch.full_like(a, extreme) for label, a in self.arch.named_parameters()}):
+                self.read_out(self.arch, 1.0)
+        return self.read_out(self.arch, 1.0)
 
     def _search_step(self, settings: Optimization) -> SearchStep[ArchParameterGroup]:
         weight_optimizer, alpha_optimizer = self.accelerator.prepare(self.weight_optimizer, self.alpha_optimizer)
@@ -298,7 +307,8 @@ class Search(Run):
         of_epoch = {"epoch", "sparse_share", "audits", "alphas", "betas", "seconds", "evaluation_seconds"}
         averaged = self._averaged_genotype(records[-config.measurement.average_epochs :])
         with self.arch.reading(_rows(last["alphas"])):
-            edges, close = self.arch.genotype(), undecided(self.arch, last["temperature"])
+            edges = {label: name_or_names(names) for label, names in self.arch.choices().items()}
+            close = undecided(self.arch, last["temperature"])
         summary = {
             "method": config.method.name,
             "seed": config.run.seed,
@@ -359,11 +369,14 @@ class _Repeatable:
         return self.begin()
 
 
-def undecided(arch: ArchParameterGroup, temperature: float) -> dict[str, list[str]]:
+def undecided(arch: ArchParameterGroup, temperature: float) -> dict[str, list[str]] | None:
     """The rows whose strongest alpha leads by less than two temperatures, with their two strongest operations.
 
-    Of the operations that are still allowed: a row in which one is left is decided.
+    Of the operations that are still allowed: a row in which one is left is decided. None if operations do not compete
+    for their row, because several may be kept.
     """
+    if not isinstance(arch.discretization, Argmax):
+        return None
     found = {}
     for label, (op, *_) in arch.rows.items():
         alphas = dict(zip(op.names, op.alpha.tolist(), strict=True))

@@ -34,6 +34,8 @@ class Alphas(Architecture, ABC):
         moment: of the coming batch; :class:`~sparsemix.BatchMixedScheduler` sets it.
         phi: whether the coming batch is a sparse one (Eq. 15), that of the moment.
         relaxation: ``(alpha, moment) -> weights``.
+        discretization: the relaxation of what is found: weight 1 for every operation that is kept, 0 for the others. At
+            first the strongest of each row is.
         threshold: see :class:`~sparsemix.ArchParameterGroup`.
     """
 
@@ -42,6 +44,7 @@ class Alphas(Architecture, ABC):
             raise ValueError(f"{type(self).__name__}: the threshold must be in [0, 1), got {threshold}")
         self.threshold: float = threshold
         self.relaxation: Relaxation = SparseSmoothSoftmax() if relaxation is None else relaxation
+        self.discretization: Relaxation = Argmax()
         self._moment, self._is_spent, self._was_warned = NEVER, False, False
         self._alphas_fixed = False
 
@@ -134,11 +137,11 @@ class Alphas(Architecture, ABC):
         return having(self, relaxation=relaxation)
 
     def discretized(self) -> AbstractContextManager[None]:
-        """Within the context, the model runs with only the strongest operation of each row (Fig. 3b).
+        """Within the context, the model runs with only the chosen operations of each row (Fig. 3b).
 
         Without gradients the others are not executed.
         """
-        return self.using(Argmax())
+        return self.using(self.discretization)
 
     def fixed_alphas(self) -> AbstractContextManager[None]:
         """Within the context, relaxed weights are constants: a weights update then computes no alpha gradient."""
@@ -207,14 +210,18 @@ class Alphas(Architecture, ABC):
 
     @abstractmethod
     def choices(self) -> dict[str, tuple[str, ...]]:
-        """What is chosen in every row: label -> the name of the strongest candidate, ``()`` where a row was removed."""
+        """What is chosen in every row: label -> the name of the strongest candidate, ``()`` where a row was removed.
+
+        Where ``discretization`` keeps several candidates of a row, or none, it is those, the strongest first.
+        """
 
     def genotype(self) -> dict[str, str]:
         """The strongest candidate of every row: label -> name (Eq. 4); an exact tie goes to the earlier candidate.
 
-        Rows that were removed have none and are left out; :meth:`choices` says so of them.
+        Rows of which nothing is chosen are left out, and of several only the strongest is named; :meth:`choices` says
+        it of all.
         """
-        return {label: name for label, names in self.choices().items() for name in names}
+        return {label: names[0] for label, names in self.choices().items() if names}
 
     def discretize(self, genotype: Genotype | None = None) -> nn.Module:
         """A copy of the model in which each mixed operation is replaced by what is chosen of it.

@@ -11,10 +11,20 @@ from torch import Tensor, nn
 from ..relaxations import Relaxation
 from .mixed_op import MixedOp
 
-__all__ = ["Architecture", "Genotype", "check_architecture"]
+__all__ = ["Architecture", "Genotype", "check_architecture", "name_or_names"]
 
 Genotype = Mapping[str, str | Sequence[str]]
 """Label -> the name of what is chosen in that row, or the names of several; ``()`` for nothing."""
+
+
+def name_or_names(chosen: Sequence[str]) -> str | list[str]:
+    """The one name, or a list of several or of none: what is chosen of a row, ready for JSON.
+
+    Example:
+        >>> name_or_names(("skip",)), name_or_names(("skip", "conv"))
+        ('skip', ['skip', 'conv'])
+    """
+    return chosen[0] if len(chosen) == 1 else [*chosen]
 
 
 class Architecture(Protocol):

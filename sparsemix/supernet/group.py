@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .._utils.modes import having
 from .._utils.torch_private import in_backward_pass
-from ..relaxations import Argmax, Moment, Relaxation, Softmax
+from ..relaxations import Moment, Relaxation, Softmax
 from .alphas import Alphas
 from .execution import Weights
 from .mixed_op import MixedOp
@@ -306,11 +306,11 @@ class ArchParameterGroup(Alphas):
         return {label: weighed.get(label, ops[0].alpha.new_ones(())) for label, ops in self.rows.items()}
 
     def discretized(self) -> AbstractContextManager[None]:
-        """Within the context, the model runs with only the strongest operation of each row (Fig. 3b).
+        """Within the context, the model runs with only the chosen operations of each row (Fig. 3b).
 
         That is what :meth:`discretize` gives, edge weights left out. Without gradients the others are not executed.
         """
-        return having(self, relaxation=Argmax(), edge_relaxation=_ones)
+        return having(self, relaxation=self.discretization, edge_relaxation=_ones)
 
     def operation_weights(self, op: MixedOp) -> Weights:
         """The weights of one mixed operation and how its candidates run, as its forward uses them."""

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._utils.torch_private import has_forward_hooks, own_parameters
-from ..relaxations import NEVER, Moment
+from ..relaxations import NEVER, Argmax, Moment, Relaxation
 from .chosen import Chosen
 from .execution import Edge, Execution, Weights, check_same_shape, mix
-from .rows import relaxed
+from .rows import kept, relaxed
 from .sharing import Source, adds_nothing
 
 __all__ = [
@@ -33,6 +33,9 @@ class Binding(Protocol):
 
     @property
     def model(self) -> nn.Module: ...
+
+    @property
+    def discretization(self) -> Relaxation: ...
 
     def operation_weights(self, op: MixedOp) -> Weights: ...
 
@@ -186,28 +189,29 @@ class MixedOp(nn.Module):
     def choices(self) -> tuple[str, ...]:
         """The name of the strongest allowed candidate, argmax of alpha (Eq. 4); none where the edge is removed.
 
-        An exact tie goes to the earlier one.
+        An exact tie goes to the earlier one. A group's ``discretization`` may keep several, or none; these are then
+        named, the strongest first.
         """
         self._check_alpha()
-        names = self.allowed_names
-        return (names[int(self.alpha[self.allowed].argmax())],) if names else ()
+        hard = Argmax() if self.group is None else self.group.discretization
+        return kept(self.names, self.alpha, hard, self.allowed if self.is_restricted else None)
 
     def choice(self) -> str:
         """The same as one name.
 
         Raises:
-            ValueError: the edge is removed.
+            ValueError: none is chosen, or several are.
         """
-        for name in self.choices():
-            return name
-        raise ValueError(
-            f"MixedOp of {', '.join(self.names)}: the edge is removed, no candidate is allowed; see choices()"
-        )
+        names = self.choices()
+        if len(names) == 1:
+            return names[0]
+        chosen = f"{', '.join(names)} are chosen" if names else "no candidate is allowed, or none is chosen"
+        raise ValueError(f"MixedOp of {', '.join(self.names)}: {chosen}; see choices()")
 
     def fuse(self) -> nn.Module:
         """The chosen candidate itself; timm's ``reparameterize_model`` (``--reparam``) calls this to discretise."""
         chosen = self.choices()
-        return self.candidates[chosen[0]] if chosen else Chosen(dict(self.candidates.items()), chosen)
+        return self.candidates[chosen[0]] if len(chosen) == 1 else Chosen(dict(self.candidates.items()), chosen)
 
     # The sum
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..relaxations import Moment, Relaxation
+from ..relaxations import NEVER, Moment, Relaxation
 
-__all__ = ["padded", "relaxed"]
+__all__ = ["kept", "padded", "relaxed"]
 
 
 def padded(rows: Sequence[Tensor]) -> Tensor:
@@ -48,3 +48,24 @@ def relaxed(table: Tensor, relaxation: Relaxation, moment: Moment, allowed: Tens
         return relaxation(table, moment)
     forbidden = ~allowed & allowed.any(-1, keepdim=True)
     return relaxation(table.masked_fill(forbidden, -torch.inf), moment).masked_fill(~allowed, 0)
+
+
+def kept(
+    names: Sequence[str], alpha: Tensor, discretization: Relaxation, allowed: Tensor | None = None
+) -> tuple[str, ...]:
+    """The candidates of one row that a discretisation gives a weight, the strongest first; of equal ones the earlier.
+
+    Args:
+        names: of the candidates.
+        alpha: logits ``(M,)``.
+        discretization: a relaxation without gradient, such as :class:`~sparsemix.relaxations.Argmax`.
+        allowed: bool ``(M,)``; None: all.
+
+    Example:
+        >>> from sparsemix.relaxations import Argmax
+        >>> kept(["skip", "conv", "pool"], torch.tensor([0.1, 0.3, 0.3]), Argmax())
+        ('conv',)
+    """
+    weights = relaxed(alpha.detach(), discretization, NEVER, allowed).tolist()
+    chosen = [k for k, weight in enumerate(weights) if weight]
+    return tuple(names[k] for k in sorted(chosen, key=alpha.tolist().__getitem__, reverse=True))

@@ -13,7 +13,7 @@ from ..relaxations import Moment, Relaxation
 from .alphas import Alphas
 from .execution import Weights
 from .mixed_op import MixedOp
-from .rows import relaxed
+from .rows import kept, relaxed
 
 __all__ = ["AlphaTables"]
 
@@ -180,13 +180,13 @@ class AlphaTables(Alphas):
         }
 
     def choices(self) -> dict[str, tuple[str, ...]]:
-        """The name of the strongest candidate of every row that a mixed operation was called with."""
-        strongest = {
-            label: index
-            for name, indices in self.indices().items()
-            for label, index in zip(self._labels[name], indices, strict=True)
+        """What is chosen of every row that a mixed operation was called with, as :class:`Alphas` says."""
+        alphas = {
+            label: alpha
+            for name, table in self.tables.items()
+            for label, alpha in zip(self._labels[name], table.reshape(-1, table.shape[-1]), strict=True)
         }
-        return {label: (ops[0].names[strongest[label]],) for label, ops in self.rows.items()}
+        return {label: kept(ops[0].names, alphas[label], self.discretization) for label, ops in self.rows.items()}
 
     def _copied(self, memo: dict[int, Any], chosen: Mapping[str, tuple[str, ...]]) -> nn.Module:
         found = super()._copied(memo, chosen)

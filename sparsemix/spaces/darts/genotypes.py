@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,22 +11,25 @@ from ..skips import skip_count
 
 __all__ = ["DartsGenotype"]
 
-Pairs = tuple[tuple[str, int], ...]
+Entries = tuple[tuple[str, int], ...] | tuple[tuple[str, int, int], ...]
+Edge = tuple[str, int, int]  # operation, node, predecessor
 
 
 @dataclass(frozen=True)
 class DartsGenotype:
-    """A pair of cells of the DARTS space and its relatives: for every node two operations and what they read.
+    """A pair of cells of the DARTS space and its relatives: operations, and what they read.
 
-    Nodes 0 and 1 are a cell's inputs; the pairs (operation, predecessor) belong to nodes 2, 2, 3, 3, 4, 4, ...
+    Nodes 0 and 1 are a cell's inputs. Where every node has two operations, the pairs (operation, predecessor) belong to
+    nodes 2, 2, 3, 3, 4, 4, ... Other cells, as Fair DARTS finds them, have triples (operation, node, predecessor).
 
     Args:
-        normal, reduce: the pairs of the two cells.
+        normal, reduce: the pairs or the triples of the two cells. Triples that pairs can say are kept as pairs. ``()``
+            is a cell of which nothing was kept.
         normal_concat, reduce_concat: the nodes whose concatenation is a cell's output.
 
     Raises:
-        ValueError: an unknown operation or ``none``, an odd number of pairs, an edge from a later node, an output that
-            is no node; says which cell and which node.
+        ValueError: an unknown operation or ``none``, an odd number of pairs, pairs and triples together, an edge from a
+            later node or from one that nothing leads to, an output that is no node; says which cell and which node.
 
     Example:
         >>> cell = "[('sep_conv_3x3', 0), ('skip_connect', 1)]"
@@ -35,13 +38,16 @@ class DartsGenotype:
         (('sep_conv_3x3', 0), ('skip_connect', 1))
         >>> str(DartsGenotype.parse(text)) == text
         True
+        >>> both = (("skip_connect", 2, 0), ("sep_conv_3x3", 2, 0), ("dil_conv_3x3", 2, 1))
+        >>> DartsGenotype(both, (2,), both, (2,)).edges("normal")
+        {'2<-0': 'skip_connect', "2<-0'": 'sep_conv_3x3', '2<-1': 'dil_conv_3x3'}
 
-    Source: Liu et al., "DARTS"; its code prints this notation.
+    Source: Liu et al., "DARTS", and, of the triples, Chu et al., "Fair DARTS"; their codes print these notations.
     """
 
-    normal: Pairs
+    normal: Entries
     normal_concat: tuple[int, ...]
-    reduce: Pairs
+    reduce: Entries
     reduce_concat: tuple[int, ...]
 
     OPERATIONS: ClassVar[tuple[str, ...]] = (
@@ -62,19 +68,16 @@ class DartsGenotype:
 
     def __post_init__(self) -> None:
         for cell in self.CELLS:
-            pairs = tuple((operation, source) for operation, source in getattr(self, cell))
-            concat = tuple(getattr(self, f"{cell}_concat"))
-            object.__setattr__(self, cell, pairs)
+            edges, concat = _triples(cell, getattr(self, cell)), tuple(getattr(self, f"{cell}_concat"))
+            self._check(cell, edges, concat)
+            nodes = [node for _, node, _ in edges]
+            regular = nodes == [2 + i // 2 for i in range(len(edges))] and len(edges) % 2 == 0
+            entries = tuple((operation, source) for operation, _, source in edges) if regular else tuple(edges)
+            object.__setattr__(self, cell, entries)
             object.__setattr__(self, f"{cell}_concat", concat)
-            self._check(cell, pairs, concat)
 
-    def _check(self, cell: str, pairs: Pairs, concat: tuple[int, ...]) -> None:
-        if not pairs or len(pairs) % 2:
-            raise ValueError(
-                f"DartsGenotype: the {cell} cell must have two edges a node, got {len(pairs)} edges in all"
-            )
-        for i, (operation, source) in enumerate(pairs):
-            node = 2 + i // 2
+    def _check(self, cell: str, edges: list[Edge], concat: tuple[int, ...]) -> None:
+        for operation, node, source in edges:
             if operation == "none" or operation not in self.OPERATIONS:
                 known = ", ".join(name for name in self.OPERATIONS if name != "none")
                 problem = "'none' cannot be chosen" if operation == "none" else f"unknown operation {operation!r}"
@@ -83,15 +86,19 @@ class DartsGenotype:
                 raise ValueError(
                     f"DartsGenotype: node {node} of the {cell} cell reads node {source!r}; it may read 0 to {node - 1}"
                 )
-        last = 1 + len(pairs) // 2
+        nodes = {node for _, node, _ in edges}
+        for _, node, source in edges:
+            if source >= 2 and source not in nodes:
+                raise ValueError(
+                    f"DartsGenotype: node {node} of the {cell} cell reads node {source}, to which nothing leads"
+                )
         if (
-            not concat
+            bool(concat) != bool(nodes)
             or len(set(concat)) < len(concat)
-            or any(type(n) is not int or not 2 <= n <= last for n in concat)
+            or any(type(n) is not int or n not in nodes for n in concat)
         ):
-            raise ValueError(
-                f"DartsGenotype: the {cell} cell concatenates {list(concat)}; it has the nodes 2 to {last}, each once"
-            )
+            there = f"it has the nodes {', '.join(map(str, sorted(nodes)))}, each once" if nodes else "it has no edges"
+            raise ValueError(f"DartsGenotype: the {cell} cell concatenates {list(concat)}; {there}")
 
     @classmethod
     def parse(cls, text: str) -> DartsGenotype:
@@ -132,11 +139,11 @@ class DartsGenotype:
                 f"DartsGenotype: expected the fields {', '.join(names)}, got {', '.join(map(str, fields))}"
             )
         try:
-            cells = {name: tuple((operation, source) for operation, source in fields[name]) for name in cls.CELLS}
+            cells = {name: [(operation, *nodes) for operation, *nodes in fields[name]] for name in cls.CELLS}
             outputs = {name: tuple(fields[f"{name}_concat"]) for name in cls.CELLS}
         except (TypeError, ValueError) as error:
             raise ValueError(f"DartsGenotype: the fields are no lists of pairs and of nodes: {dict(fields)}") from error
-        return cls(cells["normal"], outputs["normal"], cells["reduce"], outputs["reduce"])
+        return cls(cells["normal"], outputs["normal"], cells["reduce"], outputs["reduce"])  # type: ignore[arg-type]
 
     def as_dict(self) -> dict[str, Any]:
         """Field -> lists, for JSON."""
@@ -151,16 +158,39 @@ class DartsGenotype:
         return skip_count(self.edges("normal"))
 
     def edges(self, cell: str) -> dict[str, str]:
-        """Edge name -> operation of one cell; a second edge between the same two nodes is marked, ``"2<-0'"``."""
+        """Edge name -> operation of one cell; further edges between the same two nodes are marked, ``"2<-0'"``."""
         named: dict[str, str] = {}
-        for i, (operation, source) in enumerate(getattr(self, cell)):
-            name = f"{2 + i // 2}<-{source}"
-            named[f"{name}'" if name in named else name] = operation
+        for operation, node, source in _triples(cell, getattr(self, cell)):
+            name = f"{node}<-{source}"
+            while name in named:
+                name += "'"
+            named[name] = operation
         return named
 
     def __str__(self) -> str:
         fields = (f"{name}={[*getattr(self, name)]}" for name in self.FIELDS)
         return f"Genotype({', '.join(fields)})"
+
+
+def _triples(cell: str, entries: Iterable[tuple[Any, ...]]) -> list[Edge]:
+    """Pairs or triples as triples, node by node."""
+    entries = [tuple(entry) for entry in entries]
+    lengths = {len(entry) for entry in entries}
+    if lengths <= {3}:
+        if bad := [node for _, node, _ in entries if type(node) is not int or node < 2]:
+            raise ValueError(f"DartsGenotype: an edge of the {cell} cell leads to node {bad[0]!r}; nodes count from 2")
+        return sorted(entries, key=lambda edge: edge[1])
+    if lengths != {2}:
+        raise ValueError(
+            f"DartsGenotype: the {cell} cell must be pairs (operation, predecessor) or triples (operation, node, "
+            f"predecessor), got {entries}"
+        )
+    if len(entries) % 2:
+        raise ValueError(
+            f"DartsGenotype: the {cell} cell must have two edges a node, got {len(entries)} edges in all; other cells "
+            f"are written as triples (operation, node, predecessor)"
+        )
+    return [(operation, 2 + i // 2, source) for i, (operation, source) in enumerate(entries)]
 
 
 _LONGEST = 10_000  # characters of a genotype; what is longer is none

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...relaxations import Argmax
 from ...supernet.group import ArchParameterGroup
 from .genotypes import DartsGenotype
 from .space import NODES
@@ -51,6 +52,10 @@ def genotype(arch: ArchParameterGroup, temperature: float, rule: ReadOut = READ_
     ``alpha_k / t - log sum_{m != k} exp(alpha_m / t)``: strictly monotone in that weight, and exact where the weight
     itself is within rounding of 1. Edges that compete are ranked by ``beta_e a_ek``.
 
+    Where ``arch.discretization`` may keep several operations of an edge, or none, as that of Fair DARTS does,
+    operations do not compete: edges are ranked by their strongest alpha, and a node has all that its two strongest
+    edges keep. Nodes that nothing leads to are left out, and with them the edges that read them.
+
     Args:
         arch: of a supernet of :func:`mixed_cell`.
         temperature: t, positive; with more than two operations an edge the ranking depends on it. The paper's is t_sp.
@@ -62,17 +67,22 @@ def genotype(arch: ArchParameterGroup, temperature: float, rule: ReadOut = READ_
         label = f"{kind} {node}<-{source}"
         op = arch.rows[label][0]
         alpha, weight = op.alpha.detach().double(), edge_weights[label].item()
-        return Candidate(op.names, alpha, op.allowed_names, weight)
+        kept = None if isinstance(arch.discretization, Argmax) else op.choices()
+        return Candidate(op.names, alpha, op.allowed_names, weight, kept)
 
-    cells = {
-        kind: [
-            pair
-            for node in NODES
-            for pair in select([candidate(kind, node, source) for source in range(node)], temperature, rule)
-        ]
-        for kind in DartsGenotype.CELLS
-    }
-    return DartsGenotype(tuple(cells["normal"]), tuple(NODES), tuple(cells["reduce"]), tuple(NODES))
+    def cell(kind: str) -> tuple[tuple[tuple[str, int, int], ...], tuple[int, ...]]:
+        """Its edges, and the nodes that something leads to."""
+        edges: list[tuple[str, int, int]] = []
+        reached = [0, 1]
+        for node in NODES:
+            found = select([candidate(kind, node, source) for source in range(node)], temperature, rule)
+            if arriving := [(operation, node, source) for operation, source in found if source in reached]:
+                edges += arriving
+                reached.append(node)
+        return tuple(edges), tuple(reached[2:])
+
+    (normal, normal_concat), (reduce, reduce_concat) = map(cell, DartsGenotype.CELLS)
+    return DartsGenotype(normal, normal_concat, reduce, reduce_concat)
 
 
 class Candidate(NamedTuple):
@@ -83,16 +93,18 @@ class Candidate(NamedTuple):
         alpha: their logits ``(M,)``.
         allowed: names of the operations that may be chosen; None: all of them.
         weight: of the edge among those of its node.
+        kept: the operations that the edge has if the node keeps it; None: one, the strongest but ``none``.
     """
 
     names: tuple[str, ...]
     alpha: Tensor
     allowed: tuple[str, ...] | None = None
     weight: float = 1.0
+    kept: tuple[str, ...] | None = None
 
 
 def select(edges: Sequence[Candidate], temperature: float, rule: ReadOut = READ_OUTS["exact"]) -> list[tuple[str, int]]:
-    """The two edges of one node: (operation, predecessor), the stronger first.
+    """The operations of the two strongest edges of one node: (operation, predecessor), those of the stronger first.
 
     Edges that have been removed, and those that may only be ``none``, come last: every node has two.
 
@@ -103,20 +115,28 @@ def select(edges: Sequence[Candidate], temperature: float, rule: ReadOut = READ_
     """
     is_weighed = any(edge.weight != 1 for edge in edges)
     ranked = []
-    for source, (names, alpha, allowed, weight) in enumerate(edges):
-        order = [k for k in range(len(names)) if names[k] != "none"][:: -1 if rule.last_operation else 1]
-        possible = [k for k in order if allowed is None or names[k] in allowed]
-        if not possible:
-            best, strength = max(order, key=alpha.tolist().__getitem__), -math.inf
-        else:
-            forbidden = torch.tensor([allowed is not None and name not in allowed for name in names])
-            scores = (alpha / temperature).masked_fill(forbidden, -math.inf)
-            strengths = _strengths(scores, rule)
-            best = max(possible, key=strengths.__getitem__)  # the edge's weight has no say here, nor has its rounding
-            strength = _weighed(scores, weight, rule)[best] if is_weighed else strengths[best]
-        ranked.append((strength, source if rule.later_edge else -source, names[best], source))
+    for source, edge in enumerate(edges):
+        strength, operations = _read(edge, temperature, rule, is_weighed)
+        ranked.append((strength, source if rule.later_edge else -source, operations, source))
     ranked.sort(reverse=True)
-    return [(name, source) for _, _, name, source in ranked[:2]]
+    return [(operation, source) for _, _, operations, source in ranked[:2] for operation in operations]
+
+
+def _read(edge: Candidate, temperature: float, rule: ReadOut, is_weighed: bool) -> tuple[float, tuple[str, ...]]:
+    """How strong an edge is, and the operations that it has."""
+    names, alpha, allowed, weight, kept = edge
+    order = [k for k in range(len(names)) if names[k] != "none"][:: -1 if rule.last_operation else 1]
+    possible = [k for k in order if allowed is None or names[k] in allowed]
+    if kept is not None:
+        strength = max((alpha[k].item() for k in possible), default=-math.inf)
+        return strength, tuple(name for name in kept if name != "none")
+    if not possible:
+        return -math.inf, (names[max(order, key=alpha.tolist().__getitem__)],)
+    forbidden = torch.tensor([allowed is not None and name not in allowed for name in names])
+    scores = (alpha / temperature).masked_fill(forbidden, -math.inf)
+    strengths = _strengths(scores, rule)
+    best = max(possible, key=strengths.__getitem__)  # the edge's weight has no say here, nor has its rounding
+    return (_weighed(scores, weight, rule) if is_weighed else strengths)[best], (names[best],)
 
 
 def _weighed(scores: Tensor, weight: float, rule: ReadOut) -> list[float]:

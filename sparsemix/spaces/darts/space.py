@@ -136,7 +136,16 @@ def cell(
     drop_path: nn.Module | None = None,
     search: bool = False,
 ) -> TwoInputCell:
-    """A cell of the final network; with ``search`` its operations are those of a supernet."""
+    """A cell of the final network; with ``search`` its operations are those of a supernet.
+
+    Raises:
+        ValueError: nothing was kept of that cell.
+    """
+    if not genotype.edges(kind):
+        raise ValueError(
+            f"the {kind} cell of this genotype keeps no operation, so that there is no network to build: search for "
+            f"more epochs, or keep operations from a lower threshold on; got {genotype}"
+        )
     edges = {
         edge: OPERATIONS[name](channels, _stride(kind, edge), search) for edge, name in genotype.edges(kind).items()
     }

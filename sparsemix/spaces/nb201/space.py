@@ -60,6 +60,16 @@ def cell(genotype: NB201Genotype, channels: int, drop_path: nn.Module | None = N
 def genotype(arch: ArchParameterGroup) -> NB201Genotype:
     """Read a cell out of the supernet's alphas: argmax of each edge, ``none`` allowed, a tie to the lower index.
 
-    An edge that was removed is ``none``.
+    An edge that was removed, or that keeps no operation, is ``none``.
+
+    Raises:
+        ValueError: an edge keeps several operations.
     """
-    return NB201Genotype.from_edges({edge: names[0] if names else "none" for edge, names in arch.choices().items()})
+    choices = arch.choices()
+    for edge, names in choices.items():
+        if len(names) > 1:
+            raise ValueError(
+                f"NAS-Bench-201 has one operation on each edge, and edge {edge} keeps {len(names)}: "
+                f"{', '.join(names)}; keep at most one an edge"
+            )
+    return NB201Genotype.from_edges({edge: names[0] if names else "none" for edge, names in choices.items()})
