@@ -378,7 +378,7 @@ def test_augmentation_that_grows():
     for epoch in (0, 5, 10):
         plan = part.plan(None, epoch, 11)
         json.dumps(plan)
-        part.shape_(SimpleNamespace(model=model), pairs, plan)
+        part.shape_(SimpleNamespace(model=model), pairs, None, plan)
     assert calls == [0, (8, 0), 0.2, (8, 0.5), 0.4, (8, 1.0)]
     with pytest.raises(ValueError, match="Sequential has no edges that can be dropped"):
         part.check(SimpleNamespace(model=nn.Sequential()), 10)

@@ -57,7 +57,7 @@ METHODS = {
     "pt": (None, ["--tuning-epochs", "1"]),
     "straight-through": (1, []),
     "snas": (None, []),
-    "drnas": (None, ["--kl", "1e-3"]),
+    "drnas": (None, ["--kl", "1e-3", "--stage-parts", "4", "2", "--stage-operations", "5", "3"]),
     "gaea-bilevel": (None, ["--epochs", "2"]),
     "gaea-erm": (None, ["--split", "whole"]),
     "gaea-pc-darts": (None, ["--frozen-epochs", "1"]),

@@ -2,25 +2,28 @@
 
 Source: Chen et al., "DrNAS: Dirichlet Neural Architecture Search". Presets are their published code. Differences: one
 draw serves all cells and both updates of a step, where the code draws anew in every forward; the supernet is evaluated
-at the distribution's mean.
+at the distribution's mean; within an edge, all convolutions grow by copies of the same channels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Dirichlet, Gamma, kl_divergence
 
+from .._utils.torch_private import is_compiled
 from ..relaxations import NEVER, Moment
 from ..supernet.group import ArchParameterGroup
+from ..supernet.partial import check_partial, widen_channels_
 from .darts import ORIGINAL, SETTINGS
-from .method import Method, Part, Plan
+from .method import Columns, Evidence, Method, Part, Plan
 
-__all__ = ["METHODS", "DirichletMean", "DirichletSample", "DrNAS", "concentration"]
+__all__ = ["METHODS", "DirichletMean", "DirichletSample", "DrNAS", "Progressive", "concentration"]
 
 
 def concentration(alpha: Tensor) -> Tensor:
@@ -68,17 +71,10 @@ class DrNAS(Part):
 
     kl: float = 0.0
     """Weight of the divergence KL(Dir(elu(alpha) + 1) || Dir(1)) in the alphas' loss; by default alphas are decayed."""
-    frozen_epochs: int = 0
-    """Epochs at the beginning in which the alphas are not trained."""
 
     def __post_init__(self) -> None:
-        if self.kl < 0 or self.frozen_epochs < 0:
-            raise ValueError(
-                f"DrNAS: kl and frozen_epochs must not be negative, got {self.kl} and {self.frozen_epochs}"
-            )
-
-    def trains_alphas(self, epoch: int, epochs: int) -> bool:
-        return epoch >= self.frozen_epochs
+        if self.kl < 0:
+            raise ValueError(f"DrNAS: kl must not be negative, got {self.kl}")
 
     def relaxation(self, plan: Plan) -> DirichletSample:
         return DirichletSample()
@@ -94,7 +90,83 @@ class DrNAS(Part):
         return self.kl * torch.stack(terms).sum()
 
 
+@dataclass(frozen=True)
+class Progressive(Part):
+    """Stages of equal length, each with fewer operations an edge, on more of the channels (section 3.3)."""
+
+    stage_parts: tuple[int, ...] = (1,)
+    """K of each stage: of every node's channels one in K is mixed, the others pass."""
+    stage_operations: tuple[int, ...] = ()
+    """Operations an edge keeps in each stage, the strongest; none given: all of them in all stages."""
+    frozen_epochs: int = 0
+    """Epochs at the beginning of each stage in which the alphas are not trained."""
+
+    columns: ClassVar[Columns] = {"channel_parts": ("K", str)}
+
+    def __post_init__(self) -> None:
+        parts, operations = self.stage_parts, self.stage_operations
+        if not parts or min(parts) < 1 or [*parts] != sorted(parts, reverse=True):
+            raise ValueError(f"Progressive: stage_parts must be at least 1 and must not rise, got {parts}")
+        if operations and (len(operations) != len(parts) or min(operations) < 1):
+            raise ValueError(
+                f"Progressive: stage_operations must be at least 1, one number for each of the {len(parts)} stages of "
+                f"stage_parts, or none at all; got {operations}"
+            )
+        if self.frozen_epochs < 0:
+            raise ValueError(f"Progressive: frozen_epochs must not be negative, got {self.frozen_epochs}")
+
+    def _stage(self, epoch: int, epochs: int) -> tuple[int, int]:
+        """The stage of an epoch, and how many of its epochs came before; epochs past the search are of the last."""
+        length = -(-epochs // len(self.stage_parts))
+        stage = min(epoch // length, len(self.stage_parts) - 1)
+        return stage, epoch - stage * length
+
+    def supernet(self) -> Mapping[str, Any]:
+        return {"channel_parts": self.stage_parts[0]} if self.stage_parts[0] > 1 else {}
+
+    def check(self, arch: ArchParameterGroup, epochs: int) -> None:
+        stages = len(self.stage_parts)
+        shortest = epochs - (stages - 1) * -(-epochs // stages)
+        if self.frozen_epochs >= shortest:
+            raise ValueError(
+                f"Progressive: the alphas must train in each of {stages} stages, got frozen_epochs="
+                f"{self.frozen_epochs} and {epochs} epochs in all, {max(shortest, 0)} in the last stage"
+            )
+        if stages > 1 and any(is_compiled(module) for module in arch.model.modules()):
+            raise ValueError("Progressive: compiled operations cannot be widened; search without compiling")
+        check_partial(arch.model, self.stage_parts, type(self).__name__)
+
+    def plan(self, arch: ArchParameterGroup, epoch: int, epochs: int) -> Plan:
+        return {"channel_parts": self.stage_parts[self._stage(epoch, epochs)[0]]}
+
+    def shape_(self, arch: ArchParameterGroup, pairs: Any, optimizer: torch.optim.Optimizer, plan: Plan) -> None:
+        widen_channels_(arch.model, plan["channel_parts"], arch.moment.generator("widening"), optimizer)
+
+    def decide(self, arch: ArchParameterGroup, evidence: Evidence) -> Plan:
+        """Drop the weakest operations of each edge where a stage begins."""
+        stage, before = self._stage(evidence.moment.epoch, evidence.epochs)
+        if before or not self.stage_operations:
+            return {}
+        kept = {}
+        for label, (op, *_) in arch.rows.items():
+            alphas = dict(zip(op.names, op.alpha.tolist(), strict=True))
+            strongest = sorted(op.allowed_names, key=alphas.__getitem__, reverse=True)
+            if len(strongest) > self.stage_operations[stage]:
+                kept[label] = strongest[: self.stage_operations[stage]]
+                arch.restrict(label, kept[label])
+        return {"kept": kept} if kept else {}
+
+    def trains_alphas(self, epoch: int, epochs: int) -> bool:
+        return self._stage(epoch, epochs)[1] >= self.frozen_epochs
+
+
 _NB201: dict[str, Any] = {**ORIGINAL, "epochs": 100, "weight_decay": 3e-4, "nesterov": False}
+_NB201_PROGRESSIVE: dict[str, Any] = {
+    **_NB201,
+    "stage_parts": (4, 2),
+    "stage_operations": (5, 3),
+    "frozen_epochs": 10,
+}
 _DARTS: dict[str, Any] = {
     **ORIGINAL,
     "channels": 36,
@@ -102,17 +174,20 @@ _DARTS: dict[str, Any] = {
     "weight_lr": 0.1,
     "weight_lr_min": 0.0,
     "alpha_lr": 6e-4,
+    "stage_parts": (6, 4),
+    "stage_operations": (7, 4),
     "frozen_epochs": 10,
 }
-_SMALL: dict[str, Any] = {**_DARTS, "frozen_epochs": 2}  # a fifth of the search, as of a stage there
+# K that divides 8 channels, and alphas that are frozen for two fifths of a stage, as in the original
+_SMALL: dict[str, Any] = {**_DARTS, "stage_parts": (4, 2), "frozen_epochs": 2}
 
 METHODS = (
     Method(
         "drnas",
-        (DrNAS(),),
-        "operation weights drawn from a learned Dirichlet distribution",
+        (DrNAS(), Progressive()),
+        "operation weights drawn from a learned Dirichlet distribution; in stages on the DARTS space",
         {
-            "nb201": {"original": {"*": _NB201}},
+            "nb201": {"original": {"*": _NB201}, "progressive": {"*": _NB201_PROGRESSIVE}},
             "darts": {"original": {"*": _DARTS}, "proxy": {"*": _SMALL}},
             "robust": {"original": {"*": _DARTS}, "proxy": {"*": _SMALL}},
             "timm": {"default": {"*": SETTINGS}},

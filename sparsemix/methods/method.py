@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from ..relaxations import Argmax, Moment, Relaxation, Softmax
@@ -124,8 +125,11 @@ class Part:
         """What holds in an epoch that begins now. ``temperature`` is that at which rows are compared and read out."""
         return {}
 
-    def shape_(self, arch: ArchParameterGroup, pairs: Any, plan: Plan) -> None:
-        """Adjust the supernet, and the pairs of batches that it is trained on, to the epoch's plan."""
+    def shape_(self, arch: ArchParameterGroup, pairs: Any, optimizer: torch.optim.Optimizer, plan: Plan) -> None:
+        """Adjust the supernet, its optimizer's state, and the pairs of batches it is trained on to the epoch's plan.
+
+        Asked again where a run goes on in the middle of an epoch: what is adjusted already stays.
+        """
 
     def decide(self, arch: ArchParameterGroup, evidence: Evidence) -> Plan:
         """Settle some of the architecture before an epoch begins: by ``arch.restrict(row, names)``, or by its alphas.
@@ -272,9 +276,9 @@ class Method:
     def plan(self, arch: ArchParameterGroup, epoch: int, epochs: int) -> dict[str, Any]:
         return {"temperature": 1.0, **_merged(part.plan(arch, epoch, epochs) for part in self.parts)}
 
-    def shape_(self, arch: ArchParameterGroup, pairs: Any, plan: Plan) -> None:
+    def shape_(self, arch: ArchParameterGroup, pairs: Any, optimizer: torch.optim.Optimizer, plan: Plan) -> None:
         for part in self.parts:
-            part.shape_(arch, pairs, plan)
+            part.shape_(arch, pairs, optimizer, plan)
 
     def decide(self, arch: ArchParameterGroup, evidence: Evidence) -> dict[str, Any]:
         return _merged(part.decide(arch, evidence) for part in self.parts)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..supernet.group import ArchParameterGroup
+from ..supernet.partial import check_partial
 from .darts import ORIGINAL, SETTINGS
 from .method import Method, Part, Presets
 
@@ -41,13 +42,7 @@ class PCDARTS(Part):
             raise ValueError(
                 f"PCDARTS: the alphas must train, got frozen_epochs={self.frozen_epochs} of {epochs} epochs"
             )
-        found = {module.channel_parts for module in arch.model.modules() if hasattr(module, "channel_parts")}
-        if self.channel_parts > 1 and found != {self.channel_parts}:
-            raise ValueError(
-                f"PCDARTS: mixes 1/{self.channel_parts} of the channels, and the candidates of "
-                f"{type(arch.model).__name__} were built for all of them: build its mixed operations at "
-                f"C / {self.channel_parts} in PartialChannels, or set channel_parts to 1"
-            )
+        check_partial(arch.model, [self.channel_parts], type(self).__name__)
 
     def prepare_(self, arch: ArchParameterGroup) -> None:
         arch.weigh_edges_()

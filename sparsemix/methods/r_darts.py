@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+
 from ..supernet.group import ArchParameterGroup
 from .darts import ORIGINAL, SETTINGS
 from .method import Columns, Method, Part, Plan
@@ -48,7 +50,7 @@ class RampedAugmentation(Part):
         progress = min(1.0, epoch / max(epochs - 1, 1))
         return {"dropped": self.drop_path * progress, "cut_out": self.cutout_probability * progress}
 
-    def shape_(self, arch: ArchParameterGroup, pairs: Any, plan: Plan) -> None:
+    def shape_(self, arch: ArchParameterGroup, pairs: Any, optimizer: torch.optim.Optimizer, plan: Plan) -> None:
         if self.drop_path:
             arch.model.set_drop_path(plan["dropped"])  # type: ignore[operator]
         pairs.cut_out(self.cutout, plan["cut_out"])

@@ -177,7 +177,7 @@ class Search(Run):
         plan = self.progress.plan or method.plan(self.arch, self.epoch, length)
         self.arch.relaxation = method.relaxation(plan)
         self.arch.moment = self._moment(plan)
-        method.shape_(self.arch, self.pairs, plan)
+        method.shape_(self.arch, self.pairs, self.weight_optimizer, plan)
         if not self.progress.plan:
             evidence = Evidence(self.arch.moment, length, self.folder.records, self._validation_accuracy)
             self.progress.plan = {**plan, **method.decide(self.arch, evidence)}

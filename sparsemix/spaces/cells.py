@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from ..supernet.execution import Weights, with_zero_gradients
 from ..supernet.mixed_op import MixedOp, fan_out, is_idle
-from ..supernet.partial import joined, split_channels
+from ..supernet.partial import PartlyMixed, joined, split_channels
 from .primitives import FactorizedReduce, ReLUConvBN
 
 __all__ = ["Cell", "DenseCell", "ResidualReduction", "TwoInputCell"]
 
+CandidateFactory = Callable[[str, int], Mapping[str, nn.Module]]  # (edge name, K) -> name -> candidate at C / K
 
-class Cell(nn.Module):
+
+class Cell(PartlyMixed):
     """A directed acyclic graph of nodes; each node that is no input is the sum of the edges that lead to it.
 
     Edges that add nothing, because they were removed or their weight is zero, do not run where another one leads to the
@@ -28,13 +30,18 @@ class Cell(nn.Module):
             ``"3<-1'"`` is a second edge between the same two nodes.
         drop_path: applied to each edge's output, identity edges excepted; None: nothing is dropped.
         channel_parts: K: edges read one in K of a node's channels, and pass the others; 1: all of them.
+        build: (edge name, K) -> name -> candidate, for a search that goes on with more of the channels.
     """
 
     def __init__(
-        self, edges: Mapping[str, nn.Module], drop_path: nn.Module | None = None, channel_parts: int = 1
+        self,
+        edges: Mapping[str, nn.Module],
+        drop_path: nn.Module | None = None,
+        channel_parts: int = 1,
+        build: CandidateFactory | None = None,
     ) -> None:
-        super().__init__()
-        self.channel_parts = channel_parts
+        super().__init__(channel_parts)
+        self.build = build
         self.edges = nn.ModuleDict(edges)
         self.drop_path = drop_path
         self._leaving: dict[int, list[tuple[int, str]]] = {}  # node -> (target, edge name), in the order of the edges
@@ -43,6 +50,14 @@ class Cell(nn.Module):
             self._leaving.setdefault(source, []).append((target, name))
         targets = {target for leaving in self._leaving.values() for target, _ in leaving}
         self._order = sorted({*self._leaving, *targets})  # every node behind those that lead to it
+
+    def wider(self, channel_parts: int) -> Iterator[tuple[nn.Module, Mapping[str, nn.Module]]]:
+        if self.build is None:
+            raise ValueError(
+                f"{type(self).__name__}: the candidates are finished modules; give build= to let them grow"
+            )
+        for name, edge in self.edges.items():
+            yield edge, self.build(name, channel_parts)
 
     def operation_weights(self) -> dict[str, Weights]:
         """The weights of the mixed edges, for a forward that is run again when activations are checkpointed."""
@@ -108,7 +123,7 @@ class DenseCell(Cell):
     Args:
         nodes: how many, the input included.
         make_edge: edge name, ``"2<-0"`` for node 2 reading node 0 -> module.
-        drop_path, channel_parts: see :class:`Cell`.
+        drop_path, channel_parts, build: see :class:`Cell`.
 
     Shapes:
         input and output ``(B, C, H, W)``.
@@ -122,9 +137,10 @@ class DenseCell(Cell):
         make_edge: Callable[[str], nn.Module],
         drop_path: nn.Module | None = None,
         channel_parts: int = 1,
+        build: CandidateFactory | None = None,
     ) -> None:
         names = [f"{target}<-{source}" for target in range(1, nodes) for source in range(target)]
-        super().__init__({name: make_edge(name) for name in names}, drop_path, channel_parts)
+        super().__init__({name: make_edge(name) for name in names}, drop_path, channel_parts, build)
         self.output = nodes - 1
 
     def forward(self, x: Tensor, weights: Mapping[str, Weights] | None = None) -> Tensor:
@@ -135,7 +151,7 @@ class TwoInputCell(Cell):
     """A cell that reads the outputs of the two cells before it; its output is the concatenation of some of its nodes.
 
     Args:
-        edges, drop_path, channel_parts: see :class:`Cell`; nodes 0 and 1 are the inputs.
+        edges, drop_path, channel_parts, build: see :class:`Cell`; nodes 0 and 1 are the inputs.
         concat: the nodes of the output.
         in_channels: of the two inputs.
         channels: C of every node.
@@ -159,8 +175,9 @@ class TwoInputCell(Cell):
         affine: bool,
         drop_path: nn.Module | None = None,
         channel_parts: int = 1,
+        build: CandidateFactory | None = None,
     ) -> None:
-        super().__init__(edges, drop_path, channel_parts)
+        super().__init__(edges, drop_path, channel_parts, build)
         self.concat = tuple(concat)
         before = FactorizedReduce if halved else _one_by_one
         self.input_0 = before(in_channels[0], channels, affine=affine)

@@ -5,6 +5,9 @@ Source: Xu et al., "PC-DARTS: Partial Channel Connections for Memory-Efficient A
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -12,8 +15,9 @@ from torch import Tensor, nn
 
 from .execution import Weights
 from .mixed_op import MixedOp
+from .widening import Widened, widen_
 
-__all__ = ["PartialChannels", "joined", "share_of", "split_channels"]
+__all__ = ["PartialChannels", "PartlyMixed", "check_partial", "joined", "share_of", "split_channels", "widen_channels_"]
 
 
 def share_of(channels: int, parts: int) -> int:
@@ -51,12 +55,119 @@ def joined(mixed: Tensor, rest: Tensor, parts: int, op: nn.Module, weights: Weig
     return rearrange(torch.cat([mixed, rest], dim=1), "b (k c) h w -> b (c k) h w", k=parts)
 
 
-class PartialChannels(nn.Module):
+class PartlyMixed(nn.Module):
+    """A module whose mixed operations see one in K of its channels, and that knows how to build them for more.
+
+    K is saved with the weights: a state dict of wider operations widens those that it is loaded into.
+
+    Args:
+        channel_parts: K; 1: all channels.
+    """
+
+    channel_parts: int
+    parts: Tensor
+
+    def __init__(self, channel_parts: int) -> None:
+        super().__init__()
+        self.channel_parts = channel_parts
+        if channel_parts > 1:
+            self.register_buffer("parts", torch.tensor(channel_parts))
+            self.register_load_state_dict_pre_hook(_load_parts)
+
+    def wider(self, channel_parts: int) -> Iterator[tuple[nn.Module, Mapping[str, nn.Module]]]:
+        """Its mixed operations, each with new candidates for one in K of the channels.
+
+        Raises:
+            ValueError: nobody said how they are built.
+        """
+        raise NotImplementedError
+
+    def widen_(self, channel_parts: int, generator: torch.Generator) -> Widened:
+        """Let the mixed operations see more of the channels, in place; see :func:`~.widening.widen_`.
+
+        Raises:
+            ValueError: fewer of the channels, or candidates that nobody can build, or that have been chosen among.
+        """
+        if not 1 <= channel_parts < self.channel_parts:
+            raise ValueError(
+                f"partial channels: one in {self.channel_parts} of the channels is mixed, which can become more (a "
+                f"smaller K, at least 1); got K = {channel_parts}"
+            )
+        widened: dict[nn.Parameter, Callable[[Tensor], Tensor]] = {}
+        for op, candidates in self.wider(channel_parts):
+            if not isinstance(op, MixedOp):
+                raise ValueError(
+                    f"partial channels: what was chosen of a mixed operation ({type(op).__name__}) stays at one in "
+                    f"{self.channel_parts} of the channels; build the supernet with channel_parts={channel_parts}"
+                )
+            widened |= widen_(op, {n: c.to(op.alpha) for n, c in candidates.items()}, generator)
+        self.channel_parts = channel_parts
+        self.parts.fill_(channel_parts)
+        return widened
+
+
+def _load_parts(module: PartlyMixed, state: dict[str, Any], prefix: str, *args: Any) -> None:
+    """Before a state dict is loaded: be as wide as what it holds; one that does not say has the module's own K."""
+    saved = int(state.setdefault(f"{prefix}parts", module.parts.clone()))
+    if saved != module.channel_parts:
+        module.widen_(saved, torch.Generator())  # the weights come from the state dict, whatever is drawn
+
+
+def check_partial(model: nn.Module, stages: Sequence[int], who: str) -> None:
+    """Insist that a model's mixed operations see one in K of their channels, and can see more where K falls later.
+
+    Args:
+        model: the supernet.
+        stages: K, one after the other.
+        who: needs it.
+
+    Raises:
+        ValueError: they were built for another share, or cannot be built for a later one.
+    """
+    partly = [module for module in model.modules() if isinstance(module, PartlyMixed)]
+    first, found = stages[0], {module.channel_parts for module in partly}
+    if first > 1 and found != {first}:
+        raise ValueError(
+            f"{who}: mixes 1/{first} of the channels, and the candidates of {type(model).__name__} were built for "
+            f"{', '.join(f'1/{k}' if k > 1 else 'all' for k in sorted(found or {1}))} of them: build its mixed "
+            f"operations at C / {first} in PartialChannels, or set channel_parts to 1"
+        )
+    for k in {*stages} - {first}:
+        for module in partly:
+            next(module.wider(k))
+
+
+def widen_channels_(
+    model: nn.Module, channel_parts: int, generator: torch.Generator, optimizer: torch.optim.Optimizer
+) -> None:
+    """Let every edge of a model see one in ``channel_parts`` of its channels, more than now; in place.
+
+    New channels are copies of old ones, and so is what an optimizer remembers of them (its momentum).
+
+    Args:
+        model: of :class:`PartlyMixed` modules, such as a supernet of the DARTS space.
+        channel_parts: K.
+        generator: of the channels that are copied.
+        optimizer: of the weights.
+
+    Source: Chen et al., "DrNAS", section 3.3.
+    """
+    for module in [*model.modules()]:
+        if isinstance(module, PartlyMixed) and module.channel_parts != channel_parts:
+            for parameter, grow in module.widen_(channel_parts, generator).items():
+                state = optimizer.state.get(parameter, {})
+                for name, value in state.items():
+                    if isinstance(value, Tensor) and value.dim():
+                        state[name] = grow(value)
+
+
+class PartialChannels(PartlyMixed):
     """A mixed operation on the first ``1 / K`` of the channels; the others pass (PC-DARTS, Eq. 2).
 
     Args:
         op: the mixed operation, whose candidates are built for ``C / K`` channels, at stride 1 or 2.
         parts: K.
+        build: K -> name -> candidate, for a search that goes on with more of the channels; None: none does.
 
     Shapes:
         input ``(B, C, H, W)``, K divides C; output ``(B, C, H, W)``, or half that size.
@@ -70,10 +181,20 @@ class PartialChannels(nn.Module):
         torch.Size([1, 16, 8, 8])
     """
 
-    def __init__(self, op: MixedOp, parts: int = 4) -> None:
-        super().__init__()
+    def __init__(
+        self, op: MixedOp, parts: int = 4, build: Callable[[int], Mapping[str, nn.Module]] | None = None
+    ) -> None:
+        super().__init__(parts)
         self.op = op
-        self.channel_parts = parts
+        self.build = build
+
+    def wider(self, channel_parts: int) -> Iterator[tuple[nn.Module, Mapping[str, nn.Module]]]:
+        if self.build is None:
+            raise ValueError(
+                "PartialChannels: the candidates are finished modules; give build=, a function K -> candidates, to "
+                "let them grow"
+            )
+        yield self.op, self.build(channel_parts)
 
     def forward(self, x: Tensor) -> Tensor:
         first, rest = split_channels(x, self.channel_parts)

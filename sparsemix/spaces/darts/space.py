@@ -6,6 +6,7 @@ Source: Liu et al., "DARTS: Differentiable Architecture Search", section 3.1.1.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -115,16 +116,18 @@ def mixed_cell(
 
     With ``channel_parts`` K edges mix ``channels / K`` of the channels (:mod:`sparsemix.supernet.partial`).
     """
-    mixed = share_of(channels, channel_parts)
+    build = partial(_candidates, space, kind, channels)
     edges = {
-        edge: MixedOp(
-            {name: OPERATIONS[name](mixed, _stride(kind, edge), True) for name in operations},
-            label=f"{kind} {edge}",
-            node=f"{kind} {edge.split('<-')[0]}",
-        )
-        for edge, operations in space[kind].items()
+        edge: MixedOp(build(edge, channel_parts), label=f"{kind} {edge}", node=f"{kind} {edge.split('<-')[0]}")
+        for edge in space[kind]
     }
-    return TwoInputCell(edges, NODES, in_channels, channels, halved, False, drop_path, channel_parts)
+    return TwoInputCell(edges, NODES, in_channels, channels, halved, False, drop_path, channel_parts, build)
+
+
+def _candidates(space: Space, kind: str, channels: int, edge: str, channel_parts: int) -> dict[str, nn.Module]:
+    """The operations of an edge, for one in K of the channels."""
+    mixed = share_of(channels, channel_parts)
+    return {name: OPERATIONS[name](mixed, _stride(kind, edge), True) for name in space[kind][edge]}
 
 
 def cell(

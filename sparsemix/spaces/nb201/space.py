@@ -6,6 +6,7 @@ Source: Dong and Yang, "NAS-Bench-201: Extending the Scope of Reproducible Neura
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import nn
 
@@ -39,16 +40,22 @@ def mixed_cell(
         ValueError: ``without`` names an operation that the space does not have, or all of them; ``channel_parts`` does
             not divide the channels.
     """
-    mixed = share_of(channels, channel_parts)
-    operations = {op: make for op, make in OPERATIONS.items() if op not in without}
+    operations = [op for op in OPERATIONS if op not in without]
     if not operations or len(operations) + len({*without}) != len(OPERATIONS):
         raise ValueError(f"NAS-Bench-201 has the operations {', '.join(OPERATIONS)}; cannot leave out {without}")
 
-    def mixed_edge(name: str) -> MixedOp:
-        candidates = {op: make(mixed, False) for op, make in operations.items()}
-        return MixedOp(candidates, label=name, node=name.split("<-")[0])
+    build = partial(_candidates, operations, channels)
 
-    return DenseCell(NODES, mixed_edge, drop_path, channel_parts)
+    def mixed_edge(name: str) -> MixedOp:
+        return MixedOp(build(name, channel_parts), label=name, node=name.split("<-")[0])
+
+    return DenseCell(NODES, mixed_edge, drop_path, channel_parts, build)
+
+
+def _candidates(operations: Sequence[str], channels: int, edge: str, channel_parts: int) -> dict[str, nn.Module]:
+    """The operations of any edge, for one in K of the channels."""
+    mixed = share_of(channels, channel_parts)
+    return {op: OPERATIONS[op](mixed, False) for op in operations}
 
 
 def cell(genotype: NB201Genotype, channels: int, drop_path: nn.Module | None = None) -> DenseCell:
