@@ -201,16 +201,20 @@ def conclude(
 def _in_the_middle(
     make: Callable[[SearchConfig], Search], config: SearchConfig, folder: Path, runs: Sequence[Sequence[dict[str, Any]]]
 ) -> Callable[[], Search]:
-    """Makes the search of a configuration, with the alphas that a finished one had in its middle epoch."""
+    """Makes the search of a configuration, with what a finished one had learnt and decided before its middle epoch."""
 
     def made() -> Search:
         search = make(configured(config, {"output": folder / _name(config), "resume": False, "log_with": None}))
-        if runs:  # which operations run depends on the alphas, and fresh ones are all alike
-            records = runs[0]
-            alphas = records[min(config.size.epochs // 2, len(records) - 1)]["alphas"]
+        before = config.size.epochs // 2
+        if runs and before:  # which operations run depends on the alphas, and fresh ones are all alike
+            record = runs[0][min(before, len(runs[0])) - 1]
+            learnt = {"alphas": search.arch.named_parameters(), "betas": search.arch.named_betas()}
             with torch.no_grad():
-                for label, alpha in search.arch.named_parameters():
-                    alpha.copy_(torch.tensor(alphas[label]))
+                for kind, parameters in learnt.items():
+                    for label, parameter in parameters:
+                        parameter.copy_(torch.tensor(record[kind][label]))
+            for label, names in record.get("allowed", {}).items():
+                search.arch.restrict(label, names)
         return search
 
     return made

@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from sparsemix import MixedOp
-from sparsemix.cli import main
-from sparsemix.compare import compare
+from sparsemix.cli import main, nb201
+from sparsemix.compare import _in_the_middle, compare
 from sparsemix.data import open_pairs
 from sparsemix.methods import SearchStep
 from sparsemix.methods.method import Method, Part
 from sparsemix.report.comparison import Compared, comparison_table
-from sparsemix.report.records import FinishedRun
+from sparsemix.report.records import FinishedRun, load_run
 from sparsemix.runs import several
 from sparsemix.runs.launching import Interrupted
 from sparsemix.runs.search import Search
@@ -120,6 +120,7 @@ def test_a_comparison_from_beginning_to_end_and_again(tmp_path, table, capsys):
     assert (rows["darts"]["step_time"], rows["darts"]["step_memory"]) == ("1.0", "1.0")
     assert (rows["darts"]["step_full"], rows["gdas"]["step_full"]) == ("1.0", "0.2")
     assert float(rows["gdas"]["step_time"]) < 1
+    assert float(rows["gdas"]["step_dense"]) < 1
     assert (output / "comparison.md").read_text().startswith("| method |")
 
     before = contents(output)
@@ -309,3 +310,19 @@ def test_numbers_that_are_missing():
         ["a", "2", "1.50 ± 0.71", "1.0 ± - (n 1)", "1 ± 0", "1.00"],
         ["b", "0 of 2", "-", "-", "-", "-"],
     ]
+
+
+def test_steps_are_timed_under_what_was_learnt_and_decided_by_then(tmp_path):
+    tiny = ["--preset", "proxy", "--device", "cpu", "--channels", "4", "--epochs", "7", "--limit", "120"]
+    tiny += ["--batch-size", "60", "--image-size", "8", "--evaluate-every", "9", "--frozen-epochs", "1"]
+    tiny += ["--first-decision", "1", "--decision-every", "1", "--method", "sgas+pc-darts"]
+    config = nb201.configure([*tiny, "--output", str(tmp_path / "run")])
+    nb201.search(config)
+    records = load_run(tmp_path / "run").records
+    search = _in_the_middle(nb201.make_search, config, tmp_path / "timed", [records])()
+    record = records[7 // 2 - 1]
+    assert len(record["allowed"]) == 2, "decided in the epochs 1 and 2"
+    restricted = {label: ops[0].allowed_names for label, ops in search.arch.rows.items() if ops[0].is_restricted}
+    assert restricted == {label: tuple(names) for label, names in record["allowed"].items()}
+    assert {label: alpha.tolist() for label, alpha in search.arch.named_parameters()} == record["alphas"]
+    assert {label: beta.item() for label, beta in search.arch.named_betas()} == record["betas"]

@@ -1,8 +1,18 @@
 """The speed benchmark at toy sizes: that it measures what it says, not how fast anything is."""
 
 import json
+from dataclasses import replace
 
+import pytest
+import timm
+import torch
+
+import sparsemix.models  # noqa: F401  (registers the supernets)
+from sparsemix import ArchParameterGroup
+from sparsemix.methods.registry import find_method, methods
+from sparsemix.relaxations import Moment
 from sparsemix.spaces.nb201 import NB201Genotype
+from sparsemix.speed.dense import dense
 from sparsemix.speed.measurement import Options, measure_speed
 
 
@@ -37,3 +47,35 @@ def test_every_comparison_is_measured(tmp_path, capsys):
         assert NB201Genotype.parse(row["genotype"])
         assert 0 <= row["accuracy"] <= 1
     assert "| DARTS space: step | smooth | 196, 196 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", methods())
+def test_every_method_in_the_dense_formulation_is_the_same(name):
+    """Outputs, and gradients of alphas, edge weights and network weights."""
+    torch.manual_seed(0)
+    method = find_method(name)
+    options = {"channels": 8, "cells": 1, **method.supernet()}
+    model = timm.create_model("sparsemix_nb201_supernet", **options).double()
+    arch = ArchParameterGroup(model)
+    method.prepare_(arch)
+    with torch.no_grad():
+        for alpha in arch.parameters():
+            alpha.normal_()
+    arch.restrict("2<-0", ["skip_connect", "nor_conv_3x3"])
+    plan, x = method.plan(arch, 1, 3), torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    arch.relaxation = method.relaxation(plan)
+    learnt_otherwise = {"gdas", "straight-through"}  # where an operation of weight 0 tells its alpha nothing
+    alphas = arch.parameters() if name not in learnt_otherwise else []
+    parameters = [*alphas, *arch.weight_parameters()]
+
+    def run():
+        loss = model(x).square().sum()
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return [loss, *(torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True))]
+
+    for moment in (Moment(3, 1, step) for step in range(2)):
+        arch.moment = replace(moment, phi=method.phi(moment, plan))
+        with dense(model):
+            expected = run()
+        for ours, theirs in zip(run(), expected, strict=True):
+            torch.testing.assert_close(ours, theirs)

@@ -26,8 +26,7 @@ class Compared(NamedTuple):
         method: its name.
         wanted: how many runs there are to be, one a seed.
         runs: those that have finished.
-        step: what its search steps take, if they were measured: ``time`` and ``memory`` relative to DARTS's,
-            ``full`` and ``scored``, the shares of operations that a forward runs in full and that it scores.
+        step: what its search steps take, if they were measured, as :func:`~sparsemix.speed.steps.compare_steps` says.
     """
 
     method: str
@@ -56,6 +55,7 @@ _FOUND = (
 )
 _STEP = {
     "time": ("search time (darts: 1)", "{:.2f}"),
+    "dense": ("time against all operations", "{:.2f}"),
     "memory": ("memory (darts: 1)", "{:.2f}"),
     "full": ("operations run", "{:.0%}"),
     "scored": ("scored", "{:.0%}"),

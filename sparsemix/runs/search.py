@@ -219,6 +219,7 @@ class Search(Run):
         config, arch, progress, plan = self.config.measurement, self.arch, self.progress, self.progress.plan
         genotype = self.read_out(arch, plan["temperature"])
         betas = {label: beta.item() for label, beta in arch.named_betas()}
+        allowed = {label: [*op.allowed_names] for label, (op, *_) in arch.rows.items() if op.is_restricted}
         evaluated = (self.epoch + 1) % config.evaluate_every == 0 or self.epoch + 1 == self.epochs
         return {
             "epoch": self.epoch,
@@ -235,6 +236,7 @@ class Search(Run):
             "genotype": str(genotype),
             "alphas": {label: alpha.tolist() for label, alpha in arch.named_parameters()},
             **({"betas": betas} if betas else {}),
+            **({"allowed": allowed} if allowed else {}),
             **self.judge(genotype),
         }
 
@@ -304,7 +306,7 @@ class Search(Run):
         config, every = self.config, self.folder.records
         records = every[: self.method.result(every) + 1]
         last = {field: value for record in records for field, value in record.items()}  # the latest of each
-        of_epoch = {"epoch", "sparse_share", "audits", "alphas", "betas", "seconds", "evaluation_seconds"}
+        of_epoch = {"epoch", "sparse_share", "audits", "alphas", "betas", "allowed", "seconds", "evaluation_seconds"}
         averaged = self._averaged_genotype(records[-config.measurement.average_epochs :])
         with self.arch.reading(_rows(last["alphas"])):
             edges = {label: name_or_names(names) for label, names in self.arch.choices().items()}

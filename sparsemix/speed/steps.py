@@ -9,6 +9,7 @@ from typing import Any
 
 from ..runs.search import Search
 from ..supernet.mixed_op import Execution
+from .dense import dense
 from .measurement import peak_memory, timed
 
 __all__ = ["REFERENCE", "STEPS", "check_steps", "compare_steps"]
@@ -22,16 +23,17 @@ def compare_steps(searches: Mapping[str, Callable[[], Search]], rounds: int) -> 
     """Time, memory and executed operations of the search steps of several methods.
 
     All are taken in the middle epoch of the search, on one and the same pair of batches. A round is four steps of every
-    method in turn; times are the median over the rounds of the ratio to DARTS's within a round, so that a machine that
-    is slow for a while is slow for all.
+    method in turn, and four of it in the dense formulation; times are the median over the rounds of the ratio within a
+    round, so that a machine that is slow for a while is slow for all.
 
     Args:
         searches: method -> makes its search; ``darts`` has to be among them.
         rounds: how many count; one more, before them, does not.
 
     Returns:
-        Method -> ``time`` and ``memory`` relative to those of DARTS, and ``full`` and ``scored``: the shares of
-        operations that a forward of the supernet runs in full, and that it scores without a graph.
+        Method -> ``time`` and ``memory`` relative to those of DARTS; ``dense``, the time relative to that of the same
+        method where every operation runs (:func:`~sparsemix.speed.dense.dense`); and ``full`` and ``scored``: the
+        shares of operations that a forward of the supernet runs in full, and that it scores without a graph.
 
     Raises:
         ValueError: as :func:`check_steps` says.
@@ -39,18 +41,26 @@ def compare_steps(searches: Mapping[str, Callable[[], Search]], rounds: int) -> 
     check_steps([*searches], rounds)
     steppers = {name: _Stepper(make()) for name, make in searches.items()}
     times: dict[str, list[float]] = {name: [] for name in steppers}
+    dense_times: dict[str, list[float]] = {name: [] for name in steppers}
     for _ in range(rounds + 1):
         for name, stepper in steppers.items():
             times[name].append(timed(stepper.steps, stepper.device))
+            dense_times[name].append(timed(stepper.dense_steps, stepper.device))
     memory = {name: peak_memory(stepper.steps, stepper.device) for name, stepper in steppers.items()}
     return {
         name: {
-            "time": statistics.median(a / b for a, b in zip(times[name][1:], times[REFERENCE][1:], strict=True)),
+            "time": _ratio(times[name], times[REFERENCE]),
+            "dense": _ratio(times[name], dense_times[name]),
             "memory": memory[name] / memory[REFERENCE],
             **stepper.executed(),
         }
         for name, stepper in steppers.items()
     }
+
+
+def _ratio(times: Sequence[float], others: Sequence[float]) -> float:
+    """Median over the rounds but the first."""
+    return statistics.median(a / b for a, b in zip(times[1:], others[1:], strict=True))
 
 
 def check_steps(methods: Sequence[str], rounds: int) -> None:
@@ -82,6 +92,10 @@ class _Stepper:
         for _ in range(STEPS):
             self.search.step(self.batch)
             self.search.progress.step += 1  # the next moment, which draws anew
+
+    def dense_steps(self) -> None:
+        with dense(self.search.model):
+            self.steps()
 
     def executed(self) -> dict[str, float]:
         """Shares over all forwards of some steps, those of both updates."""

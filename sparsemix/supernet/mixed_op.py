@@ -335,7 +335,9 @@ def _alone(edge: nn.Module, x: Tensor, weights: Weights | None) -> Tensor:
 
 
 def _can_share(edge: nn.Module) -> TypeGuard[MixedOp]:
-    return isinstance(edge, MixedOp) and not edge.is_fixed and not has_forward_hooks(edge)
+    if not isinstance(edge, MixedOp) or edge.is_fixed or has_forward_hooks(edge):
+        return False
+    return type(edge).forward is MixedOp.forward
 
 
 def is_idle(edge: nn.Module, weights: Weights | None) -> bool:
