@@ -35,7 +35,7 @@ class PCDARTS(Part):
             )
 
     def supernet(self) -> Mapping[str, Any]:
-        return {"channel_parts": self.channel_parts}
+        return {"channel_parts": self.channel_parts} if self.channel_parts > 1 else {}
 
     def check(self, arch: ArchParameterGroup, epochs: int) -> None:
         if self.frozen_epochs >= epochs > 1:
