@@ -263,6 +263,12 @@ def test_pt_goes_on_after_a_decision_was_cut_short(method, tmp_path, monkeypatch
     assert records(tmp_path / "parts") == records(tmp_path / "whole")
 
 
+def test_architectures_drawn_at_random_have_no_mean(tmp_path):
+    summary = search(tmp_path / "run", "--method", "random-search", "--limit", "120")
+    assert len({line["genotype"] for line in records(tmp_path / "run")}) == 2
+    assert summary["averaged_genotype"] == summary["genotype"]
+
+
 def test_pt_with_alphas_that_are_never_trained(tmp_path):
     search(tmp_path / "run", "--method", "pt", "--tuning-epochs", "1", "--epochs", "2", "--fixed-alphas")
     alphas = [line["alphas"] for line in records(tmp_path / "run")]

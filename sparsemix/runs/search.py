@@ -331,8 +331,13 @@ class Search(Run):
         return summary
 
     def _averaged_genotype(self, records: Records) -> Any:
-        """Read out of the mean of the last epochs' alphas, which a late change of mind moves less."""
-        alphas = [_rows(record["alphas"]) for record in records]
+        """Read out of the mean of the last epochs' alphas, which a late change of mind moves less.
+
+        Alphas that were set and not trained have no mean: they name one architecture after another.
+        """
+        length = self.config.size.epochs
+        trained = [record for record in records if self.method.trains_alphas(record["epoch"], length)] or records[-1:]
+        alphas = [_rows(record["alphas"]) for record in trained]
         with self.arch.reading({label: torch.stack([a[label] for a in alphas]).mean(0) for label in self.arch.rows}):
             return self.read_out(self.arch, records[-1]["temperature"])
 
