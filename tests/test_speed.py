@@ -19,6 +19,7 @@ from sparsemix.speed.measurement import Options, measure_speed
 def test_every_comparison_is_measured(tmp_path, capsys):
     options = Options(
         cells=(1,),
+        darts_cells=3,
         candidates=(2,),
         models=("mobilenetv3_small_100",),
         channels=4,

@@ -35,7 +35,9 @@ class Options(Size):
     only: str = ""
     """Only the comparisons in whose name this regular expression is found; another one lists the names."""
     cells: tuple[int, ...] = (1, 5)
-    """N, cells a stage, of the NAS-Bench-201 supernets; that of the DARTS space has 8 cells, at half the batch size."""
+    """N, cells a stage, of the NAS-Bench-201 supernets."""
+    darts_cells: int = 8
+    """Cells of the supernet of the DARTS space, which is timed at half the batch size."""
     models: tuple[str, ...] = ("resnet18", "mobilenetv3_small_100")
     """Models of timm's, rows of sparsemix.speed.models whose kernels are mixed, at twice the image size."""
     candidates: tuple[int, ...] = (2, 4, 8, 16, 32)
@@ -121,9 +123,11 @@ def comparisons(options: Options) -> list[Comparison]:
             Comparison(f"N {n}: one operation", partial(variants.nb201_single_operations, options, n)),
         ]
     found += [
-        Comparison("DARTS space: step", partial(variants.darts_steps, options)),
-        Comparison("DARTS space: weights update", partial(variants.darts_weights_updates, options)),
-        Comparison("DARTS space: one operation", partial(variants.darts_discrete, options)),
+        Comparison("DARTS space: step", partial(variants.darts_steps, options, options.darts_cells)),
+        Comparison(
+            "DARTS space: weights update", partial(variants.darts_weights_updates, options, options.darts_cells)
+        ),
+        Comparison("DARTS space: one operation", partial(variants.darts_discrete, options, options.darts_cells)),
         Comparison("plain modules: step", partial(variants.user_steps, options)),
         Comparison("dense weights update", partial(variants.dense_growth, options, options.candidates)),
         Comparison("sparse weights update", partial(variants.sparse_growth, options, options.candidates), often=10),

@@ -127,14 +127,14 @@ def active(cell: str, second: Mapping[str, str] = SECOND) -> dict[str, set[str]]
     return {edge: {winner} | ({second[edge]} if edge in second else set()) for edge, winner in winners.items()}
 
 
-# The space of DARTS: 8 cells, half the batch
+# The space of DARTS, half the batch
 
 
-def darts_steps(size: Size) -> Variants:
+def darts_steps(size: Size, cells: int) -> Variants:
     """A search step."""
     size = replace(size, batch_size=size.batch_size // 2)
     train, val = size.batch(), size.batch()
-    supernet = darts_supernet(size)
+    supernet = darts_supernet(size, cells)
     dense = PublishedDarts(supernet, SMOOTH)
     both = optimizers(dense.weight_parameters(), [*dense.alphas])
     return {
@@ -143,11 +143,11 @@ def darts_steps(size: Size) -> Variants:
     }
 
 
-def darts_weights_updates(size: Size) -> Variants:
+def darts_weights_updates(size: Size, cells: int) -> Variants:
     """The weights update alone."""
     size = replace(size, batch_size=size.batch_size // 2)
     train = size.batch()
-    supernet = darts_supernet(size)
+    supernet = darts_supernet(size, cells)
     dense = PublishedDarts(supernet, SMOOTH)
     sgd, _ = optimizers(dense.weight_parameters(), [*dense.alphas])
     return {
@@ -156,11 +156,11 @@ def darts_weights_updates(size: Size) -> Variants:
     }
 
 
-def darts_discrete(size: Size) -> Variants:
+def darts_discrete(size: Size, cells: int) -> Variants:
     """A weights update with one operation an edge, against a network that has nothing but those operations."""
     size = replace(size, batch_size=size.batch_size // 2)
     train = channels_last(size.batch())
-    step = darts_single_operations(darts_supernet(size))
+    step = darts_single_operations(darts_supernet(size, cells))
     network: Any = step.arch.discretize()
     discrete = DiscreteDarts(network).to(memory_format=torch.channels_last)
     return {
@@ -169,8 +169,8 @@ def darts_discrete(size: Size) -> Variants:
     }
 
 
-def darts_supernet(size: Size) -> Any:
-    return timm.create_model("sparsemix_darts_supernet", channels=size.channels).to(size.device)
+def darts_supernet(size: Size, cells: int) -> Any:
+    return timm.create_model("sparsemix_darts_supernet", channels=size.channels, cells=cells).to(size.device)
 
 
 def darts_single_operations(supernet: nn.Module) -> SearchStep[ArchParameterGroup]:
