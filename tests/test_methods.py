@@ -17,6 +17,7 @@ from sparsemix.methods.gdas import GDAS, GumbelArgmax
 from sparsemix.methods.method import Evidence, Method, Part, Phase
 from sparsemix.methods.pt import PT
 from sparsemix.methods.registry import find_method, methods
+from sparsemix.methods.settle import Settle, in_question
 from sparsemix.relaxations import Moment, Softmax
 from sparsemix.runs.checkpoints import Checkpoints
 from sparsemix.runs.config import SearchConfig, configured
@@ -74,6 +75,7 @@ METHODS = {
     "random-search": (1, []),
     "single-path": (1, ["--samples", "2"]),
     "fair-darts": (None, []),
+    "settle": (None, []),
 }
 NOT_ON_THE_SIMPLEX = {"fair-darts"}
 
@@ -261,6 +263,66 @@ def test_pt_goes_on_after_a_decision_was_cut_short(method, tmp_path, monkeypatch
     assert len(records(tmp_path / "parts")) == 2
     search(tmp_path / "parts", *flags, "--resume")
     assert records(tmp_path / "parts") == records(tmp_path / "whole")
+
+
+# Settling
+
+
+def test_cells_in_question():
+    close = {"a": ["x", "y"], "b": ["x", "y", "z"], "c": ["y", "z"]}
+    assert in_question(close, most=4) == [
+        {"a": "x", "c": "y"}, {"a": "x", "c": "z"}, {"a": "y", "c": "y"}, {"a": "y", "c": "z"},
+    ]  # fmt: skip
+    assert len(in_question(close, most=12)) == 12
+    assert in_question({}, most=4) == [{}]
+
+
+def test_undecided_rows_are_settled_by_what_is_measured():
+    """Two rows are tied; the supernet does best with the one's second operation and the other's first."""
+    arch = small_arch(relaxation=Softmax(0.1))
+    with torch.no_grad():
+        for alpha, values in zip(arch.parameters(), ([1.0, 0.95, 0.0], [0.5, 0.45]), strict=True):
+            alpha.copy_(torch.tensor(values))
+    seen = []
+
+    def accuracy():
+        cell = {label: op[0].names[int(row.argmax())] for (label, op), row in zip(
+            arch.rows.items(), arch.weights().values(), strict=True)}  # fmt: skip
+        assert all(sorted(row.tolist())[-1] == 1 and row.sum() == 1 for row in arch.weights().values())
+        seen.append(cell)
+        return {"ba": 0.6, "aa": 0.5}.get("".join(cell.values()), 0.1)
+
+    settle = Settle(settle_epochs=2)
+    assert settle.decide(arch, Evidence(Moment(epoch=7), 10, accuracy=accuracy, temperature=0.1)) == {}
+    decided = settle.decide(arch, Evidence(Moment(epoch=8), 10, accuracy=accuracy, temperature=0.1))
+    assert decided["settled"] == {"0": "b", "1": "a"} == {label: names[0] for label, names in arch.choices().items()}
+    assert (decided["settled_accuracy"], len(decided["settled_among"])) == (0.6, 4)
+    assert ["".join(cell.values()) for cell in seen] == ["aa", "ab", "ba", "bb"], "first what the alphas say"
+    assert all(len(op[0].allowed_names) == 1 for op in arch.rows.values())
+    again = settle.decide(arch, Evidence(Moment(epoch=8), 10, accuracy=accuracy, temperature=0.1))
+    assert again == {"settled": {}}, "nothing is open any more"
+
+
+def test_a_search_that_settles_is_the_same_until_then(tmp_path):
+    flags = ["--epochs", "3", "--alpha-lr", "1e-4", "--method"]
+    search(tmp_path / "plain", *flags, "sp-darts")
+    summary = search(tmp_path / "settled", *flags, "sp-darts+settle")
+    plain, settled = records(tmp_path / "plain"), records(tmp_path / "settled")
+    assert plain[:2] == settled[:2]
+    among = settled[2]["settled_among"]
+    assert len(among) > 1
+    assert settled[2]["settled_accuracy"] == max(each["accuracy"] for each in among)
+    assert settled[2]["allowed"] == {row: [name] for row, name in settled[2]["settled"].items()}
+    assert all(row not in summary["undecided"] for row in settled[2]["settled"])
+
+
+def test_what_settling_needs():
+    with pytest.raises(ValueError, match="settle_epochs=3 leaves nothing of a search of 3 epochs"):
+        Settle(settle_epochs=3).check(small_arch(), 3)
+    with pytest.raises(ValueError, match="need settle_epochs >= 1, settle_within > 0 and settle_cells >= 2"):
+        Settle(settle_cells=1)
+    with pytest.raises(ValueError, match="Settle settles rows whose alphas have been trained, and GDAS never"):
+        find_method("gdas+settle")
 
 
 def test_architectures_drawn_at_random_have_no_mean(tmp_path):

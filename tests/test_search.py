@@ -20,6 +20,7 @@ from sparsemix import ArchParameterGroup, BatchMixedScheduler, MixedOp, SparseSm
 from sparsemix.cli import nb201 as nb201_cli
 from sparsemix.data import open_pairs
 from sparsemix.measure import discretization
+from sparsemix.measure.undecided import undecided
 from sparsemix.methods import SearchStep
 from sparsemix.relaxations import OfSoftmax, Softmax
 from sparsemix.report.records import load_run
@@ -28,7 +29,7 @@ from sparsemix.runs.checkpoints import Checkpoints
 from sparsemix.runs.config import SearchConfig, configured
 from sparsemix.runs.folder import RunFolder
 from sparsemix.runs.launching import Interrupted, command_line, make_accelerator, run_script, stop_requests
-from sparsemix.runs.search import Search, undecided
+from sparsemix.runs.search import Search
 from sparsemix.spaces import nb201
 from sparsemix.spaces.nb201 import NB201Genotype
 
@@ -305,17 +306,20 @@ def test_what_is_printed_fits_a_screen(finished, tmp_path, capsys):
     assert {len(line) for line in rows} == {len(heading)}
     strongest = [{label: row.index(max(row)) for label, row in r["alphas"].items()} for r in records(output)]
     changes = [sum(new[label] != old[label] for label in new) for old, new in pairwise(strongest)]
-    assert [row.split()[10] for row in rows] == ["-", *map(str, changes)]
+    assert [row.split()[11] for row in rows] == ["-", *map(str, changes)]
     assert f"true accuracy {summary['true_accuracy']:.2f} %" in shown
     assert f"{len(summary['undecided'])} of 6 rows" in shown or "all 6 rows are decided" in shown
 
 
-def testundecided_rows_are_named():
+def test_undecided_rows_are_named():
     arch = ArchParameterGroup(nn.Sequential(MixedOp({"a": nn.Identity(), "b": nn.Tanh(), "c": nn.ReLU()}, label="row")))
     with torch.no_grad():
         arch.parameters()[0].copy_(torch.tensor([0.0, 0.003, 0.0015]))
     assert undecided(arch, 1e-3) == {"row": ["b", "c"]}
     assert undecided(arch, 0.7e-3) == {}
+    assert undecided(arch, 1e-3, within=3.5) == {"row": ["b", "c", "a"]}
+    arch.restrict("row", ["a", "b"])
+    assert undecided(arch, 1e-3) == {}
 
 
 def test_a_mistake_is_one_line(monkeypatch, capsys):

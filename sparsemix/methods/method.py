@@ -58,12 +58,14 @@ class Evidence:
         epochs: length of the search.
         records: of the epochs before.
         accuracy: measures the supernet, as it is now, on the images of the alphas.
+        temperature: at which rows are compared.
     """
 
     moment: Moment
     epochs: int
     records: Records = ()
     accuracy: Callable[[], float] = lambda: 0.0
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ _MEASURED: Columns = {
     "supernet_accuracy": ("supernet", "{:.1%}".format),
     "discretized_accuracy": ("discretised", "{:.1%}".format),
     "entropy": ("entropy", "{:.2f}".format),
+    "open": ("open", str),
     "skips": ("skips", str),
 }
 
@@ -103,11 +104,12 @@ def closing_lines(summary: Mapping[str, Any], rows: int, folder: Path, following
     lost = f"{100 * summary['discretization_gap']:.1f} points"
     cutting = "nothing" if supernet - discretised < 0.005 else lost
     lines = [f"discretised accuracy {discretised:.1%}, of the supernet {supernet:.1%}: cutting it out costs {cutting}"]
-    if undecided := summary["undecided"]:
-        pairs = ", ".join(f"{label} ({' or '.join(two)})" for label, two in [*undecided.items()][:4])
+    undecided = summary.get("undecided")
+    if undecided:
+        pairs = ", ".join(f"{label} ({' or '.join(names)})" for label, names in [*undecided.items()][:4])
         others = f" and {len(undecided) - 4} more" if len(undecided) > 4 else ""
         lines.append(
-            f"undecided: {len(undecided)} of {rows} rows, whose two best operations are within two temperatures: "
+            f"undecided: {len(undecided)} of {rows} rows, whose best operations are within two temperatures: "
             f"{pairs}{others}; search longer, or at a lower temperature"
         )
     elif undecided is not None:

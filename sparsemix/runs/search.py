@@ -17,9 +17,10 @@ from ..data import Pairs
 from ..measure.accuracy import accuracy, discretization, renewed_statistics
 from ..measure.audit import audit
 from ..measure.leakage import leakage
+from ..measure.undecided import undecided
 from ..methods.bilevel import SearchStep
 from ..methods.method import Evidence, Plan, Records
-from ..relaxations import Argmax, Moment, Softmax
+from ..relaxations import Moment, Softmax
 from ..supernet.architecture import name_or_names
 from ..supernet.compilation import compile_operations
 from ..supernet.group import ArchParameterGroup
@@ -29,7 +30,7 @@ from .learning_rate import PhasedCosine
 from .processes import Shard, cut
 from .run import Run
 
-__all__ = ["Search", "undecided"]
+__all__ = ["Search"]
 
 
 class Search(Run):
@@ -179,7 +180,9 @@ class Search(Run):
         self.arch.moment = self._moment(plan)
         method.shape_(self.arch, self.pairs, self.weight_optimizer, plan)
         if not self.progress.plan:
-            evidence = Evidence(self.arch.moment, length, self.folder.records, self._validation_accuracy)
+            evidence = Evidence(
+                self.arch.moment, length, self.folder.records, self._validation_accuracy, plan["temperature"]
+            )
             self.progress.plan = {**plan, **method.decide(self.arch, evidence)}
         self.model.train()
 
@@ -220,6 +223,7 @@ class Search(Run):
         genotype = self.read_out(arch, plan["temperature"])
         betas = {label: beta.item() for label, beta in arch.named_betas()}
         allowed = {label: [*op.allowed_names] for label, (op, *_) in arch.rows.items() if op.is_restricted}
+        close = undecided(arch, plan["temperature"])
         evaluated = (self.epoch + 1) % config.evaluate_every == 0 or self.epoch + 1 == self.epochs
         return {
             "epoch": self.epoch,
@@ -231,6 +235,7 @@ class Search(Run):
             **self.method.measure(self.search_step, self._measured_batch, plan),
             "entropy": arch.entropy(plan["temperature"]),
             "entropy_at_1": arch.entropy(1.0),
+            **({} if close is None else {"undecided": close, "open": len(close)}),
             **({} if genotype.skips is None else {"skips": genotype.skips}),
             **({"audits": progress.audits} if self.config.execution.audit_every else {}),
             "genotype": str(genotype),
@@ -306,18 +311,26 @@ class Search(Run):
         config, every = self.config, self.folder.records
         records = every[: self.method.result(every) + 1]
         last = {field: value for record in records for field, value in record.items()}  # the latest of each
-        of_epoch = {"epoch", "sparse_share", "audits", "alphas", "betas", "allowed", "seconds", "evaluation_seconds"}
+        of_epoch = {
+            "epoch",
+            "sparse_share",
+            "audits",
+            "alphas",
+            "betas",
+            "allowed",
+            "open",
+            "seconds",
+            "evaluation_seconds",
+        }
         averaged = self._averaged_genotype(records[-config.measurement.average_epochs :])
         with self.arch.reading(_rows(last["alphas"])):
             edges = {label: name_or_names(names) for label, names in self.arch.choices().items()}
-            close = undecided(self.arch, last["temperature"])
         summary = {
             "method": config.method.name,
             "seed": config.run.seed,
             **{key: value for key, value in last.items() if key not in of_epoch},
             "averaged_genotype": str(averaged),
             **{f"averaged_{key}": value for key, value in self.judge(averaged).items()},
-            "undecided": close,
             "result_epoch": last["epoch"],
             "seconds": sum(record["seconds"] for record in every),
             **({} if self.compilations is None else {"compilations": self.compilations.count}),
@@ -374,20 +387,3 @@ class _Repeatable:
 
     def __iter__(self) -> Iterator[Any]:
         return self.begin()
-
-
-def undecided(arch: ArchParameterGroup, temperature: float) -> dict[str, list[str]] | None:
-    """The rows whose strongest alpha leads by less than two temperatures, with their two strongest operations.
-
-    Of the operations that are still allowed: a row in which one is left is decided. None if operations do not compete
-    for their row, because several may be kept.
-    """
-    if not isinstance(arch.discretization, Argmax):
-        return None
-    found = {}
-    for label, (op, *_) in arch.rows.items():
-        alphas = dict(zip(op.names, op.alpha.tolist(), strict=True))
-        first, second = [*sorted(op.allowed_names, key=alphas.__getitem__, reverse=True), None, None][:2]
-        if first is not None and second is not None and alphas[first] - alphas[second] < 2 * temperature:
-            found[label] = [first, second]
-    return found

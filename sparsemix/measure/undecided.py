@@ -1,0 +1,47 @@
+"""Rows that a search has not decided: the alphas of their best operations are nearly equal."""
+
+from __future__ import annotations
+
+from ..relaxations import Argmax
+from ..supernet.group import ArchParameterGroup
+
+__all__ = ["UNDECIDED_WITHIN", "undecided"]
+
+UNDECIDED_WITHIN = 2.0
+"""Temperatures by which the strongest alpha leads where a row is decided: it then has more than 88 % of the weight of
+any two."""
+
+
+def undecided(
+    arch: ArchParameterGroup, temperature: float, within: float = UNDECIDED_WITHIN
+) -> dict[str, list[str]] | None:
+    """The rows in which other operations come close to the strongest one, with all of these, the strongest first.
+
+    Args:
+        arch: the architecture parameters; operations that are not allowed do not count.
+        temperature: t, of the method.
+        within: operations are close whose alpha is less than ``within t`` below the strongest.
+
+    Returns:
+        Label -> names. None if operations do not compete for their row, because several may be kept.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from sparsemix import MixedOp
+        >>> arch = ArchParameterGroup(MixedOp({"skip": nn.Identity(), "tanh": nn.Tanh(), "relu": nn.ReLU()}, "row"))
+        >>> with torch.no_grad():
+        ...     _ = arch.parameters()[0].copy_(torch.tensor([0.0, 0.003, 0.0015]))
+        >>> undecided(arch, temperature=1e-3)
+        {'row': ['tanh', 'relu']}
+    """
+    if not isinstance(arch.discretization, Argmax):
+        return None
+    found = {}
+    for label, (op, *_) in arch.rows.items():
+        alphas = dict(zip(op.names, op.alpha.tolist(), strict=True))
+        strongest = sorted(op.allowed_names, key=alphas.__getitem__, reverse=True)
+        close = [name for name in strongest if alphas[strongest[0]] - alphas[name] < within * temperature]
+        if len(close) > 1:
+            found[label] = close
+    return found
