@@ -44,6 +44,7 @@ COMMANDS: dict[str, Command] = {
     "pick": Command("pick", "search several times, train each result briefly, keep the best"),
     "report": Command("report", "what finished runs found, as tables and figures"),
     "compare": Command("compare", "several methods with several seeds, as a table"),
+    "reproduce": Command("reproduce", "a table or a figure of the paper, beside what the paper prints"),
     "speed": Command("speed", "how long a search step takes here, against the published formulation"),
     "table": Command("table", "make or read the table of NAS-Bench-201's accuracies"),
 }

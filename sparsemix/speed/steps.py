@@ -12,7 +12,7 @@ from ..supernet.mixed_op import Execution
 from .dense import dense
 from .measurement import peak_memory, timed
 
-__all__ = ["REFERENCE", "STEPS", "check_steps", "compare_steps"]
+__all__ = ["REFERENCE", "STEPS", "check_steps", "compare_steps", "seconds_a_step"]
 
 REFERENCE = "darts"
 STEPS = 4
@@ -56,6 +56,13 @@ def compare_steps(searches: Mapping[str, Callable[[], Search]], rounds: int) -> 
         }
         for name, stepper in steppers.items()
     }
+
+
+def seconds_a_step(search: Search) -> float:
+    """How long a search step takes in the middle epoch, after one that does not count. The search is used up by it."""
+    stepper = _Stepper(search)
+    search.step(stepper.batch)
+    return timed(stepper.steps, stepper.device) / STEPS
 
 
 def _ratio(times: Sequence[float], others: Sequence[float]) -> float:

@@ -1,0 +1,1 @@
+"""The tables and figures of Zhang and Ding (SP-DARTS), made again."""
