@@ -42,7 +42,7 @@ FLOORS = [
     {"models", "methods"},
     {"runs"},
     {"report", "speed"},
-    {"compare"},
+    {"compare", "reproduction"},
     {"cli"},
 ]
 """Folders from the ground up: each imports from lower floors, and from itself."""
