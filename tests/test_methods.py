@@ -19,6 +19,7 @@ from sparsemix.methods.pt import PT
 from sparsemix.methods.registry import find_method, methods
 from sparsemix.methods.settle import Settle, in_question
 from sparsemix.relaxations import Moment, Softmax
+from sparsemix.report.records import load_run
 from sparsemix.runs.checkpoints import Checkpoints
 from sparsemix.runs.config import SearchConfig, configured
 from sparsemix.runs.launching import Interrupted
@@ -422,7 +423,7 @@ def test_a_search_that_stops_by_its_records(monkeypatch, tmp_path):
     assert (tmp_path / "run" / "summary.json").exists()
 
 
-def test_a_search_that_stops_where_nothing_was_measured(monkeypatch, tmp_path):
+def test_a_search_is_measured_where_it_stops(monkeypatch, tmp_path):
     class Stopper(Part):
         def stops(self, records):
             return len(records) == 3
@@ -430,9 +431,21 @@ def test_a_search_that_stops_where_nothing_was_measured(monkeypatch, tmp_path):
     run_with(monkeypatch, Stopper(), tmp_path / "run", "--epochs", "5", "--evaluate-every", "2")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     lines = records(tmp_path / "run")
-    assert "discretized_accuracy" not in lines[2]
-    assert summary["discretized_accuracy"] == lines[1]["discretized_accuracy"]
+    assert ["discretized_accuracy" in line for line in lines] == [False, True, True]
+    assert summary["discretized_accuracy"] == lines[2]["discretized_accuracy"]
     assert summary["genotype"] == lines[2]["genotype"]
+
+
+def test_a_result_from_before_anything_was_measured(monkeypatch, tmp_path, capsys):
+    class First(Part):
+        def result(self, records):
+            return 0
+
+    run_with(monkeypatch, First(), tmp_path / "run", "--epochs", "2", "--evaluate-every", "9")
+    assert "accuracies were not measured until epoch 1, whose architecture is the result" in capsys.readouterr().out
+    found = load_run(tmp_path / "run")
+    assert "discretized_accuracy" not in found.summary
+    assert found.summary["genotype"] == found.records[0]["genotype"]
 
 
 def test_phases_begin_afresh(monkeypatch, tmp_path):

@@ -75,7 +75,7 @@ def pick(config: PickConfig) -> dict[str, Any]:
                 "accuracy": 1 - trained["error"],
                 "parameters": trained["parameters"],
                 "skips": found["skips"],
-                "discretization_gap": found["discretization_gap"],
+                "discretization_gap": found.get("discretization_gap"),
                 "genotype": found["genotype"],
             }
         )
@@ -129,10 +129,8 @@ def finished(config: DartsConfig | TrainingConfig) -> dict[str, Any] | None:
 def report(candidates: list[dict[str, Any]], picked: dict[str, Any], folder: Path, config: PickConfig) -> None:
     print("\n| search | validation accuracy | parameters | skips | gap |\n|---|---|---|---|---|")
     for c in sorted(candidates, key=lambda candidate: -candidate["accuracy"]):
-        print(
-            f"| {c['name']} | {c['accuracy']:.2%} | {c['parameters'] / 1e6:.3f} M | {c['skips']} "
-            f"| {c['discretization_gap']:+.1%} |"
-        )
+        gap = "-" if c["discretization_gap"] is None else f"{c['discretization_gap']:+.1%}"  # not measured by then
+        print(f"| {c['name']} | {c['accuracy']:.2%} | {c['parameters'] / 1e6:.3f} M | {c['skips']} | {gap} |")
     print(f"picked {picked['name']}: {picked['genotype']}\nwritten to {folder / 'pick.json'}")
     print("to train it in full:", darts_search.retrain_command(config, folder / f"search-{picked['name']}"))
 

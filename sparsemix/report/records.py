@@ -70,7 +70,7 @@ def load_run(folder: str | Path) -> FinishedRun:
         return FinishedRun(folder.name, "training", what, data, settings, summary, records)
     if "temperature" not in summary:
         raise ValueError(f"{folder} holds a search by version {config.get('version')}, whose records are others")
-    for entry in (summary, *(record for record in records if "output_leakage" in record)):
+    for entry in (entry for entry in (summary, *records) if "output_leakage" in entry):
         entry["leakage"] = statistics.mean(entry["output_leakage"].values())
     if len(records) > LATE:
         temperature = records[-1]["temperature"]

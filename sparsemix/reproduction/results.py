@@ -33,7 +33,8 @@ def accuracy_table(experiment: Experiment, found: Mapping[str, Sequence[Finished
         printed = dict(zip(COLUMNS, row.printed, strict=True)) if row.printed else {}
         cells = [_beside([v for run in runs for v in _values(run, column)], printed.get(column)) for column in true]
         others = (("discretized_accuracy", 100.0, "{:.1f} %"), ("entropy", 1.0, "{:.2f}"), ("skips", 1.0, "{:.1f}"))
-        cells += [_mean([factor * run.summary[name] for run in runs], form) for name, factor, form in others]
+        for field, factor, form in others:
+            cells.append(_mean([factor * run.summary[field] for run in runs if field in run.summary], form))
         rows.append([row.name, str(len(runs)), *cells])
     return Table(headings, rows)
 
@@ -69,7 +70,7 @@ def write_results(
         writer.writerow(["row", "run", "seed", "genotype", "discretized_accuracy", "entropy", *_names()])
         for row, run in every:
             summary = run.summary
-            values = [summary[field] for field in ("seed", "genotype", "discretized_accuracy", "entropy")]
+            values = [summary.get(field) for field in ("seed", "genotype", "discretized_accuracy", "entropy")]
             writer.writerow([row.name, run.name, *values, *("".join(map(str, _values(run, c))) for c in COLUMNS)])
     draw_runs([run for _, run in every], folder / f"{name}.png")
 

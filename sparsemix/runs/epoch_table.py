@@ -100,10 +100,7 @@ def closing_lines(summary: Mapping[str, Any], rows: int, folder: Path, following
         folder: where it is written.
         following: what to do next.
     """
-    supernet, discretised = summary["supernet_accuracy"], summary["discretized_accuracy"]
-    lost = f"{100 * summary['discretization_gap']:.1f} points"
-    cutting = "nothing" if supernet - discretised < 0.005 else lost
-    lines = [f"discretised accuracy {discretised:.1%}, of the supernet {supernet:.1%}: cutting it out costs {cutting}"]
+    lines = [_accuracies(summary)]
     undecided = summary.get("undecided")
     if undecided:
         pairs = ", ".join(f"{label} ({' or '.join(names)})" for label, names in [*undecided.items()][:4])
@@ -131,3 +128,15 @@ def closing_lines(summary: Mapping[str, Any], rows: int, folder: Path, following
     lines.append(f"{summary['seconds']:.0f} s; written to {folder}")
     wrapped = [textwrap.fill(line, 120, break_long_words=False) for line in lines]
     return "\n".join(["", f"found {summary['genotype']}", *wrapped, following])
+
+
+def _accuracies(summary: Mapping[str, Any]) -> str:
+    """What cutting the architecture out costs."""
+    if "discretized_accuracy" not in summary:
+        return (
+            f"accuracies were not measured until epoch {summary['result_epoch'] + 1}, whose architecture is the result"
+        )
+    supernet, discretised = summary["supernet_accuracy"], summary["discretized_accuracy"]
+    lost = f"{100 * summary['discretization_gap']:.1f} points"
+    cutting = "nothing" if supernet - discretised < 0.005 else lost
+    return f"discretised accuracy {discretised:.1%}, of the supernet {supernet:.1%}: cutting it out costs {cutting}"

@@ -224,13 +224,11 @@ class Search(Run):
         betas = {label: beta.item() for label, beta in arch.named_betas()}
         allowed = {label: [*op.allowed_names] for label, (op, *_) in arch.rows.items() if op.is_restricted}
         close = undecided(arch, plan["temperature"])
-        evaluated = (self.epoch + 1) % config.evaluate_every == 0 or self.epoch + 1 == self.epochs
-        return {
+        record = {
             "epoch": self.epoch,
             "sparse_share": progress.mean("sparse"),
             "train_loss": progress.mean("loss"),
             "val_loss": progress.mean("val_loss"),
-            **(self._evaluate() if evaluated else {}),
             **plan,
             **self.method.measure(self.search_step, self._measured_batch, plan),
             "entropy": arch.entropy(plan["temperature"]),
@@ -244,6 +242,8 @@ class Search(Run):
             **({"allowed": allowed} if allowed else {}),
             **self.judge(genotype),
         }
+        is_last = self.epoch + 1 == self.epochs or self.method.stops([*self.folder.records, record])
+        return {**record, **(self._evaluate() if is_last or (self.epoch + 1) % config.evaluate_every == 0 else {})}
 
     def shown(self, record: Mapping[str, Any]) -> str:
         *_, previous = [None, *self.folder.records[:-1]]
