@@ -122,6 +122,15 @@ def test_a_comparison_from_beginning_to_end_and_again(tmp_path, table, capsys):
     assert float(rows["gdas"]["step_time"]) < 1
     assert float(rows["gdas"]["step_dense"]) < 1
     assert (output / "comparison.md").read_text().startswith("| method |")
+    with (output / "runs.csv").open() as file:
+        every = [*csv.DictReader(file)]
+    assert [(run["method"], run["seed"]) for run in every] == [
+        ("darts", "0"), ("darts", "1"), ("gdas", "0"), ("gdas", "1"),
+    ]  # fmt: skip
+    for run in every:
+        found = summary(output / f"{run['method']}-seed{run['seed']}")
+        assert run["genotype"] == found["genotype"]
+        assert float(run["true_cifar10_test"]) == found["true_accuracies"]["cifar10"]["test"]
 
     before = contents(output)
     sparsemix_compare(output, flags=judged)

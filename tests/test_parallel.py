@@ -32,7 +32,7 @@ def alphas(folder, rank=0):
     return torch.load(folder / f"alphas-{rank}.pt", weights_only=True)
 
 
-FIRST = [("first", name) for name in ("sp-darts", "sdarts-adv", "darts-es")]
+FIRST = [("first", name) for name in ("sp-darts", "sdarts-adv", "darts-es", "settle")]
 
 
 @pytest.mark.parametrize(("order", "method"), [*FIRST, ("second", "sp-darts")])

@@ -138,6 +138,16 @@ def _numbers(compared: Sequence[Compared]) -> Iterator[dict[str, object]]:
         yield {**numbers, **{f"step_{name}": row.step.get(name) for name in _STEP}}
 
 
+def _every_run(compared: Sequence[Compared]) -> Iterator[dict[str, object]]:
+    """A dictionary a run: what the table is made of."""
+    columns = _columns(compared)
+    for row in compared:
+        for run in row.runs:
+            found = {column.name: column.value(run) for column in columns}
+            about = {name: run.summary.get(name) for name in ("seed", "genotype", "seconds")}
+            yield {"method": row.method, **about, **found}
+
+
 def draw_comparison(compared: Sequence[Compared], figure: str | Path) -> None:
     """Accuracy by method: a dot a seed, and a line at their mean.
 
@@ -164,7 +174,7 @@ def draw_comparison(compared: Sequence[Compared], figure: str | Path) -> None:
 
 
 def write_comparison(compared: Sequence[Compared], folder: Path, notes: Sequence[str] = ()) -> Table:
-    """Write ``comparison.md``, ``comparison.csv`` and ``comparison.png`` into a folder.
+    """Write ``comparison.md``, ``comparison.csv``, ``comparison.png`` and ``runs.csv``, a row a run, into a folder.
 
     Args:
         compared: the rows.
@@ -176,10 +186,10 @@ def write_comparison(compared: Sequence[Compared], folder: Path, notes: Sequence
     """
     table = comparison_table(compared)
     (folder / "comparison.md").write_text("\n\n".join([table.markdown(), *notes]) + "\n")
-    rows = [*_numbers(compared)]
-    with (folder / "comparison.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0]])
-        writer.writeheader()
-        writer.writerows(rows)
+    for name, rows in (("comparison", [*_numbers(compared)]), ("runs", [*_every_run(compared)])):
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, [*rows[0]] if rows else ["method"])
+            writer.writeheader()
+            writer.writerows(rows)
     draw_comparison(compared, folder / "comparison.png")
     return table
