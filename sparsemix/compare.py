@@ -179,7 +179,7 @@ def conclude(
     costs: Mapping[str, Mapping[str, float]] = {}
     notes = [*notes, _about(by_method)]
     if time_steps:
-        print(f"{time_steps} rounds of {STEPS} steps of each method", flush=True)
+        print(f"{time_steps} rounds of 2 x {STEPS} steps of each method", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             costs = compare_steps(
                 {
@@ -245,7 +245,8 @@ def _about_times(rounds: int, config: SearchConfig) -> str:
     device = torch.cuda.get_device_name() if on_gpu else f"a CPU (threads: {torch.get_num_threads()})"
     return (
         f"Time and memory are those of a search step, relative to {REFERENCE}: {rounds} rounds of {STEPS} steps of "
-        f"each method in turn, on {device}, in the middle epoch of the search; times are the median over the rounds."
+        f"each method in turn, on {device}, in the middle epoch of the search; times are the median over the rounds. "
+        f"'Time against all operations' is relative to the same method with every operation run."
     )
 
 

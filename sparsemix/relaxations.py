@@ -269,10 +269,15 @@ class Argmax(nn.Module):
 
     An exact tie goes to the lower index. There is no gradient; use it to evaluate, not to train.
 
+    Attributes:
+        keeps_one: one candidate of each row is chosen, for which all of them compete.
+
     Example:
         >>> Argmax()(torch.tensor([[0.1, 0.3, 0.3]]))
         tensor([[0., 1., 0.]])
     """
+
+    keeps_one = True
 
     def forward(self, alpha: Tensor, moment: Moment = NEVER) -> Tensor:
         return F.one_hot(alpha.argmax(-1), alpha.shape[-1]).to(alpha.dtype)

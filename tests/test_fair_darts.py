@@ -14,8 +14,10 @@ from sparsemix.cli import timm_model
 from sparsemix.cli import train as train_command
 from sparsemix.inject import choices, choose_, mix_
 from sparsemix.measure.cost import measure_costs
+from sparsemix.measure.undecided import undecided
 from sparsemix.methods.fair_darts import FairDARTS, Sigmoid, StrongerThan, separation
 from sparsemix.methods.registry import find_method
+from sparsemix.relaxations import Argmax
 from sparsemix.spaces import darts
 from sparsemix.spaces.darts import DartsGenotype, read_genotype
 
@@ -136,6 +138,24 @@ def test_the_network_computes_what_the_supernet_s_kept_operations_do():
     torch.testing.assert_close(relaxed, expected)
 
 
+def test_what_is_chosen_stays_so_without_the_group():
+    arch = supernet()
+    set_alphas(arch, {})
+    assert {*arch.choices().values()} == {()}
+    arch.release()
+    assert {*arch.choices().values()} == {()}
+
+
+def test_a_discretization_that_keeps_one_says_so():
+    arch = supernet()
+    assert not arch.keeps_one
+    assert undecided(arch, 1.0) is None
+    arch.discretization = Argmax()
+    assert arch.keeps_one
+    assert len(undecided(arch, 1.0)) == 28
+    assert len(darts.genotype(arch, 1.0).normal) == 8
+
+
 def test_triples_that_pairs_can_say_are_pairs():
     published = read_genotype("DARTS_V2")
     triples = tuple((operation, 2 + i // 2, source) for i, (operation, source) in enumerate(published.normal))
@@ -231,7 +251,8 @@ def test_several_or_none_of_a_mixed_layer_are_built_again():
     assert len(chosen["0"]) > 1
     assert chosen["2"] == []
     table = measure_costs(arch, x)
-    assert table.of(arch.choices()) == table.fixed + sum(table.rows["0"].values())
+    assert table.fixed == 0
+    assert table.of(arch.choices()) == sum(table.rows["0"].values())
     found, again = arch.discretize().eval(), build()
     choose_(again, "kernel", json.loads(json.dumps(chosen)), example=x)
     again.load_state_dict(found.state_dict())
@@ -244,6 +265,8 @@ def test_several_or_none_of_a_mixed_layer_are_built_again():
         ("pc-darts", "PCDARTS weighs edges by what their operations' weights sum to"),
         ("pt", "FairDARTS keeps what passes a threshold, and PT decides"),
         ("sgas", "FairDARTS keeps what passes a threshold, and SGAS decides"),
+        ("sdarts-rs", "SDARTS normalises perturbed weights"),
+        ("sdarts-adv", "SDARTS normalises perturbed weights"),
         ("gdas", "cannot be combined, since both define relaxation"),
     ],
 )

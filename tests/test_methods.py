@@ -24,6 +24,7 @@ from sparsemix.runs.checkpoints import Checkpoints
 from sparsemix.runs.config import SearchConfig, configured
 from sparsemix.runs.launching import Interrupted
 from sparsemix.runs.search import Search
+from sparsemix.spaces.nb201 import NB201Genotype
 from sparsemix.supernet.mixed_op import Execution
 
 TINY = ["--preset", "proxy", "--device", "cpu", "--channels", "4", "--epochs", "2", "--batch-size", "40"]
@@ -446,6 +447,24 @@ def test_a_result_from_before_anything_was_measured(monkeypatch, tmp_path, capsy
     found = load_run(tmp_path / "run")
     assert "discretized_accuracy" not in found.summary
     assert found.summary["genotype"] == found.records[0]["genotype"]
+
+
+def test_an_earlier_result_is_read_under_what_was_allowed_then(monkeypatch, tmp_path):
+    class Restricted(Part):
+        def result(self, records):
+            return 0
+
+        def decide(self, arch, evidence):
+            if evidence.moment.epoch == 1:
+                arch.restrict("1<-0", [arch.rows["1<-0"][0].ranked()[-1]])
+            return {}
+
+    run_with(monkeypatch, Restricted(), tmp_path / "run", "--epochs", "2")
+    found = json.loads((tmp_path / "run" / "genotype.json").read_text())
+    first = records(tmp_path / "run")[0]
+    assert found["genotype"] == first["genotype"] == str(NB201Genotype.from_edges(found["edges"]))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["averaged_genotype"] == summary["genotype"]
 
 
 def test_phases_begin_afresh(monkeypatch, tmp_path):

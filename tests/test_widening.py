@@ -110,6 +110,21 @@ def test_a_state_dict_of_wider_operations():
     assert not any(name.endswith(".parts") for name in supernet(1).state_dict()), "others stay as they were"
 
 
+def test_all_channels_at_last():
+    """What was found with K = 1 fits a supernet that is built with all channels, and the other way round."""
+    model, x = supernet(), torch.randn(2, 3, 8, 8)
+    widen_channels_(model, 1, generator(), torch.optim.SGD(model.parameters(), lr=0.1))
+    plain = supernet(1)
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(plain.eval()(x), model.eval()(x))
+    model.load_state_dict(plain.state_dict())
+    arch = ArchParameterGroup(model)
+    found = arch.discretize()
+    again = ArchParameterGroup(supernet(1)).discretize(arch.genotype())
+    again.load_state_dict(found.state_dict())
+    assert torch.equal(again.eval()(x), found.eval()(x))
+
+
 def test_what_was_chosen_does_not_grow():
     found = ArchParameterGroup(supernet()).discretize()
     wide = supernet(2)
@@ -240,7 +255,9 @@ def test_stages_that_are_none(settings, message):
 def test_finished_candidates_are_refused():
     model = nn.Sequential(MixedOp({"skip": nn.Identity(), "conv": nn.Conv2d(3, 3, 1)}))
     arch = ArchParameterGroup(model)
-    with pytest.raises(ValueError, match="Progressive: mixes 1/4 of the channels, and the candidates of Sequential"):
+    with pytest.raises(
+        ValueError, match=r"Progressive, stage_parts: mixes 1/4 .* the candidates of Sequential .* or set it to 1"
+    ):
         Progressive(stage_parts=(4, 2)).check(arch, 10)
     Progressive().check(arch, 10)
 

@@ -79,7 +79,7 @@ def renewed_statistics(model: nn.Module, batches: Batches) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Discretization:
-    """Accuracy of the supernet as trained, and with only the strongest operation of each row."""
+    """Accuracy of the supernet as trained, and with only the chosen operations of each row."""
 
     supernet: float
     discretized: float
@@ -93,7 +93,7 @@ class Discretization:
 def discretization(
     arch: Architecture, batches: Batches, relaxation: Any = None, statistics: Batches | None = None
 ) -> Discretization:
-    """Measure what is lost when only the strongest operations stay, without retraining (Fig. 3b).
+    """Measure what is lost when only the chosen operations stay, without retraining (Fig. 3b).
 
     Args:
         arch: of the supernet.

@@ -189,7 +189,8 @@ def measure_costs(arch: Architecture, example: Tensor, unit: Unit = "macs") -> C
                 uses = [(None, {})] if unit == "parameters" else calls[op]  # those count however often it runs
                 rows[label][name] += sum(measure(candidate, x, **keywords) for x, keywords in uses) / images
     measured = CostTable(unit, 0.0, rows)
-    fixed = measure(arch.discretize(), example) / images - measured.of(arch.choices())
+    firsts = {label: ops[0].names[0] for label, ops in arch.rows.items()}  # what is chosen may be nothing
+    fixed = measure(arch.discretize(firsts), example) / images - measured.of(firsts)
     return CostTable(unit, max(float(fixed), 0.0), rows)
 
 

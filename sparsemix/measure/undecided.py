@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..relaxations import Argmax
 from ..supernet.group import ArchParameterGroup
 
 __all__ = ["UNDECIDED_WITHIN", "undecided"]
@@ -35,13 +34,12 @@ def undecided(
         >>> undecided(arch, temperature=1e-3)
         {'row': ['tanh', 'relu']}
     """
-    if not isinstance(arch.discretization, Argmax):
+    if not arch.keeps_one:
         return None
     found = {}
     for label, (op, *_) in arch.rows.items():
-        alphas = dict(zip(op.names, op.alpha.tolist(), strict=True))
-        strongest = sorted(op.allowed_names, key=alphas.__getitem__, reverse=True)
-        close = [name for name in strongest if alphas[strongest[0]] - alphas[name] < within * temperature]
+        alphas, ranked = dict(zip(op.names, op.alpha.tolist(), strict=True)), op.ranked()
+        close = [name for name in ranked if alphas[ranked[0]] - alphas[name] < within * temperature]
         if len(close) > 1:
             found[label] = close
     return found

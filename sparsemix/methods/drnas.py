@@ -2,7 +2,7 @@
 
 Source: Chen et al., "DrNAS: Dirichlet Neural Architecture Search". Presets are their published code. Differences: one
 draw serves all cells and both updates of a step, where the code draws anew in every forward; the supernet is evaluated
-at the distribution's mean; within an edge, all convolutions grow by copies of the same channels.
+at the distribution's mean; within an edge, convolutions of one width grow by copies of the same channels.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Progressive(Part):
             )
         if stages > 1 and any(is_compiled(module) for module in arch.model.modules()):
             raise ValueError("Progressive: compiled operations cannot be widened; search without compiling")
-        check_partial(arch.model, self.stage_parts, type(self).__name__)
+        check_partial(arch.model, self.stage_parts, f"{type(self).__name__}, stage_parts")
 
     def plan(self, arch: ArchParameterGroup, epoch: int, epochs: int) -> Plan:
         return {"channel_parts": self.stage_parts[self._stage(epoch, epochs)[0]]}
@@ -149,10 +149,8 @@ class Progressive(Part):
             return {}
         kept = {}
         for label, (op, *_) in arch.rows.items():
-            alphas = dict(zip(op.names, op.alpha.tolist(), strict=True))
-            strongest = sorted(op.allowed_names, key=alphas.__getitem__, reverse=True)
-            if len(strongest) > self.stage_operations[stage]:
-                kept[label] = strongest[: self.stage_operations[stage]]
+            if len(ranked := op.ranked()) > self.stage_operations[stage]:
+                kept[label] = ranked[: self.stage_operations[stage]]
                 arch.restrict(label, kept[label])
         return {"kept": kept} if kept else {}
 

@@ -1,7 +1,8 @@
 """Fair DARTS: every operation of an edge has a weight of its own, between 0 and 1, and none competes with another.
 
-Source: Chu et al., "Fair DARTS: Eliminating Unfair Advantages in Differentiable Architecture Search". Presets are its
-published code, which knows the DARTS space alone. Differences: nodes that nothing leads to are left out of a genotype.
+Source: Chu et al., "Fair DARTS: Eliminating Unfair Advantages in Differentiable Architecture Search". Presets follow
+its published code, which searches the DARTS space only. One difference: nodes that nothing leads to are left out of a
+genotype.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ..supernet.group import ArchParameterGroup
 from .darts import ORIGINAL, SETTINGS
 from .method import Method, Part, Plan
 from .pc_darts import PCDARTS
+from .sdarts import SDARTS
 
 __all__ = ["METHODS", "FairDARTS", "Sigmoid", "StrongerThan", "separation"]
 
@@ -92,6 +94,8 @@ class FairDARTS(Part):
             return (
                 "PCDARTS weighs edges by what their operations' weights sum to, and those of FairDARTS sum to anything"
             )
+        if isinstance(other, SDARTS):
+            return "SDARTS normalises perturbed weights to sum to 1 in a row, and those of FairDARTS sum to anything"
         if type(other).decide is not Part.decide:
             return f"FairDARTS keeps what passes a threshold, and {type(other).__name__} decides what is kept"
         return super().objection(other)
@@ -134,7 +138,7 @@ METHODS = (
     Method(
         "fair-darts",
         (FairDARTS(),),
-        "a sigmoid for each operation, which keeps what passes a threshold",
+        "a sigmoid for each operation; those that pass a threshold are kept",
         {
             "nb201": {"adapted": {"*": _NB201}},
             "darts": {"original": {"*": _DARTS}},

@@ -42,7 +42,7 @@ class PCDARTS(Part):
             raise ValueError(
                 f"PCDARTS: the alphas must train, got frozen_epochs={self.frozen_epochs} of {epochs} epochs"
             )
-        check_partial(arch.model, [self.channel_parts], type(self).__name__)
+        check_partial(arch.model, [self.channel_parts], f"{type(self).__name__}, channel_parts")
 
     def prepare_(self, arch: ArchParameterGroup) -> None:
         arch.weigh_edges_()

@@ -128,11 +128,10 @@ class SGAS(Part):
     def _chosen(self, arch: ArchParameterGroup, row: str, evidence: Evidence) -> str:
         """The operation of an edge that is decided; where nodes drop edges, ``none`` is left to those."""
         op = arch.rows[row][0]
-        names = [name for name in op.allowed_names if name != "none" or self.edges_per_node is None]
+        names = [name for name in op.ranked() if name != "none" or self.edges_per_node is None]
         if self.by_accuracy:
             return needed(arch, row, evidence.accuracy, names)
-        alphas = dict(zip(op.names, op.alpha.tolist(), strict=True))
-        return max(names, key=alphas.__getitem__)
+        return names[0]
 
     def _close_node(self, arch: ArchParameterGroup, decided: str) -> None:
         """Remove the other edges of a node that has all that it keeps."""

@@ -88,7 +88,9 @@ def _data(config: Mapping[str, Any]) -> str:
 
 def _late(records: Sequence[dict[str, Any]], temperature: float) -> dict[str, float]:
     genotypes = [record["genotype"] for record in records]
-    last = [sorted(row, reverse=True) for row in records[-1]["alphas"].values() if len(row) > 1]
+    decided = {label for label, names in records[-1].get("allowed", {}).items() if len(names) < 2}
+    alphas = {label: row for label, row in records[-1]["alphas"].items() if len(row) > 1 and label not in decided}
+    last = [sorted(row, reverse=True) for row in alphas.values()]
     return {
         "late_changes": sum(new != old for old, new in pairwise(genotypes)),
         "lead": min((row[0] - row[1] for row in last), default=float("inf")) / temperature,

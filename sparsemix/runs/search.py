@@ -323,7 +323,7 @@ class Search(Run):
             "evaluation_seconds",
         }
         averaged = self._averaged_genotype(records[-config.measurement.average_epochs :])
-        with self.arch.reading(_rows(last["alphas"])):
+        with self.arch.reading(_rows(last["alphas"]), records[-1].get("allowed", {})):
             edges = {label: name_or_names(names) for label, names in self.arch.choices().items()}
         summary = {
             "method": config.method.name,
@@ -351,7 +351,8 @@ class Search(Run):
         length = self.config.size.epochs
         trained = [record for record in records if self.method.trains_alphas(record["epoch"], length)] or records[-1:]
         alphas = [_rows(record["alphas"]) for record in trained]
-        with self.arch.reading({label: torch.stack([a[label] for a in alphas]).mean(0) for label in self.arch.rows}):
+        mean = {label: torch.stack([a[label] for a in alphas]).mean(0) for label in self.arch.rows}
+        with self.arch.reading(mean, records[-1].get("allowed", {})):
             return self.read_out(self.arch, records[-1]["temperature"])
 
     # Checkpoints

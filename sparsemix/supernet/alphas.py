@@ -34,8 +34,9 @@ class Alphas(Architecture, ABC):
         moment: of the coming batch; :class:`~sparsemix.BatchMixedScheduler` sets it.
         phi: whether the coming batch is a sparse one (Eq. 15), that of the moment.
         relaxation: ``(alpha, moment) -> weights``.
-        discretization: the relaxation of what is found: weight 1 for every operation that is kept, 0 for the others. At
-            first the strongest of each row is.
+        discretization: the relaxation of what is chosen: weight 1 for candidates that are, 0 for the others; at first
+            :class:`~sparsemix.relaxations.Argmax`. Any other that chooses one of each row says so by an attribute
+            ``keeps_one``.
         threshold: see :class:`~sparsemix.ArchParameterGroup`.
     """
 
@@ -136,6 +137,11 @@ class Alphas(Architecture, ABC):
         """Within the context, the model runs under another relaxation (for evaluation at another temperature, say)."""
         return having(self, relaxation=relaxation)
 
+    @property
+    def keeps_one(self) -> bool:
+        """Whether candidates compete for their row, of which exactly one is chosen."""
+        return bool(getattr(self.discretization, "keeps_one", False))
+
     def discretized(self) -> AbstractContextManager[None]:
         """Within the context, the model runs with only the chosen operations of each row (Fig. 3b).
 
@@ -210,10 +216,7 @@ class Alphas(Architecture, ABC):
 
     @abstractmethod
     def choices(self) -> dict[str, tuple[str, ...]]:
-        """What is chosen in every row: label -> the name of the strongest candidate, ``()`` where a row was removed.
-
-        Where ``discretization`` keeps several candidates of a row, or none, it is those, the strongest first.
-        """
+        """What is chosen in every row: label -> names, one as a rule, ``()`` for nothing, several strongest first."""
 
     def genotype(self) -> dict[str, str]:
         """The strongest candidate of every row: label -> name (Eq. 4); an exact tie goes to the earlier candidate.
@@ -233,7 +236,7 @@ class Alphas(Architecture, ABC):
         Args:
             genotype: label -> name, as :meth:`genotype` returns it, or label -> names, as :meth:`choices` does: several
                 are summed, each as it is, and ``()`` is zeros (:class:`~sparsemix.supernet.chosen.Chosen`). By default
-                the strongest candidates.
+                what is chosen now.
 
         Raises:
             ValueError: the genotype is of other rows, or names a candidate that a row does not have.

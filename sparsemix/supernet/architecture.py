@@ -69,7 +69,7 @@ class Architecture(Protocol):
         """Within the context, another relaxation."""
 
     def discretized(self) -> AbstractContextManager[None]:
-        """Within the context, only the strongest operation of each row."""
+        """Within the context, only the chosen operations of each row."""
 
     def fixed_alphas(self) -> AbstractContextManager[None]:
         """Within the context, relaxed weights are constants."""
@@ -77,7 +77,7 @@ class Architecture(Protocol):
     # The read-out
 
     def choices(self) -> dict[str, tuple[str, ...]]:
-        """Label -> the names of what is chosen: one, or none for a row that was removed."""
+        """Label -> the names of what is chosen: one, several, or none."""
 
     def discretize(self, genotype: Genotype | None = None) -> nn.Module:
         """A copy of the model that has what is chosen in place of its mixed operations."""

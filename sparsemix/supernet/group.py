@@ -17,7 +17,7 @@ from ..relaxations import Moment, Relaxation, Softmax
 from .alphas import Alphas
 from .execution import Weights
 from .mixed_op import MixedOp
-from .rows import padded, relaxed
+from .rows import kept, padded, relaxed
 from .tables import AlphaTables
 
 __all__ = ["ArchParameterGroup", "labelled_rows", "tie_alphas_"]
@@ -327,20 +327,39 @@ class ArchParameterGroup(Alphas):
     # The read-out
 
     def choices(self) -> dict[str, tuple[str, ...]]:
-        return {label: ops[0].choices() for label, ops in self.rows.items()}
+        rows = {label: ops[0] for label, ops in self.rows.items()}
+        return {
+            label: kept(op.names, op.alpha, self.discretization, op.allowed if op.is_restricted else None)
+            for label, op in rows.items()
+        }
 
     @contextmanager
-    def reading(self, alphas: Mapping[str, Sequence[float] | Tensor]) -> Iterator[None]:
-        """Within the context, the alphas have other values: label -> row, such as their mean over the last epochs.
+    def reading(
+        self, alphas: Mapping[str, Sequence[float] | Tensor], allowed: Mapping[str, Sequence[str]] | None = None
+    ) -> Iterator[None]:
+        """Within the context, the alphas have other values, such as their mean over the last epochs.
 
         Where two operations share a row's weight, the last epoch's argmax says little; that of a mean is steadier.
+
+        Args:
+            alphas: label -> row.
+            allowed: label -> the names that may be chosen, of rows where not all may; None: as it is now.
         """
         previous = {label: alpha.detach().clone() for label, alpha in self.named_parameters()}
+        restricted = {label: ops[0].allowed_names for label, ops in self.rows.items()}
         try:
             self._set(alphas)
+            if allowed is not None:
+                self._restrict_all({label: allowed.get(label, ops[0].names) for label, ops in self.rows.items()})
             yield
         finally:
             self._set(previous)
+            self._restrict_all(restricted)
+
+    def _restrict_all(self, allowed: Mapping[str, Sequence[str]]) -> None:
+        for label, names in allowed.items():
+            if self.rows[label][0].allowed_names != tuple(names):
+                self.restrict(label, names)
 
     def _set(self, alphas: Mapping[str, Sequence[float] | Tensor]) -> None:
         with torch.no_grad():

@@ -181,6 +181,11 @@ class MixedOp(nn.Module):
             return self.names
         return tuple(name for name, allowed in zip(self.names, self.allowed.tolist(), strict=True) if allowed)
 
+    def ranked(self) -> list[str]:
+        """The names of the candidates that may be chosen, the strongest alpha first; of equal ones the earlier."""
+        alphas = dict(zip(self.names, self.alpha.tolist(), strict=True))
+        return sorted(self.allowed_names, key=alphas.__getitem__, reverse=True)
+
     @property
     def is_fixed(self) -> bool:
         """Whether there is nothing to weigh: a single candidate, at weight 1."""

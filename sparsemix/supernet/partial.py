@@ -27,7 +27,9 @@ def share_of(channels: int, parts: int) -> int:
         ValueError: K does not divide C.
     """
     if parts < 1 or channels % parts:
-        raise ValueError(f"partial channels: {parts} parts do not divide {channels} channels")
+        raise ValueError(
+            f"partial channels: {parts} parts do not divide {channels} channels; choose a K that divides them"
+        )
     return channels // parts
 
 
@@ -65,14 +67,13 @@ class PartlyMixed(nn.Module):
     """
 
     channel_parts: int
-    parts: Tensor
+    parts: Tensor | None
 
     def __init__(self, channel_parts: int) -> None:
         super().__init__()
         self.channel_parts = channel_parts
-        if channel_parts > 1:
-            self.register_buffer("parts", torch.tensor(channel_parts))
-            self.register_load_state_dict_pre_hook(_load_parts)
+        self.register_buffer("parts", torch.tensor(channel_parts) if channel_parts > 1 else None)
+        self.register_load_state_dict_pre_hook(_load_parts)
 
     def wider(self, channel_parts: int) -> Iterator[tuple[nn.Module, Mapping[str, nn.Module]]]:
         """Its mixed operations, each with new candidates for one in K of the channels.
@@ -102,24 +103,27 @@ class PartlyMixed(nn.Module):
                 )
             widened |= widen_(op, {n: c.to(op.alpha) for n, c in candidates.items()}, generator)
         self.channel_parts = channel_parts
-        self.parts.fill_(channel_parts)
+        if self.parts is not None:
+            self.parts.fill_(channel_parts)
         return widened
 
 
 def _load_parts(module: PartlyMixed, state: dict[str, Any], prefix: str, *args: Any) -> None:
     """Before a state dict is loaded: be as wide as what it holds; one that does not say has the module's own K."""
-    saved = int(state.setdefault(f"{prefix}parts", module.parts.clone()))
+    saved = int(state.pop(f"{prefix}parts", module.channel_parts))
     if saved != module.channel_parts:
         module.widen_(saved, torch.Generator())  # the weights come from the state dict, whatever is drawn
+    if module.parts is not None:
+        state[f"{prefix}parts"] = module.parts.clone()
 
 
-def check_partial(model: nn.Module, stages: Sequence[int], who: str) -> None:
+def check_partial(model: nn.Module, stages: Sequence[int], setting: str) -> None:
     """Insist that a model's mixed operations see one in K of their channels, and can see more where K falls later.
 
     Args:
         model: the supernet.
         stages: K, one after the other.
-        who: needs it.
+        setting: that says so, for the error.
 
     Raises:
         ValueError: they were built for another share, or cannot be built for a later one.
@@ -128,9 +132,9 @@ def check_partial(model: nn.Module, stages: Sequence[int], who: str) -> None:
     first, found = stages[0], {module.channel_parts for module in partly}
     if first > 1 and found != {first}:
         raise ValueError(
-            f"{who}: mixes 1/{first} of the channels, and the candidates of {type(model).__name__} were built for "
+            f"{setting}: mixes 1/{first} of the channels, and the candidates of {type(model).__name__} were built for "
             f"{', '.join(f'1/{k}' if k > 1 else 'all' for k in sorted(found or {1}))} of them: build its mixed "
-            f"operations at C / {first} in PartialChannels, or set channel_parts to 1"
+            f"operations at C / {first} in PartialChannels, or set it to 1"
         )
     for k in {*stages} - {first}:
         for module in partly:

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...relaxations import Argmax
 from ...supernet.group import ArchParameterGroup
 from .genotypes import DartsGenotype
 from .space import NODES
@@ -61,13 +60,13 @@ def genotype(arch: ArchParameterGroup, temperature: float, rule: ReadOut = READ_
         temperature: t, positive; with more than two operations an edge the ranking depends on it. The paper's is t_sp.
         rule: how ties are broken, and whether weights are rounded first.
     """
-    edge_weights = arch.edge_weights()
+    edge_weights, choices = arch.edge_weights(), arch.choices()
 
     def candidate(kind: str, node: int, source: int) -> Candidate:
         label = f"{kind} {node}<-{source}"
         op = arch.rows[label][0]
         alpha, weight = op.alpha.detach().double(), edge_weights[label].item()
-        kept = None if isinstance(arch.discretization, Argmax) else op.choices()
+        kept = None if arch.keeps_one else choices[label]
         return Candidate(op.names, alpha, op.allowed_names, weight, kept)
 
     def cell(kind: str) -> tuple[tuple[tuple[str, int, int], ...], tuple[int, ...]]:
