@@ -224,20 +224,27 @@ def _about(by_method: Mapping[str, Sequence[SearchConfig]]) -> str:
     """What the runs have in common, and in which settings, beside their own, the methods differ."""
     firsts = [configs[0] for configs in by_method.values()]
     own = {name for config in firsts for name in config.method.settings} | {"method", "seed", "output", "resume"}
-    differing = {
-        name: [config.settings[name] for config in firsts]
-        for name in firsts[0].settings
-        if name not in own and len({str(config.settings[name]) for config in firsts}) > 1
-    }
+    differing: dict[str, dict[str, list[str]]] = {}  # setting -> value -> methods
+    for name in firsts[0].settings:
+        by_value: dict[str, list[str]] = {}
+        for config in firsts:
+            by_value.setdefault(_shown(config.settings[name]), []).append(config.method.name)
+        if name not in own and len(by_value) > 1:
+            differing[name] = by_value
     seeds = ", ".join(str(config.run.seed) for config in next(iter(by_method.values())))
     text = f"Mean ± standard deviation over the seeds {seeds}; sparsemix {__version__}."
     if not differing:
         return f"{text} But for their own settings, the methods have the same."
-    each = "; ".join(
-        f"{name} " + ", ".join(f"{value} ({method})" for value, method in zip(values, by_method, strict=True))
-        for name, values in differing.items()
-    )
-    return f"{text} The methods' presets differ: {each}."
+    each = []
+    for name, by_value in differing.items():
+        usual = max(by_value, key=lambda value: len(by_value[value]))
+        others = [f"{value} ({', '.join(methods)})" for value, methods in by_value.items() if value != usual]
+        each.append(f"{name} {usual}, but {', '.join(others)}")
+    return f"{text} The methods' presets differ: {'; '.join(each)}."
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _about_times(rounds: int, config: SearchConfig) -> str:
