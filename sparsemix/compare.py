@@ -225,11 +225,11 @@ def _about(by_method: Mapping[str, Sequence[SearchConfig]]) -> str:
     firsts = [configs[0] for configs in by_method.values()]
     own = {name for config in firsts for name in config.method.settings} | {"method", "seed", "output", "resume"}
     differing: dict[str, dict[str, list[str]]] = {}  # setting -> value -> methods
-    for name in firsts[0].settings:
+    for name in (name for name in firsts[0].settings if name not in own):
         by_value: dict[str, list[str]] = {}
         for config in firsts:
             by_value.setdefault(_shown(config.settings[name]), []).append(config.method.name)
-        if name not in own and len(by_value) > 1:
+        if len(by_value) > 1:
             differing[name] = by_value
     seeds = ", ".join(str(config.run.seed) for config in next(iter(by_method.values())))
     text = f"Mean ± standard deviation over the seeds {seeds}; sparsemix {__version__}."
