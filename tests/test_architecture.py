@@ -194,7 +194,7 @@ def test_outside_of_a_group_restrictions_hold_as_well():
     assert op.ran[0] is Execution.SKIPPED
     op.restrict_(())
     assert not op(X).any()
-    with pytest.raises(ValueError, match=r"the edge is removed, no candidate is allowed; see choices\(\)"):
+    with pytest.raises(ValueError, match=r"no candidate is allowed, or none is chosen; see choices\(\)"):
         op.choice()
     with pytest.raises(ValueError, match="has no alpha"):
         MixedOp({"skip": nn.Identity()}, has_alpha=False).restrict_(["skip"])
