@@ -34,6 +34,7 @@ from sparsemix.runs.checkpoints import Checkpoints
 
 SEARCH = shlex.split(
     "--preset proxy --device cpu --channels 4 --epochs 4 --batch-size 40 --limit 400 --threshold 1e-3 --save-every 3"
+    " --evaluate-limit 40 --statistics-images 40"
 )
 STEPS = 20  # of that search
 FAULT = "SPARSEMIX_FAULT"
