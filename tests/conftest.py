@@ -1,4 +1,6 @@
 import os
+import signal
+from contextlib import contextmanager
 
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny tensors: threads that wait for one another on a busy machine take minutes
 
@@ -18,6 +20,27 @@ def _seed():
 def device(request):
     """Every device that is here."""
     return request.param
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """``with interrupted(owner, name, at):`` Ctrl-C comes when that method is called for the at-th time."""
+
+    @contextmanager
+    def interrupting(owner, name, at):
+        calls, method = [], getattr(owner, name)
+
+        def struck(*args, **keywords):
+            calls.append(1)
+            if len(calls) == at:
+                os.kill(os.getpid(), signal.SIGINT)
+            return method(*args, **keywords)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, struck)
+            yield
+
+    return interrupting
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """Every method by the same rules, and the seams through which methods change a search."""
 
 import json
-import os
-import signal
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -110,22 +108,12 @@ def test_the_relaxation_of(name):
 
 
 @pytest.mark.parametrize(("name", "stop_at"), [*((name, 3) for name in METHODS), ("pt", 6)])
-def test_interrupted_and_resumed_is_as_if_never_interrupted(name, stop_at, tmp_path, monkeypatch):
+def test_interrupted_and_resumed_is_as_if_never_interrupted(name, stop_at, tmp_path, interrupted):
     """Within the second epoch, and while PT tunes between two decisions."""
     flags = ["--method", name, "--accumulate", "2", "--limit", "160", "--evaluate-every", "9", *METHODS[name][1]]
     search(tmp_path / "whole", *flags)
-    calls, step = [], SearchStep.__call__
-
-    def interrupting(*args, **keywords):
-        calls.append(1)
-        if len(calls) == stop_at:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(*args, **keywords)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SearchStep, "__call__", interrupting)
-        with pytest.raises(Interrupted):
-            search(tmp_path / "parts", *flags)
+    with interrupted(SearchStep, "__call__", stop_at), pytest.raises(Interrupted):
+        search(tmp_path / "parts", *flags)
     search(tmp_path / "parts", *flags, "--resume")
     assert records(tmp_path / "parts") == records(tmp_path / "whole")
     parts, whole = (Checkpoints(tmp_path / folder).load()["model"] for folder in ("parts", "whole"))

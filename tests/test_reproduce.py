@@ -9,7 +9,6 @@ import pytest
 from sparsemix.cli import main, nb201
 from sparsemix.cli.reproduce import _flags
 from sparsemix.reproduction.experiments import COLUMNS, EXPERIMENTS, SCALES
-from sparsemix.runs.several import start
 from sparsemix.spaces.nb201 import NB201Genotype
 
 
@@ -32,7 +31,6 @@ def _in_process(monkeypatch):
         nb201.main([*command[2:]])
         return Done(0)
 
-    assert callable(start)
     monkeypatch.setattr("sparsemix.runs.several.start", started)
 
 
@@ -127,6 +125,7 @@ def test_the_scales():
     [
         (["table1"], "table1 is a table of true accuracies: name the file that has them by -- --table FILE"),
         (["table1", "--", "--table", "none.csv"], "none.csv"),
+        (["two-passes", "--scale", "smoke", "--", "--seed", "1"], "gives each run its --seed: say --seeds before --"),
         (["table9"], "invalid choice: 'table9'"),
         (["two-passes", "--scale", "smoke", "--", "--epoch", "2"], "--epoch"),
     ],

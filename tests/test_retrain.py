@@ -1,8 +1,6 @@
 """From a search of the DARTS space to a trained network, through the command line, on the embedded data."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -121,23 +119,14 @@ def test_a_timm_model_is_trained_by_the_same_script(tmp_path):
 
 
 @pytest.mark.parametrize("stop_at", [2, 4, 5])
-def test_interrupted_and_resumed_is_as_if_never_interrupted(tmp_path, monkeypatch, stop_at):
+def test_interrupted_and_resumed_is_as_if_never_interrupted(tmp_path, interrupted, stop_at):
     """Within an epoch and at its end, with drop path, an auxiliary classifier and averaged weights; to the last bit."""
     flags = ["--drop-path", "0.3", "--ema", "0.9", "--limit", "120", "--image-size", "32", "--auxiliary", "0.4"]
     flags += ["--batch-size", "24"]
     whole = train(tmp_path / "whole", *flags)
-    calls, step = [], torch.optim.SGD.step
-
-    def interrupting(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == stop_at:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.SGD, "step", interrupting)
-        with pytest.raises(Interrupted, match=r"to go on: python .* --resume$"):
-            train(tmp_path / "parts", *flags)
+    message = r"to go on: python .* --resume$"
+    with interrupted(torch.optim.SGD, "step", stop_at), pytest.raises(Interrupted, match=message):
+        train(tmp_path / "parts", *flags)
     torch.manual_seed(99)
     parts = train(tmp_path / "parts", *flags, "--resume")
     assert {**parts, "seconds": 0} == {**whole, "seconds": 0}

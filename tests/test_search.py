@@ -203,20 +203,13 @@ def test_other_methods_and_orders(tmp_path, flags):
         assert [r["sparse_share"] for r in records(tmp_path / "run")] == [0, 0]
 
 
-def search_with_a_break(monkeypatch, stop_at, output, *flags):
+def search_with_a_break(interrupted, stop_at, output, *flags):
     """Interrupted in a step, and resumed under another random state."""
-    calls, step = [], SearchStep.__call__
-
-    def interrupting(*args, **keywords):
-        calls.append(1)
-        if len(calls) == stop_at:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(*args, **keywords)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SearchStep, "__call__", interrupting)
-        with pytest.raises(Interrupted, match=r"to go on: python .* --resume$"):
-            search(output, *flags)
+    with (
+        interrupted(SearchStep, "__call__", stop_at),
+        pytest.raises(Interrupted, match=r"to go on: python .* --resume$"),
+    ):
+        search(output, *flags)
     torch.manual_seed(99)
     search(output, *flags, "--resume")
 
@@ -229,18 +222,18 @@ def assert_same_run(a, b):
 
 
 @pytest.mark.parametrize("stop_at", [2, 5, 8])
-def test_interrupted_and_resumed_is_as_if_never_interrupted(finished, tmp_path, monkeypatch, stop_at):
+def test_interrupted_and_resumed_is_as_if_never_interrupted(finished, tmp_path, interrupted, stop_at):
     """Within the first epoch, at its very end, and within the second; weights and alphas to the last bit."""
     output, _, table = finished
     flags = ["--table", str(table), "--table-dataset", "cifar10"]
-    search_with_a_break(monkeypatch, stop_at, tmp_path / "run", *flags)
+    search_with_a_break(interrupted, stop_at, tmp_path / "run", *flags)
     assert_same_run(tmp_path / "run", output)
 
 
-def test_alpha_gradients_that_are_clipped_with_the_weights_are_of_the_run(tmp_path, monkeypatch):
+def test_alpha_gradients_that_are_clipped_with_the_weights_are_of_the_run(tmp_path, interrupted):
     flags = ["--clip-alphas", "--max-norm", "0.5"]
     search(tmp_path / "whole", *flags)
-    search_with_a_break(monkeypatch, 8, tmp_path / "parts", *flags)
+    search_with_a_break(interrupted, 8, tmp_path / "parts", *flags)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -410,12 +403,12 @@ def test_fewer_processes_than_were_asked_for(monkeypatch):
         make_accelerator("cpu")
 
 
-def test_a_temperature_that_follows_the_entropy(tmp_path, monkeypatch):
+def test_a_temperature_that_follows_the_entropy(tmp_path, interrupted):
     flags = ["--auto-temperature", "--entropy-start", "0.6", "--entropy-end", "0.2", "--threshold", "1e-3"]
     search(tmp_path / "whole", *flags)
     temperatures = [record["temperature"] for record in records(tmp_path / "whole")]
     assert len(set(temperatures)) == 3
-    search_with_a_break(monkeypatch, 8, tmp_path / "parts", *flags)  # within an epoch, whose alphas have moved
+    search_with_a_break(interrupted, 8, tmp_path / "parts", *flags)  # within an epoch, whose alphas have moved
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 

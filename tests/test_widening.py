@@ -1,8 +1,6 @@
 """Partial channels that grow: candidates, momentum, state dicts, and DrNAS's stages."""
 
 import json
-import os
-import signal
 from itertools import pairwise
 
 import pytest
@@ -205,20 +203,10 @@ def test_the_stages_of_a_search(whole):
 
 
 @pytest.mark.parametrize("stop_at", [4, 5, 6])
-def test_interrupted_around_the_widening(stop_at, whole, tmp_path, monkeypatch):
+def test_interrupted_around_the_widening(stop_at, whole, tmp_path, interrupted):
     """In the last step of the first stage, in the first of the second one, and in the one after that."""
-    calls, step = [], SearchStep.__call__
-
-    def interrupting(*args, **keywords):
-        calls.append(1)
-        if len(calls) == stop_at:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(*args, **keywords)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SearchStep, "__call__", interrupting)
-        with pytest.raises(Interrupted):
-            search(tmp_path / "parts")
+    with interrupted(SearchStep, "__call__", stop_at), pytest.raises(Interrupted):
+        search(tmp_path / "parts")
     search(tmp_path / "parts", "--resume")
     assert records(tmp_path / "parts") == records(whole[0])
     parts, expected = (Checkpoints(folder).load()["model"] for folder in (tmp_path / "parts", whole[0]))

@@ -11,7 +11,6 @@ table anew.
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from importlib import import_module
@@ -25,12 +24,13 @@ from ..runs.config import SearchConfig
 from ..runs.several import run_processes
 from ..speed.steps import check_steps
 from . import COMMANDS
+from .flags import split_command
 
 __all__ = ["main"]
 
 SPACES = [name.removeprefix("search ") for name in COMMANDS if name.startswith("search ")]
-OWN = ("--method", "--seed", "--output", "--resume")
-"""Flags of a search that the comparison gives it."""
+OWN = {"--method": "--methods", "--seed": "--seeds", "--output": "--output", "--resume": "--output"}
+"""Flag of a search that the comparison gives it -> the comparison's own."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -39,18 +39,7 @@ def main(args: list[str] | None = None) -> None:
     Raises:
         SystemExit: a flag is wrong (2), or a run failed (1); the reason has been printed.
     """
-    words = sys.argv[1:] if args is None else args
-    cut = words.index("--") if "--" in words else len(words)
-    chosen, flags = _parser().parse_args(words[:cut]), words[cut + 1 :]
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            "compare starts its searches itself, each as one process: start it without a launcher, or launch the "
-            "commands that --dry-run prints"
-        )
-    if named := [flag for flag in flags if flag.split("=")[0] in OWN]:
-        raise ValueError(
-            f"compare gives each run its {', '.join(named)}: say --methods, --seeds and --output before --"
-        )
+    chosen, flags = split_command(_parser(), args, OWN)
     command = COMMANDS[f"search {chosen.space}"]
     module = import_module(f"{__package__}.{command.module}")
     for method in chosen.methods:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields, make_dataclass, replace
@@ -17,9 +18,38 @@ from ..runs.presets import preset_names, search_settings
 from ..runs.training_config import PRESETS, TrainingConfig
 from ..spaces.settings import SpaceSettings
 
-__all__ = ["peek_flags", "search_config", "training_config"]
+__all__ = ["peek_flags", "search_config", "split_command", "training_config"]
 
 Config = TypeVar("Config", bound=SearchConfig)
+
+
+def split_command(
+    parser: argparse.ArgumentParser, args: list[str] | None, own: Mapping[str, str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """Of a command that starts searches: its own flags, and behind ``--`` those of the searches.
+
+    Args:
+        parser: of the command's own flags.
+        args: the command line; by default the process's own.
+        own: flag that the command gives each search -> what is said before ``--`` instead.
+
+    Raises:
+        ValueError: a flag of ``own`` is given to the searches; or the command runs under a launcher.
+        SystemExit: one of the command's own flags is unknown or malformed.
+    """
+    words = sys.argv[1:] if args is None else args
+    cut = words.index("--") if "--" in words else len(words)
+    chosen, flags = parser.parse_args(words[:cut]), words[cut + 1 :]
+    name = parser.prog.split()[-1]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            f"{name} starts its searches itself, each as one process: start it without a launcher, or launch the "
+            f"commands that --dry-run prints"
+        )
+    if named := [flag for flag in flags if flag.split("=")[0] in own]:
+        instead = ", ".join(dict.fromkeys(own[flag.split("=")[0]] for flag in named))
+        raise ValueError(f"{name} gives each run its {', '.join(named)}: say {instead} before --")
+    return chosen, flags
 
 
 def search_config(

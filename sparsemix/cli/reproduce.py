@@ -33,9 +33,12 @@ from ..runs.search import Search
 from ..runs.several import run_processes
 from ..speed.steps import compare_steps, seconds_a_step
 from . import nb201
+from .flags import split_command
 
 __all__ = ["main"]
 
+OWN = {"--method": "NAME", "--preset": "NAME", "--seed": "--seeds", "--output": "--output", "--resume": "--output"}
+"""Flag of a search that a row of a table has -> the command's own."""
 ROUNDS = 9
 """Rounds in which steps are timed, of the table of search times."""
 
@@ -46,9 +49,7 @@ def main(args: list[str] | None = None) -> None:
     Raises:
         SystemExit: a flag is wrong (2), or a run failed (1); the reason has been printed.
     """
-    words = sys.argv[1:] if args is None else args
-    cut = words.index("--") if "--" in words else len(words)
-    chosen, flags = _parser().parse_args(words[:cut]), words[cut + 1 :]
+    chosen, flags = split_command(_parser(), args, OWN)
     if chosen.list or chosen.name is None:
         width = max(map(len, EXPERIMENTS))
         print("\n".join(f"{name:{width}}  {experiment.title}" for name, experiment in EXPERIMENTS.items()))
@@ -58,7 +59,7 @@ def main(args: list[str] | None = None) -> None:
     if experiment.is_timed:
         _time(chosen, experiment, flags, folder)
         return
-    if "--table" not in flags and chosen.scale != "smoke":
+    if not _names(flags, "--table") and chosen.scale != "smoke":
         raise ValueError(
             f"{chosen.name} is a table of true accuracies: name the file that has them by -- --table FILE "
             f"(docs/nb201.md says how to get it)"
@@ -68,14 +69,15 @@ def main(args: list[str] | None = None) -> None:
         for row in experiment.rows
         for seed in chosen.seeds
     }
-    configs = {path: nb201.configure(words) for path, words in commands.items()}
-    left = [config.run.output for config in unfinished([*configs.values()])]
-    _announce(chosen, experiment, len(commands) - len(left), [configs[path] for path in left if path is not None])
+    left = unfinished([nb201.configure(words) for words in commands.values()])
+    _announce(chosen, experiment, len(commands) - len(left), left)
     if chosen.dry_run:
         return
     folder.mkdir(parents=True, exist_ok=True)
     statuses = run_processes(
-        {path.name: ["search", "nb201", *commands[path]] for path in left if path is not None}, folder, chosen.jobs
+        {path.name: ["search", "nb201", *commands[path]] for path in commands if not _has_finished(path)},
+        folder,
+        chosen.jobs,
     )
     found = {
         row.run: [load_run(path) for seed in chosen.seeds if _has_finished(path := folder / f"{row.run}-seed{seed}")]
@@ -93,7 +95,6 @@ def main(args: list[str] | None = None) -> None:
 
 def _time(chosen: argparse.Namespace, experiment: Experiment, flags: Sequence[str], folder: Path) -> None:
     """The table of search times."""
-    folder.mkdir(parents=True, exist_ok=True)
     print(f"{ROUNDS} rounds of steps of {len(experiment.rows)} methods in turn", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
 
@@ -102,6 +103,7 @@ def _time(chosen: argparse.Namespace, experiment: Experiment, flags: Sequence[st
             return nb201.make_search(nb201.configure(_flags(row, chosen.scale, 0, output, flags)))
 
         costs = compare_steps({row.settings["method"]: partial(make, row) for row in experiment.rows}, ROUNDS)
+    folder.mkdir(parents=True, exist_ok=True)
     table = time_table(experiment, {method: cost["time"] for method, cost in costs.items()})
     write_results(chosen.name, experiment, table, {}, folder, _notes(chosen, flags))
     _show(table, folder / chosen.name)
@@ -114,10 +116,14 @@ def _flags(row: Row, scale: str, seed: int, output: Path, flags: Sequence[str]) 
         settings.setdefault("preset", "paper" if scale == "paper" else "fast")
     settings |= SCALES[scale].settings
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    if "--table" in flags and "--table-dataset" not in flags:
+    if _names(flags, "--table") and not _names(flags, "--table-dataset"):
         words += ["--table-dataset", row.settings["dataset"]]
     resumed = ["--resume"] if (output / "config.json").exists() else []
     return [*words, *flags, "--seed", str(seed), "--output", str(output), *resumed]
+
+
+def _names(flags: Sequence[str], name: str) -> bool:
+    return any(flag.split("=")[0] == name for flag in flags)
 
 
 def _announce(chosen: argparse.Namespace, experiment: Experiment, finished: int, waiting: list[Any]) -> None:

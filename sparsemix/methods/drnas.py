@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from ..relaxations import NEVER, Moment
 from ..supernet.group import ArchParameterGroup
 from ..supernet.partial import check_partial, widen_channels_
 from .darts import ORIGINAL, SETTINGS
-from .method import Columns, Evidence, Method, Part, Plan
+from .method import Evidence, Method, Part, Plan
 
 __all__ = ["METHODS", "DirichletMean", "DirichletSample", "DrNAS", "Progressive", "concentration"]
 
@@ -100,8 +100,6 @@ class Progressive(Part):
     """Operations an edge keeps in each stage, the strongest; none given: all of them in all stages."""
     frozen_epochs: int = 0
     """Epochs at the beginning of each stage in which the alphas are not trained."""
-
-    columns: ClassVar[Columns] = {"channel_parts": ("K", str)}
 
     def __post_init__(self) -> None:
         parts, operations = self.stage_parts, self.stage_operations
