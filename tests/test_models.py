@@ -207,3 +207,23 @@ def test_export(name, tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     [output] = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(output), expected, atol=1e-4, rtol=1e-4)
+
+
+# DenseNet-BC
+
+
+@pytest.mark.parametrize(("layers", "growth_rate", "millions"), [(31, 40, 25.6), (41, 24, 15.3), (16, 12, 0.8)])
+def test_densenet_bc_has_the_published_parameters(layers, growth_rate, millions):
+    """Huang et al., Table 2: L 190 and k 40, L 250 and k 24, L 100 and k 12."""
+    model = timm.create_model("sparsemix_densenet_bc", layers=layers, growth_rate=growth_rate)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == millions
+
+
+def test_densenet_bc_is_a_timm_model_for_small_images():
+    options = {"layers": 2, "growth_rate": 4, "in_chans": 1}
+    model = timm.create_model("sparsemix_densenet_bc", num_classes=7, **options)
+    x = torch.randn(2, 1, 16, 16)
+    assert model(x).shape == (2, 7)
+    assert model.forward_features(x).shape == (2, model.num_features, 4, 4)
+    features = timm.create_model("sparsemix_densenet_bc", features_only=True, **options)
+    assert [f.shape[-1] for f in features(x)] == [16 // r for r in features.feature_info.reduction()] == [16, 16, 8, 4]

@@ -24,6 +24,7 @@ __all__ = [
     "DilConv",
     "FactorizedReduce",
     "MaxPool",
+    "MaxPool2x2",
     "Noise",
     "NormalizedPool",
     "ReLUConvBN",
@@ -62,7 +63,7 @@ class Noise(nn.Module):
 
 
 class _Pool(nn.Module):
-    """A 3x3 pooling, computed once for all edges of a source: without parameters, it is the same on each of them."""
+    """A pooling, computed once for all edges of a source: without parameters, it is the same on each of them."""
 
     name: str
 
@@ -100,6 +101,17 @@ class MaxPool(_Pool):
         return F.max_pool2d(x, 3, self.stride, padding=1)
 
 
+class MaxPool2x2(_Pool):
+    """Max pooling over 2x2, padded below and on the right at stride 1 (``max_pool_2x2`` of AmoebaNet-B)."""
+
+    name = "max_pool_2x2"
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride == 1:
+            x = F.pad(x, (0, 1, 0, 1), value=-torch.inf)
+        return F.max_pool2d(x, 2, self.stride)
+
+
 class NormalizedPool(nn.Module):
     """Pooling and a batch norm that is not affine, as in supernets of the DARTS space.
 
@@ -107,7 +119,7 @@ class NormalizedPool(nn.Module):
     statistics are their own.
 
     Args:
-        pool: :class:`AvgPool` or :class:`MaxPool`.
+        pool: :class:`AvgPool`, :class:`MaxPool` or :class:`MaxPool2x2`.
         channels: C.
     """
 
@@ -233,10 +245,10 @@ class DilConv(_ReLUThenBN):
 class SepConv(_ReLUThenBN):
     """Depthwise-separable convolution, applied twice (``sep_conv_3x3``, ...); only the first may have a stride."""
 
-    def __init__(self, channels: int, kernel_size: int, stride: int, affine: bool = True) -> None:
+    def __init__(self, channels: int, kernel_size: int, stride: int, affine: bool = True, dilation: int = 1) -> None:
         super().__init__()
-        self.first = DilConv(channels, kernel_size, stride, dilation=1, affine=affine)
-        self.depthwise = _depthwise(channels, kernel_size)
+        self.first = DilConv(channels, kernel_size, stride, dilation, affine)
+        self.depthwise = _depthwise(channels, kernel_size, dilation=dilation)
         self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
         self.bn = nn.BatchNorm2d(channels, affine=affine)
 

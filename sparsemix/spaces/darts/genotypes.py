@@ -62,6 +62,10 @@ class DartsGenotype:
         "sep_conv_7x7",
         "conv_7x1_1x7",
         "noise",
+        "conv_1x1",
+        "conv_3x3",
+        "max_pool_2x2",
+        "dil_sep_conv_5x5",
     )
     CELLS: ClassVar[tuple[str, ...]] = ("normal", "reduce")
     FIELDS: ClassVar[tuple[str, ...]] = ("normal", "normal_concat", "reduce", "reduce_concat")

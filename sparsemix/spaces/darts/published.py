@@ -1,7 +1,4 @@
-"""Published architectures in the notation of DARTS, as data: name -> genotype, source, published size.
-
-AmoebaNet-B is not among them: its cells hold 1x1 and 2x2 operations that this notation does not have.
-"""
+"""Published architectures in the notation of DARTS, as data: name -> genotype, source, published size."""
 
 from __future__ import annotations
 
@@ -50,6 +47,16 @@ PUBLISHED: dict[str, Published] = {
         "Real et al., Regularized Evolution for Image Classifier Architecture Search",
         3.2,
         "AmoebaNet-A (6, 36): another skeleton",
+    ),
+    "AmoebaNet_B": Published(
+        "Genotype(normal=[('conv_1x1', 0), ('max_pool_3x3', 0), ('skip_connect', 0), ('sep_conv_3x3', 1), "
+        "('conv_1x1', 0), ('sep_conv_3x3', 1), ('conv_1x1', 2), ('skip_connect', 2), ('avg_pool_3x3', 0), "
+        "('conv_1x1', 5)], normal_concat=[3, 4, 6], reduce=[('max_pool_2x2', 1), ('max_pool_3x3', 1), "
+        "('skip_connect', 2), ('conv_3x3', 0), ('dil_sep_conv_5x5', 2), ('max_pool_3x3', 2), ('skip_connect', 3), "
+        "('sep_conv_3x3', 0), ('avg_pool_3x3', 4), ('conv_1x1', 3)], reduce_concat=[5, 6])",
+        "Real et al., Regularized Evolution for Image Classifier Architecture Search",
+        2.8,
+        "another skeleton; the published normal cell also concatenates its input",
     ),
     "PNAS": Published(
         "Genotype(normal=[('sep_conv_5x5', 0), ('max_pool_3x3', 0), ('sep_conv_7x7', 1), ('max_pool_3x3', 1), "

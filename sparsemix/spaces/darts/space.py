@@ -20,8 +20,10 @@ from ..primitives import (
     DilConv,
     FactorizedReduce,
     MaxPool,
+    MaxPool2x2,
     Noise,
     NormalizedPool,
+    ReLUConvBN,
     SepConv,
     Zero,
 )
@@ -91,6 +93,10 @@ OPERATIONS: dict[str, Callable[[int, int, bool], nn.Module]] = {
     "dil_conv_5x5": lambda channels, stride, search: DilConv(channels, 5, stride, affine=not search),
     "conv_7x1_1x7": lambda channels, stride, search: Conv7x1And1x7(channels, stride, affine=not search),
     "noise": lambda channels, stride, search: Noise(stride),
+    "conv_1x1": lambda channels, stride, search: ReLUConvBN(channels, channels, 1, stride, affine=not search),
+    "conv_3x3": lambda channels, stride, search: ReLUConvBN(channels, channels, 3, stride, affine=not search),
+    "max_pool_2x2": lambda channels, stride, search: _pool(MaxPool2x2(stride), channels, search),
+    "dil_sep_conv_5x5": lambda channels, stride, search: SepConv(channels, 5, stride, not search, dilation=2),
 }
 
 
