@@ -2,13 +2,17 @@
 
 import csv
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
-from sparsemix.cli import main, nb201
-from sparsemix.cli.reproduce import _flags
+from sparsemix.cli import main, nb201, pick, train
+from sparsemix.cli.reproduce import TABLES
+from sparsemix.cli.reproduce.networks import STAND_IN, _pick_words, _train_words
+from sparsemix.cli.reproduce.searches import search_words
 from sparsemix.reproduction.experiments import COLUMNS, EXPERIMENTS, SCALES
+from sparsemix.reproduction.networks import NETWORK_SCALES, NETWORK_TABLES
 from sparsemix.spaces.nb201 import NB201Genotype
 
 
@@ -27,8 +31,11 @@ def _in_process(monkeypatch):
             raise AssertionError("it has ended")
 
     def started(command, log, jobs):
-        assert command[:2] == ["search", "nb201"]
-        nb201.main([*command[2:]])
+        if command[0] == "search":
+            assert command[1] == "nb201"
+            nb201.main([*command[2:]])
+        else:
+            {"pick": pick, "train": train}[command[0]].main([*command[1:]])
         return Done(0)
 
     monkeypatch.setattr("sparsemix.runs.several.start", started)
@@ -78,7 +85,7 @@ def test_a_table_from_beginning_to_end_and_another_that_shares_its_runs(tmp_path
 
 
 def test_search_times(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sparsemix.cli.reproduce.ROUNDS", 1)
+    monkeypatch.setattr("sparsemix.cli.reproduce.searches.ROUNDS", 1)
     timed = EXPERIMENTS["search-time"]
     monkeypatch.setitem(EXPERIMENTS, "search-time", timed._replace(rows=timed.rows[:2]))
     reproduce("search-time", "--scale", "smoke", "--output", tmp_path)
@@ -104,7 +111,7 @@ def test_every_search_is_one(scale, tmp_path):
     seen = {}
     for experiment in EXPERIMENTS.values():
         for row in experiment.rows:
-            config = nb201.configure(_flags(row, scale, 0, tmp_path / "run", ["--table", "t.csv"]))
+            config = nb201.configure(search_words(row, scale, 0, tmp_path / "run", ["--table", "t.csv"]))
             assert config.measurement.table_dataset == row.settings["dataset"]
             if row.run:
                 settings = {**config.settings, "asked": row.settings["dataset"]}
@@ -114,7 +121,7 @@ def test_every_search_is_one(scale, tmp_path):
 
 def test_the_scales():
     row = next(row for row in EXPERIMENTS["table1"].rows if row.name == "SP-DARTS")
-    paper, reduced = (nb201.configure(_flags(row, scale, 0, Path("run"), [])) for scale in ("paper", "reduced"))
+    paper, reduced = (nb201.configure(search_words(row, scale, 0, Path("run"), [])) for scale in ("paper", "reduced"))
     assert (paper.preset, paper.size.cells, paper.data.image_size, paper.size.epochs) == ("paper", 5, None, 50)
     assert (reduced.preset, reduced.size.cells, reduced.data.image_size, reduced.size.epochs) == ("fast", 1, 16, 50)
     assert reduced.size.batch_size == paper.size.batch_size == 256
@@ -150,4 +157,108 @@ def test_the_paper_s_scale_on_a_cpu(tmp_path, table, capsys, monkeypatch):
 
 def test_the_list(capsys):
     reproduce("--list")
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*EXPERIMENTS]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*TABLES]
+
+
+# Tables of trained networks
+
+
+@pytest.mark.usefixtures("_in_process")
+def test_a_network_that_is_searched_picked_and_trained(tmp_path, capsys, monkeypatch):
+    table = NETWORK_TABLES["table5"]
+    few = [e for e in table.entries if e.column == "SP-DARTS" and e.row == "S4, cifar10"]
+    monkeypatch.setitem(NETWORK_TABLES, "table5", table._replace(entries=tuple(few)))
+    given = ["--scale", "smoke", "--seeds", "0", "1", "--only", "S4, cifar10", "--output", tmp_path]
+    reproduce("table5", *given, "--dry-run")
+    assert "1 selections, 0 have finished; 2 trainings, 0 have finished" in capsys.readouterr().out
+    assert not [*tmp_path.iterdir()]
+    reproduce("table5", *given)
+    folder = tmp_path / "smoke"
+    errors = [
+        json.loads((folder / f"train-s4-cifar10-sp-darts-seed{seed}" / "summary.json").read_text())["error"]
+        for seed in (0, 1)
+    ]
+    mean, deviation = 50 * sum(errors), 100 * abs(errors[0] - errors[1]) / 2**0.5
+    line = next(line for line in (folder / "table5.md").read_text().splitlines() if line.startswith("| S4, cifar10 |"))
+    assert line.endswith(f"| {mean:.2f} ± {deviation:.2f} / 2.60 / {mean - 2.6:+.2f} |")
+    picked = json.loads((folder / "s4-cifar10-sp-darts" / "pick.json").read_text())
+    with (folder / "table5.csv").open() as file:
+        rows = [*csv.DictReader(file)]
+    assert [row["run"] for row in rows] == [f"train-s4-cifar10-sp-darts-seed{seed}" for seed in (0, 1)]
+    assert {row["row"] for row in rows} == {"S4, cifar10"}
+    assert {row["genotype"] for row in rows} == {picked["candidates"][0]["genotype"]}
+    assert [float(row["error"]) for row in rows] == errors
+    capsys.readouterr()
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*/*")}
+    reproduce("table5", *given)
+    assert "0 selections, 1 have finished; 0 trainings, 2 have finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*/*")} == before
+
+
+@pytest.mark.usefixtures("_in_process")
+def test_a_published_cell_and_its_transfer(tmp_path):
+    reproduce("table3", "--scale", "smoke", "--seeds", "0", "--only", "NASNet", "--output", tmp_path)
+    folder = tmp_path / "smoke"
+    trained = {name: json.loads((folder / f"train-{name}-NASNet-seed0" / "summary.json").read_text()) for name in
+               ("cifar10", "imagenet")}  # fmt: skip
+    line = (folder / "table3.md").read_text().splitlines()[4]
+    assert [cell.split(" / ")[0] for cell in line.strip("| ").split(" | ")[1:]] == [
+        f"{factor * trained[name][field]:.2f}"
+        for name, field, factor in (
+            ("cifar10", "error", 100), ("cifar10", "parameters", 1e-6),
+            ("imagenet", "error", 100), ("imagenet", "top5_error", 100), ("imagenet", "parameters", 1e-6),
+        )
+    ]  # fmt: skip
+
+
+def test_imagenet_is_trained_from_the_folders_that_are_named(tmp_path, capsys):
+    """And left out where none are; the user's flags are of the other data."""
+    network = NETWORK_TABLES["table3"].networks["imagenet-NASNet"]
+    chosen = Namespace(scale="paper", imagenet=[tmp_path / "train", tmp_path / "val"])
+    config = train.configure(_train_words(network, None, chosen, 3, tmp_path / "run", ["--data", "cifar"]))
+    assert (config.preset, config.size.epochs, config.run.seed) == ("imagenet", 250, 3)
+    assert (config.data.data, config.data.test_data) == (tmp_path / "train", tmp_path / "val")
+    reproduce("table3", "--only", "AmoebaNet", "--output", tmp_path, "--dry-run", "--", "--dataset", "digits")
+    assert "3 trainings, 0 have finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("scale", NETWORK_SCALES)
+def test_every_selection_and_training_is_one(scale, tmp_path):
+    """Flags that the commands understand, of the paper's protocols at the paper's scale."""
+    chosen = Namespace(scale=scale, imagenet=[tmp_path, tmp_path])
+    selections, networks = {}, {}
+    for table in NETWORK_TABLES.values():
+        some = [
+            name for name in table.networks if not name.startswith("s") or "s1-cifar10-" in name or "s2-svhn-sp" in name
+        ]
+        networks |= {name: table.networks[name] for name in some}
+        for name in {networks[name].search for name in some} - {None}:
+            selections[name] = pick.configure(_pick_words(table.searches[name], scale, tmp_path, []))
+    for name, network in networks.items():
+        assert (network.search is None) == bool({"genotype", "model"} & {*network.settings})
+        genotype = STAND_IN if network.search else None
+        trained = train.configure(_train_words(network, genotype, chosen, 0, tmp_path / name, []))
+        if scale == "paper" and network.search and not network.is_transfer:
+            assert (trained.size.epochs, trained.data.dataset) == (600, selections[network.search].data.dataset)
+    if scale == "paper":
+        found = [selections[name] for name in ("s2-svhn-sp-darts", "cifar10-sp-darts")]
+        assert {config.preset for config in found} == {"paper"}
+        assert [config.selection.temperatures for config in found] == [(4e-4, 5e-4, 6e-4, 7e-4), ()]
+        assert [config.selection.seeds for config in found] == [(0,), (0, 1, 2, 3, 4)]
+
+
+def test_what_the_paper_prints_of_networks():
+    third = {(e.row, e.column): e.printed for e in NETWORK_TABLES["table3"].entries}
+    assert third["AmoebaNet-B", "CIFAR-10 error, %"] == (2.55, 0.05)
+    assert third["GAEA-PC-DARTS", "ImageNet top-1 error, %"] == (24.3,)
+    fifth = {(e.row, e.column): e.printed for e in NETWORK_TABLES["table5"].entries}
+    assert fifth["S4, cifar10", "DARTS"] == (7.20,)
+    assert fifth["S2, cifar100", "SDARTS-ADV"] == (20.56,)
+    assert fifth["S3, svhn", "DARTS+PT (fixed)"] == (2.32,)
+    assert len(fifth) == 12 * 10
+
+
+def test_a_row_that_is_not_there(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        reproduce("table3", "--scale", "smoke", "--only", "ResNet", "--output", tmp_path)
+    assert "no row contains 'ResNet': the rows are DenseNet-BC (no cutout), NASNet-A," in capsys.readouterr().err

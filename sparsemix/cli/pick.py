@@ -67,7 +67,7 @@ def pick(config: PickConfig) -> dict[str, Any]:
     candidates = []
     for name, search in searches(config, folder):
         found = finished(search) or darts_search.search(search)
-        training = training_of(config, folder / f"search-{name}" / "genotype.json", folder / f"train-{name}")
+        training = training_of(config, str(folder / f"search-{name}" / "genotype.json"), folder / f"train-{name}")
         trained = finished(training) or train.train(training)
         candidates.append(
             {
@@ -97,14 +97,14 @@ def searches(config: PickConfig, folder: Path) -> Iterator[tuple[str, DartsConfi
             yield name, in_folder(replace(search, method=at_temperature), folder / f"search-{name}", seed)
 
 
-def training_of(config: PickConfig, genotype: Path, output: Path) -> TrainingConfig:
-    """The training that judges what a search found; its seed is one and the same for all."""
+def training_of(config: PickConfig, genotype: str, output: Path) -> TrainingConfig:
+    """The training that judges what a search found, a file or a name; its seed is one and the same for all."""
     selection, data = config.selection, config.data
     training = TrainingConfig.of_preset(selection.train_preset, data.dataset)
     given = {
         "epochs": selection.train_epochs,
         "image_size": data.image_size,
-        "genotype": str(genotype),
+        "genotype": genotype,
         "holdout": selection.train_holdout,
         **{name: config.settings[name] for name in ("data", "download", "device", "workers")},
     }

@@ -35,6 +35,11 @@ def resolved(config: TrainingConfig) -> TrainingConfig:
 
 def train(config: TrainingConfig) -> dict[str, Any]:
     """Train, and return the summary."""
+    return make_training(config).run()
+
+
+def make_training(config: TrainingConfig) -> Training:
+    """The training of this configuration, ready to run; its run folder has been made."""
     config = resolved(config)
     accelerator = make_accelerator(config.run.device)
     set_seed(config.run.seed)
@@ -47,7 +52,7 @@ def train(config: TrainingConfig) -> dict[str, Any]:
         options |= {"auxiliary": network.auxiliary > 0}
     else:
         name = network.model
-    return Training(config, timm.create_model(name, **options), data, accelerator).run()
+    return Training(config, timm.create_model(name, **options), data, accelerator)
 
 
 def configure(args: list[str] | None = None) -> TrainingConfig:

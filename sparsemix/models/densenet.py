@@ -33,7 +33,8 @@ class CifarDenseNet(DenseNet):
         nn.init.kaiming_normal_(self.features.conv0.weight)
         self.features.norm0 = nn.Identity()  # the first layer of a dense block begins with its own
         self.features.pool0 = nn.Identity()
-        self.feature_info = [{**info, "reduction": max(1, info["reduction"] // 4)} for info in self.feature_info]
+        features: Any = self.feature_info
+        self.feature_info = [{**info, "reduction": max(1, info["reduction"] // 4)} for info in features]
 
 
 default_cfgs = generate_default_cfgs(

@@ -6,13 +6,15 @@ import csv
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..report.figures import draw_runs
 from ..report.records import FinishedRun
 from ..report.tables import Table
 from .experiments import COLUMNS, Experiment
+from .networks import Entry, NetworkTable
 
-__all__ = ["accuracy_table", "time_table", "write_results"]
+__all__ = ["accuracy_table", "network_table", "time_table", "write_networks", "write_results"]
 
 _OF = {"valid": "validation", "test": "test"}
 
@@ -50,6 +52,45 @@ def time_table(experiment: Experiment, ratios: Mapping[str, float]) -> Table:
     return Table(["", "here", "paper", "difference"], rows)
 
 
+def network_table(table: NetworkTable, trained: Mapping[str, Sequence[FinishedRun]]) -> Table:
+    """The paper's table: in each place the number found here, the one that the paper prints, and their difference.
+
+    Args:
+        table: the table.
+        trained: name of a network -> its trainings that have finished.
+    """
+    columns, rows = dict.fromkeys(entry.column for entry in table.entries), dict.fromkeys(e.row for e in table.entries)
+    cells = {(entry.row, entry.column): _entry(entry, trained.get(entry.network, ())) for entry in table.entries}
+    return Table(
+        ["here / paper / difference", *columns],
+        [[row, *(cells.get((row, column), "") for column in columns)] for row in rows],
+    )
+
+
+def _entry(entry: Entry, runs: Sequence[FinishedRun]) -> str:
+    return _beside(
+        [entry.factor * run.summary[entry.field] for run in runs if entry.field in run.summary], entry.printed
+    )
+
+
+def write_networks(
+    name: str,
+    table: NetworkTable,
+    made: Table,
+    trained: Mapping[str, Sequence[FinishedRun]],
+    folder: Path,
+    paragraphs: Sequence[str],
+) -> None:
+    """Write ``NAME.md``, and ``NAME.csv`` with every training."""
+    _write_page(name, table.title, made, folder, paragraphs)
+    rows = {entry.network: entry.row for entry in table.entries}
+    fields = ("seed", "error", "top5_error", "parameters", "macs", "judged_on", "model", "genotype")
+    lines = [
+        [rows[network], run.name, *map(run.summary.get, fields)] for network in trained for run in trained[network]
+    ]
+    _write_csv(folder / f"{name}.csv", ["row", "run", *fields], lines)
+
+
 def write_results(
     name: str,
     experiment: Experiment,
@@ -59,20 +100,27 @@ def write_results(
     notes: Sequence[str],
 ) -> None:
     """Write ``NAME.md``, ``NAME.csv`` with every run, and ``NAME.png`` with their course."""
-    remarks = [experiment.remark] if experiment.remark else []
-    parts = [f"## {experiment.title[0].upper()}{experiment.title[1:]}", table.markdown(), *remarks, *notes]
-    (folder / f"{name}.md").write_text("\n\n".join(parts) + "\n")
+    _write_page(name, experiment.title, table, folder, [*([experiment.remark] if experiment.remark else []), *notes])
     every = [(row, run) for row in experiment.rows for run in found.get(row.run, ())]
     if not every:
         return
-    with (folder / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["row", "run", "seed", "genotype", "discretized_accuracy", "entropy", *_names()])
-        for row, run in every:
-            summary = run.summary
-            values = [summary.get(field) for field in ("seed", "genotype", "discretized_accuracy", "entropy")]
-            writer.writerow([row.name, run.name, *values, *("".join(map(str, _values(run, c))) for c in COLUMNS)])
+    fields = ("seed", "genotype", "discretized_accuracy", "entropy")
+    lines = [
+        [row.name, run.name, *map(run.summary.get, fields), *("".join(map(str, _values(run, c))) for c in COLUMNS)]
+        for row, run in every
+    ]
+    _write_csv(folder / f"{name}.csv", ["row", "run", *fields, *_names()], lines)
     draw_runs([run for _, run in every], folder / f"{name}.png")
+
+
+def _write_page(name: str, title: str, table: Table, folder: Path, paragraphs: Sequence[str]) -> None:
+    parts = [f"## {title[0].upper()}{title[1:]}", table.markdown(), *paragraphs]
+    (folder / f"{name}.md").write_text("\n\n".join(parts) + "\n")
+
+
+def _write_csv(path: Path, headings: Sequence[str], lines: Sequence[Sequence[Any]]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([headings, *lines])
 
 
 def _names() -> list[str]:
@@ -93,11 +141,10 @@ def _mean(values: Sequence[float], form: str) -> str:
     return form.format(statistics.fmean(values)) + deviation
 
 
-def _beside(values: Sequence[float], printed: tuple[float, float] | None) -> str:
-    """Ours, the paper's, and the difference of the means."""
+def _beside(values: Sequence[float], printed: Sequence[float] | None) -> str:
+    """Ours, the paper's, and the difference of the means; the paper prints a mean and, mostly, a deviation."""
     ours = _mean(values, "{:.2f}")
     if printed is None:
         return ours
-    mean, deviation = printed
-    difference = f"{statistics.fmean(values) - mean:+.2f}" if values else "-"
-    return f"{ours} / {mean:.2f} ± {deviation:.2f} / {difference}"
+    difference = f"{statistics.fmean(values) - printed[0]:+.2f}" if values else "-"
+    return f"{ours} / {' ± '.join(f'{number:.2f}' for number in printed)} / {difference}"

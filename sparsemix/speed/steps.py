@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ..runs.run import Run
 from ..runs.search import Search
 from ..supernet.mixed_op import Execution
 from .dense import dense
@@ -39,7 +40,7 @@ def compare_steps(searches: Mapping[str, Callable[[], Search]], rounds: int) -> 
         ValueError: as :func:`check_steps` says.
     """
     check_steps([*searches], rounds)
-    steppers = {name: _Stepper(make()) for name, make in searches.items()}
+    steppers = {name: _SearchStepper(make()) for name, make in searches.items()}
     times: dict[str, list[float]] = {name: [] for name in steppers}
     dense_times: dict[str, list[float]] = {name: [] for name in steppers}
     for _ in range(rounds + 1):
@@ -58,10 +59,15 @@ def compare_steps(searches: Mapping[str, Callable[[], Search]], rounds: int) -> 
     }
 
 
-def seconds_a_step(search: Search) -> float:
-    """How long a search step takes in the middle epoch, after one that does not count. The search is used up by it."""
-    stepper = _Stepper(search)
-    search.step(stepper.batch)
+def seconds_a_step(run: Run, epoch: int) -> float:
+    """How long a step of a search or a training takes in an epoch, after one that does not count. It uses the run up.
+
+    Args:
+        run: freshly made.
+        epoch: from 0.
+    """
+    stepper = _Stepper(run, epoch)
+    run.step(stepper.batch)
     return timed(stepper.steps, stepper.device) / STEPS
 
 
@@ -86,19 +92,27 @@ def check_steps(methods: Sequence[str], rounds: int) -> None:
 
 
 class _Stepper:
-    """Takes steps of a search in its middle epoch."""
+    """Takes steps of a run in one of its epochs, all on the same batch."""
 
-    def __init__(self, search: Search) -> None:
-        self.search = search
-        self.device = search.accelerator.device.type
-        self.batch = next(search.pairs.epoch(0))
-        search.epoch = search.config.size.epochs // 2
-        search.begin_epoch()
+    def __init__(self, run: Run, epoch: int) -> None:
+        self.run = run
+        self.device = run.accelerator.device.type
+        self.batch = next(run.data.epoch(0))
+        run.epoch = epoch
+        run.begin_epoch()
 
     def steps(self) -> None:
         for _ in range(STEPS):
-            self.search.step(self.batch)
-            self.search.progress.step += 1  # the next moment, which draws anew
+            self.run.step(self.batch)
+            self.run.progress.step += 1  # the next moment, which draws anew
+
+
+class _SearchStepper(_Stepper):
+    """Steps in the middle epoch of a search."""
+
+    def __init__(self, search: Search) -> None:
+        super().__init__(search, search.config.size.epochs // 2)
+        self.search = search
 
     def dense_steps(self) -> None:
         with dense(self.search.model):

@@ -1,0 +1,93 @@
+"""``sparsemix reproduce``: a table or a figure of the paper, made again and set beside what the paper prints.
+
+sparsemix reproduce --list
+sparsemix reproduce table1 --scale smoke                                         # minutes, on the embedded digits
+sparsemix reproduce table1 --scale reduced -- --data data --download --table nb201.csv
+sparsemix reproduce table5 --only "S4, cifar10" -- --data data --download
+
+What comes after -- are flags of the searches and, where networks are trained, of the trainings. Each run has its own
+folder. Given again, the command goes on with what was interrupted, and repeats nothing that has finished, not even for
+another table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ...reproduction.experiments import EXPERIMENTS, SCALES, Experiment
+from ...reproduction.networks import NETWORK_TABLES, NetworkTable
+from ..flags import split_command
+from .networks import reproduce_networks
+from .searches import reproduce_searches, reproduce_times
+
+__all__ = ["main"]
+
+TABLES: dict[str, Experiment | NetworkTable] = {**EXPERIMENTS, **NETWORK_TABLES}
+OWN = {
+    "--method": "NAME",
+    "--preset": "NAME",
+    "--genotype": "NAME",
+    "--model": "NAME",
+    "--seed": "--seeds",
+    "--output": "--output",
+    "--resume": "--output",
+}
+"""Flag of a run that a row of a table has -> the command's own."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """The command with these flags.
+
+    Raises:
+        SystemExit: a flag is wrong (2), or a run failed (1); the reason has been printed.
+    """
+    chosen, flags = split_command(_parser(), args, OWN)
+    if chosen.list or chosen.name is None:
+        width = max(map(len, TABLES))
+        print("\n".join(f"{name:{width}}  {table.title}" for name, table in TABLES.items()))
+        return
+    folder = chosen.output / chosen.scale
+    if chosen.name in NETWORK_TABLES:
+        failed = reproduce_networks(chosen, NETWORK_TABLES[chosen.name], flags, folder)
+    elif EXPERIMENTS[chosen.name].is_timed:
+        failed = reproduce_times(chosen, EXPERIMENTS[chosen.name], flags, folder)
+    else:
+        failed = reproduce_searches(chosen, EXPERIMENTS[chosen.name], flags, folder)
+    for name in failed:
+        print(f"{name} failed: {folder / f'{name}.log'} says why", file=sys.stderr)
+    if failed:
+        sys.exit(1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sparsemix reproduce",
+        usage="sparsemix reproduce NAME [flags] [-- flags of the runs]",
+        description="A table or a figure of the paper, made again and set beside what the paper prints.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", nargs="?", choices=[*TABLES], metavar="NAME", help="of a table; --list shows them")
+    parser.add_argument("--list", action="store_true", help="list the tables and figures")
+    parser.add_argument(
+        "--scale",
+        choices=[*SCALES],
+        default="reduced",
+        help="paper: as printed; reduced: the whole schedule on 16x16 images with one cell a stage, or proxies of the "
+        "trained networks (default); smoke: minutes, on the embedded digits",
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="by default 0 1 2")
+    parser.add_argument("--only", metavar="TEXT", help="only rows whose name contains this, such as 'SP-DARTS'")
+    parser.add_argument(
+        "--imagenet",
+        nargs=2,
+        type=Path,
+        metavar=("TRAIN", "VAL"),
+        help="ImageNet's folders, for the transfer of table3",
+    )
+    parser.add_argument("--output", type=Path, default=Path("runs/reproduce"), metavar="FOLDER", help="for the runs")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores (default 1)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would run, and for how long")
+    parser.add_argument("--yes", action="store_true", help="run at the paper's scale on a CPU")
+    return parser
