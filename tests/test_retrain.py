@@ -80,7 +80,7 @@ def test_selections_are_protocols_that_flags_change():
     """Of the peers: four seeds, each result trained for 100 epochs as in full, and judged on half of the images."""
     peers = pick.configure(["--space", "s2", "--selection", "peers", "--dataset", "cifar100"])
     assert (peers.selection.seeds, peers.selection.temperatures, peers.preset) == ((0, 1, 2, 3), (), "paper")
-    training = pick.training_of(peers, Path("DARTS_V2"), Path("runs/x")).settings
+    training = pick.training_of(peers, "DARTS_V2", Path("runs/x")).settings
     expected = {"epochs": 100, "holdout": 0.5, "channels": 16, "cells": 8, "batch_size": 96}
     expected |= {"auxiliary": 0.4, "cutout": 16, "drop_path": 0.2}
     assert {name: training[name] for name in expected} == expected

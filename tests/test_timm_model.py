@@ -1,11 +1,12 @@
 import json
+import shlex
 import textwrap
 
 import pytest
 import timm
 import torch
 
-from sparsemix.cli import timm_model
+from sparsemix.cli import timm_model, train
 from sparsemix.inject import choose_
 
 TINY = [
@@ -35,7 +36,8 @@ def test_a_search_leaves_a_network_that_can_be_built_again(tmp_path, capsys):
     folder = tmp_path / "run"
     choice = json.loads((folder / "choice.json").read_text())
     assert choice.keys() == {f"layer{stage}.0.act{i}" for stage in (1, 2) for i in (1, 2)}
-    snippet = capsys.readouterr().out.split("to build it:\n")[1]
+    shown = capsys.readouterr().out
+    snippet = shown.split("to build it:\n")[1]
     names = {}
     exec(textwrap.dedent(snippet), names)  # as it is printed
 
@@ -46,6 +48,20 @@ def test_a_search_leaves_a_network_that_can_be_built_again(tmp_path, capsys):
     assert torch.equal(names["model"].eval()(x), network.eval()(x))
     rows = {path.split(".")[0]: name for path, name in choice.items()}
     assert summary["genotype"] == ", ".join(f"{row}: {name}" for row, name in rows.items())
+
+    command = next(line for line in shown.splitlines() if "sparsemix train" in line)
+    flags = [*shlex.split(command)[2:], "--preset", "proxy", "--epochs", "1", "--output", str(tmp_path / "trained")]
+    trained = train.train(train.configure(flags))
+    assert trained["parameters"] == sum(p.numel() for p in network.parameters())
+    assert trained["choice"] == choice
+    weights = torch.load(tmp_path / "trained" / "weights.pt", weights_only=True)
+    assert weights.keys() == network.state_dict().keys()
+
+
+def test_a_choice_goes_with_its_model(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        train.configure(["--choice", "choice.json", "--mix", "kernel"])
+    assert "--mix, too, got None and kernel" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_budget_steers_the_choice(tmp_path):

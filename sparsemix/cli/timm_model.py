@@ -6,6 +6,7 @@ The run folder holds ``choice.json``, path -> candidate, and the weights of the 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -155,7 +156,9 @@ def keep(run: Search, mixed: MixedModel, table: CostTable, options: dict[str, An
         say(run.accelerator, f"over the budget of {compact(budget)}: raise --cost-weight, or search for more epochs")
     say(
         run.accelerator,
-        f"{compact(found)} {table.unit}; to build it:\n"
+        f"{compact(found)} {table.unit}; to train it from scratch:\n"
+        f"  {_train_command(run, mixed)}\n"
+        f"with the weights of the search, to build it:\n"
         f"  import json, timm, torch\n"
         f"  from sparsemix.inject import choose_\n"
         f"  image = torch.zeros({tuple(image.shape)})\n"
@@ -163,6 +166,13 @@ def keep(run: Search, mixed: MixedModel, table: CostTable, options: dict[str, An
         f"  choose_(model, {mixed.mix!r}, json.load(open({str(folder.path / 'choice.json')!r})), example=image)\n"
         f"  model.load_state_dict(torch.load({str(folder.path / 'weights.pt')!r}, weights_only=True))",
     )
+
+
+def _train_command(run: Search, mixed: MixedModel) -> str:
+    data, size = run.config.data, ["--image-size", str(run.config.data.image_size)]
+    words = ["sparsemix", "train", "--model", mixed.model, "--mix", mixed.mix]
+    words += ["--choice", str(run.folder.path / "choice.json"), "--dataset", data.dataset, "--data", str(data.data)]
+    return shlex.join([*words, *(size if data.image_size else [])])
 
 
 def configure(args: list[str] | None = None) -> TimmConfig:

@@ -1,10 +1,12 @@
 """``sparsemix train``: train a network from scratch and report its test error.
 
-Of a genotype that was found, of a published one, or a model of timm's.
+Of a genotype that was found, of a published one, or a model of timm's, as it is or with the layers that a search chose.
 """
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -12,6 +14,7 @@ from accelerate.utils import set_seed
 
 from .. import models  # noqa: F401  (registers the networks)
 from ..data import open_training
+from ..inject.mixing import choose_
 from ..runs.config import configured
 from ..runs.launching import make_accelerator
 from ..runs.training import Training
@@ -21,7 +24,10 @@ from .flags import training_config
 
 
 def resolved(config: TrainingConfig) -> TrainingConfig:
-    """With the genotype itself in place of where it is to be found, which may change."""
+    """With the genotype or the choice itself in place of where it is to be found, which may change."""
+    if (choice := config.network.choice) is not None:
+        text = Path(choice).read_text() if choice.endswith(".json") else choice
+        return configured(config, {"output": config.named_output(), "choice": json.dumps(json.loads(text))})
     if config.network.model is not None:
         return config
     if config.network.genotype is None:
@@ -52,7 +58,11 @@ def make_training(config: TrainingConfig) -> Training:
         options |= {"auxiliary": network.auxiliary > 0}
     else:
         name = network.model
-    return Training(config, timm.create_model(name, **options), data, accelerator)
+    model = timm.create_model(name, **options)
+    if network.choice is not None and network.mix is not None:
+        image = next(data.test())[0][:1].to("cpu")
+        choose_(model, network.mix, json.loads(network.choice), example=image)
+    return Training(config, model, data, accelerator)
 
 
 def configure(args: list[str] | None = None) -> TrainingConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -157,6 +158,7 @@ class Training(Run):
         summary = {
             "model": network.model,
             "genotype": None if network.model else network.genotype,
+            "choice": None if network.choice is None else json.loads(network.choice),
             "seed": self.config.run.seed,
             **asdict(self.cost),
             **last,

@@ -40,6 +40,10 @@ class NetworkSettings:
     """Architecture to train: a published name such as DARTS_V2, a .json file, or the notation itself."""
     model: str | None = None
     """Model of timm's to train instead of a genotype."""
+    choice: str | None = None
+    """Layers that a search chose for the model: its choice.json, or the JSON itself."""
+    mix: str | None = None
+    """Family of candidates that the choice names, as the search had it: kernel, groups, ..."""
     auxiliary: float = 0.4
     """Weight of the auxiliary classifier's loss; 0: no auxiliary classifier."""
     drop_path: float = 0.3
@@ -48,6 +52,11 @@ class NetworkSettings:
     def __post_init__(self) -> None:
         for name in ("auxiliary", "drop_path"):
             _check_share(name, getattr(self, name))
+        if self.choice is not None and (self.model is None or self.mix is None):
+            raise ValueError(
+                f"a choice goes with the model and the family that were searched: give --model and --mix, too, got "
+                f"{self.model} and {self.mix}"
+            )
 
 
 @dataclass(frozen=True)
@@ -131,8 +140,8 @@ class TrainingConfig(Config):
 
     def named_output(self) -> Path:
         """The run folder."""
-        genotype = self.network.genotype or ""
-        what = self.network.model or (Path(genotype).parent.name if genotype.endswith(".json") else genotype)
+        found = self.network.choice or self.network.genotype or ""
+        what = Path(found).parent.name if found.endswith(".json") else self.network.model or found
         what = what.replace("/", "-") if len(what) <= 40 and "(" not in what else "genotype"
         return self.run.output or Path("runs") / f"train-{what}-{self.data.dataset}-{self.preset}-seed{self.run.seed}"
 
