@@ -3,8 +3,9 @@
     python benchmarks/read_outs.py --runs runs/settle/* --table nb201.csv --output read_outs
 
 Rules of one search: the last epoch's alphas (the paper's), the mean of the last 3, 5 and 10 epochs' alphas, and the
-epoch of the second half with the best discretised accuracy. A run of METHOD+settle that has the seed of a run of METHOD
-adds the rule "settled". OUTPUT.csv has a row a seed and rule, OUTPUT-cells.csv one for each cell that settling measured.
+epoch of the second half with the best discretised accuracy. A run of METHOD+settle with the seed of a run of METHOD
+adds the rule "settled". OUTPUT.csv has a row for each seed and rule, OUTPUT-cells.csv one for each cell that settling
+measured.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def verdict(cells: Sequence[Mapping[str, Any]]) -> str:
             correlations.append(spearmanr([cell["measured_accuracy"] for cell in among], accuracies).statistic)
     better = sum(gain > 0 for gain in gains)
     return (
-        f"{len(by_seed)} searches had undecided rows, with {len(cells) / len(by_seed):.1f} cells in question on average. "
+        f"{len(by_seed)} searches had undecided rows, {len(cells) / len(by_seed):.1f} cells in question on average. "
         f"The cell taken is {_mean(gains, '+.2f')} points from their mean, and above it in {better} of {len(gains)}. "
         f"Rank correlation of measured and true accuracy: {_mean(correlations)} ({len(correlations)} searches)."
     )

@@ -36,7 +36,10 @@ def search(output, *flags):
 
 def records(output):
     lines = map(json.loads, (output / "records.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if k not in ("seconds", "evaluation_seconds")} for line in lines]
+    return [
+        {k: v for k, v in line.items() if k not in ("seconds", "evaluation_seconds", "update_seconds")}
+        for line in lines
+    ]
 
 
 def small_arch(**keywords):

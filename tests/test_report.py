@@ -8,6 +8,7 @@ from sparsemix.report.figures import draw_audits, draw_runs
 from sparsemix.report.records import load_run, middle_and_high
 from sparsemix.report.tables import Table, audit_table, steadiness_table, table
 
+CELL = "|none~0|+|none~0|skip_connect~1|+|none~0|none~1|skip_connect~2|"
 CONFIG = {"space": "nb201", "dataset": "cifar10", "image_size": 16, "limit": 640, "weight_lr": 0.05, "sparse": 1e-3}
 
 
@@ -27,7 +28,7 @@ def runs(tmp_path):
             "entropy": 1.25,
             "output_leakage": {"1<-0": 0.25, "2<-0": 0.75},
             "skips": 2,
-            "genotype": "|none~0|",
+            "genotype": CELL,
             "seconds": 3.0,
         }
         method, seed = name.rsplit("-", 1)
@@ -49,19 +50,19 @@ def test_a_row_for_each_run_and_a_mean_for_each_method(runs):
         "| run | method | data | supernet | discretised | gap | entropy | output leakage | skips | seconds | found |"
     )
     assert lines[0] == headings
-    data = "cifar10 16x16, 640 images"
-    assert (
-        lines[2] == rf"| sp-darts-0 | sp-darts | {data} | 60.0% | 50.0% | +10.0% | 1.25 | 0.50 | 2 | 3 | \|none~0\| |"
-    )
+    data, found = "cifar10 16x16, 640 images", CELL.replace("|", r"\|")
+    assert lines[2] == rf"| sp-darts-0 | sp-darts | {data} | 60.0% | 50.0% | +10.0% | 1.25 | 0.50 | 2 | 3 | {found} |"
     assert lines[5].startswith("| sp-darts, 2 runs |  |  | 60.0% ± 0.0% | 60.0% ± 14.1% | +0.0% ± 14.1% |")
     assert len(lines) == 6
 
 
 def test_plain_text_for_a_terminal(runs):
-    shown = table(loaded(runs)).plain().splitlines()
+    text, found = table(loaded(runs)).plain().split("\n\n")
+    shown = text.splitlines()
     assert len({len(line) for line in shown}) == 1
+    assert found.splitlines()[0].split() == ["sp-darts-0", CELL]
     assert shown[1].split()[:6] == ["sp-darts-0", "sp-darts", "cifar10", "16x16,", "640", "images"]
-    assert shown[1].split()[6:] == ["60.0%", "50.0%", "+10.0%", "1.25", "0.50", "2", "3", "|none~0|"]
+    assert shown[1].split()[6:] == ["60.0%", "50.0%", "+10.0%", "1.25", "0.50", "2", "3"]
     long = Table(["run", "error", "found"], [["a", "1", "x" * 50], ["all", "1", ""]]).plain()
     assert long.splitlines() == ["run  error", "a        1", "all      1", "", f"a    {'x' * 50}"]
 

@@ -56,7 +56,9 @@ def records(output):
 
 
 def without_time(record):
-    return {key: value for key, value in record.items() if key not in ("seconds", "evaluation_seconds")}
+    return {
+        key: value for key, value in record.items() if key not in ("seconds", "evaluation_seconds", "update_seconds")
+    }
 
 
 @pytest.fixture(scope="module")

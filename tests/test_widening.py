@@ -167,7 +167,10 @@ def search(output, *flags):
 
 def records(output):
     lines = map(json.loads, (output / "records.jsonl").read_text().splitlines())
-    return [{k: v for k, v in line.items() if k not in ("seconds", "evaluation_seconds")} for line in lines]
+    return [
+        {k: v for k, v in line.items() if k not in ("seconds", "evaluation_seconds", "update_seconds")}
+        for line in lines
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,7 @@ def _imported(module: str) -> Callable[[list[str]], None]:
     try:
         return import_module(f"{__name__}.{module}").main
     except ImportError as error:
-        if error.name in ("tyro", "sklearn", "scipy", "matplotlib"):
+        if error.name in ("tyro", "sklearn", "scipy", "matplotlib", "jinja2"):
             raise ModuleNotFoundError(
                 f"{error.name} is not installed: pip install 'sparsemix[search,plots]'"
             ) from error

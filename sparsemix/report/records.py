@@ -35,6 +35,7 @@ class FinishedRun(NamedTuple):
             average; and ``early_drift``, the same for the first half of the search. The last three are in units of the
             temperature at which the method's rows are read.
         records: ``records.jsonl``, and in each that was evaluated the mean output leakage.
+        commands: ``commands.json``: what a reader may want to do -> the command that does it.
     """
 
     name: str
@@ -44,13 +45,18 @@ class FinishedRun(NamedTuple):
     settings: dict[str, Any]
     summary: dict[str, Any]
     records: list[dict[str, Any]]
+    commands: dict[str, str] = {}  # noqa: RUF012
 
 
-def load_run(folder: str | Path) -> FinishedRun:
+def load_run(folder: str | Path, may_be_running: bool = False) -> FinishedRun:
     """Read a finished run.
 
+    Args:
+        folder: of the run.
+        may_be_running: a run that has not finished is read up to its last epoch.
+
     Raises:
-        FileNotFoundError: the folder holds no finished run.
+        FileNotFoundError: the folder holds no finished run; or, of one that may be running, no epoch yet.
         ValueError: it holds a run of an older version, whose records differ.
     """
     folder = Path(folder)
@@ -59,15 +65,17 @@ def load_run(folder: str | Path) -> FinishedRun:
             raise FileNotFoundError(f"{folder} holds no run")
         epochs, file = json.loads((folder / "config.json").read_text()).get("epochs"), folder / "records.jsonl"
         done = len(file.read_text().splitlines()) if file.is_file() else 0
-        raise FileNotFoundError(f"{folder} has not finished ({done} of {epochs} epochs): continue it (resume)")
-    summary = json.loads((folder / "summary.json").read_text())
+        if not (may_be_running and done):
+            raise FileNotFoundError(f"{folder} has not finished ({done} of {epochs} epochs): continue it (resume)")
     config = json.loads((folder / "config.json").read_text())
+    summary = _summary(folder, config)
     records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
     settings = {field: value for field, value in config.items() if field not in _PER_RUN}
+    commands = json.loads(file.read_text()) if (file := folder / "commands.json").is_file() else {}
     data = _data(config)
     if "method" not in summary:
         what = summary.get("model") or summary["genotype"]
-        return FinishedRun(folder.name, "training", what, data, settings, summary, records)
+        return FinishedRun(folder.name, "training", what, data, settings, summary, records, commands)
     if "temperature" not in summary:
         raise ValueError(f"{folder} holds a search by version {config.get('version')}, whose records are others")
     for entry in (entry for entry in (summary, *records) if "output_leakage" in entry):
@@ -77,7 +85,17 @@ def load_run(folder: str | Path) -> FinishedRun:
         summary |= _late(records[-LATE - 1 :], temperature)
         summary["early_drift"] = _drift(records[: len(records) // 2]) / temperature
     kind = f"search of {config.get('space', 'a supernet')}"
-    return FinishedRun(folder.name, kind, summary["method"], data, settings, summary, records)
+    return FinishedRun(folder.name, kind, summary["method"], data, settings, summary, records, commands)
+
+
+def _summary(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """``summary.json``; of a run that goes on, what its last epochs say."""
+    if (folder / "summary.json").is_file():
+        return json.loads((folder / "summary.json").read_text())
+    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    latest = {field: value for record in records for field, value in record.items()}
+    known = {name: config[name] for name in ("method", "seed", "model", "genotype") if name in config}
+    return {**known, **latest, "seconds": sum(record["seconds"] for record in records)}
 
 
 def _data(config: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .config import Config
 from .epochs import Batches, Progress, Steps
 from .folder import RunFolder
-from .launching import rng_state, say, set_rng_state, stop_requests, surroundings
+from .launching import command_line, rng_state, say, set_rng_state, stop_requests, surroundings
 from .processes import Parallel, sums
 from .trackers import check_tracker, tracking
 
@@ -108,6 +108,11 @@ class Run(ABC):
         """For the progress bar, beside the epoch."""
         return ""
 
+    def commands(self) -> dict[str, str]:
+        """What a reader of the run folder may want to do -> the command that does it."""
+        resume = command_line(self.accelerator)
+        return {"make it again": resume.removesuffix(" --resume"), "resume it": resume}
+
     def stops(self) -> bool:
         """Whether the run is over before its last epoch."""
         return False
@@ -124,6 +129,8 @@ class Run(ABC):
         self.settings = {**settings, **surroundings(self.accelerator)}
         config, main = self.config, self.accelerator.is_main_process
         self.folder = RunFolder(output, self.settings, config.run.resume, config.MOVABLE, writes=main)
+        if main:
+            self.folder.write("commands.json", self.commands())
         self.accelerator.wait_for_everyone()
         state = self.folder.load_checkpoint() if config.run.resume else None
         if state is not None:

@@ -33,6 +33,29 @@ from .run import Run
 __all__ = ["Search"]
 
 
+class TimedSearchStep(SearchStep[ArchParameterGroup]):
+    """A search step that keeps how long its updates took on the host; on a GPU, kernels may still be running."""
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        self.seconds: dict[str, float] = {}
+
+    def update_weights(self, batch: Any) -> Tensor:
+        return self._timed("weights", super().update_weights, batch)
+
+    def update_alphas(self, train_batch: Any, val_batch: Any) -> Tensor:
+        return self._timed("alphas", super().update_alphas, train_batch, val_batch)
+
+    def update_both(self, batch: Any) -> Tensor:
+        return self._timed("both", super().update_both, batch)
+
+    def _timed(self, name: str, update: Callable[..., Tensor], *batches: Any) -> Tensor:
+        started = time.perf_counter()
+        loss = update(*batches)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+        return loss
+
+
 class Search(Run):
     """A differentiable architecture search, from its configuration to ``summary.json`` in its run folder.
 
@@ -118,7 +141,7 @@ class Search(Run):
                 self.read_out(self.arch, 1.0)
         return self.read_out(self.arch, 1.0)
 
-    def _search_step(self, settings: Optimization) -> SearchStep[ArchParameterGroup]:
+    def _search_step(self, settings: Optimization) -> TimedSearchStep:
         weight_optimizer, alpha_optimizer = self.accelerator.prepare(self.weight_optimizer, self.alpha_optimizer)
         model = self.accelerator.prepare_model(self.model, evaluation_mode=True)  # gradients are averaged by hand
 
@@ -133,7 +156,7 @@ class Search(Run):
                 total = total + penalty
             return share * total
 
-        return SearchStep(
+        return TimedSearchStep(
             self.arch,
             loss,
             weight_optimizer,
@@ -193,10 +216,13 @@ class Search(Run):
         if audits.audit_every and moment.step % audits.audit_every == 0:
             self.progress.audits += self._audit(moment, val)
         trains_alphas = self.method.trains_alphas(self.epoch, self.config.size.epochs)
+        self.search_step.seconds.clear()
         losses = torch.stack([*self.search_step(train, val, alphas=trains_alphas)])
         self.parallel.average([losses, *(b for b in self.model.buffers() if b.is_floating_point())])
         train_loss, val_loss = losses.tolist()
-        self.progress.add(loss=train_loss, val_loss=val_loss, sparse=moment.phi)
+        kind = "sparse" if moment.phi else "smooth"
+        seconds = {f"{kind} {update} seconds": value for update, value in self.search_step.seconds.items()}
+        self.progress.add(loss=train_loss, val_loss=val_loss, sparse=moment.phi, **seconds)
 
     def _moment(self, plan: Plan) -> Moment:
         """Of the coming batch."""
@@ -206,6 +232,10 @@ class Search(Run):
     def note(self) -> str:
         columns, plan = self.method.columns, self.progress.plan
         return "".join(f", {heading} {write(plan[name])}" for name, (heading, write) in columns.items())
+
+    def commands(self) -> dict[str, str]:
+        retrain = {} if self.retrain is None else {"train what it found": self.retrain(self.folder.path)}
+        return {**super().commands(), **retrain}
 
     def stops(self) -> bool:
         return self.method.stops(self.folder.records)
@@ -236,6 +266,9 @@ class Search(Run):
             **({} if close is None else {"undecided": close, "open": len(close)}),
             **({} if genotype.skips is None else {"skips": genotype.skips}),
             **({"audits": progress.audits} if self.config.execution.audit_every else {}),
+            "update_seconds": {
+                name.removesuffix(" seconds"): total for name, total in progress.totals.items() if "seconds" in name
+            },
             "genotype": str(genotype),
             "alphas": {label: alpha.tolist() for label, alpha in arch.named_parameters()},
             **({"betas": betas} if betas else {}),
@@ -321,6 +354,7 @@ class Search(Run):
             "open",
             "seconds",
             "evaluation_seconds",
+            "update_seconds",
         }
         averaged = self._averaged_genotype(records[-config.measurement.average_epochs :])
         with self.arch.reading(_rows(last["alphas"]), records[-1].get("allowed", {})):
@@ -328,6 +362,7 @@ class Search(Run):
         summary = {
             "method": config.method.name,
             "seed": config.run.seed,
+            "candidates": {label: [*op.names] for label, (op, *_) in self.arch.rows.items()},
             **{key: value for key, value in last.items() if key not in of_epoch},
             "averaged_genotype": str(averaged),
             **{f"averaged_{key}": value for key, value in self.judge(averaged).items()},
