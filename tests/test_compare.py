@@ -335,3 +335,19 @@ def test_steps_are_timed_under_what_was_learnt_and_decided_by_then(tmp_path):
     assert restricted == {label: tuple(names) for label, names in record["allowed"].items()}
     assert {label: alpha.tolist() for label, alpha in search.arch.named_parameters()} == record["alphas"]
     assert {label: beta.item() for label, beta in search.arch.named_betas()} == record["betas"]
+
+
+@pytest.mark.parametrize("space", ["darts", "s4"])
+def test_other_spaces_are_compared_too(space, tmp_path, monkeypatch, capsys):
+    """To the table; each search runs here, where a comparison starts a process."""
+
+    def run_here(commands, logs, jobs):
+        for words in commands.values():
+            main([*words])
+        return dict.fromkeys(commands, 0)
+
+    monkeypatch.setattr("sparsemix.cli.compare.run_processes", run_here)
+    tiny = ["--preset", "proxy", "--channels", "4", "--cells", "3", "--epochs", "1", "--limit", "80"]
+    words = ["compare", space, "--methods", "sp-darts", "--seeds", "0", "--output", str(tmp_path)]
+    main([*words, "--", *tiny, "--batch-size", "20"])
+    assert "| sp-darts | 1 |" in capsys.readouterr().out

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..spaces import darts
-from .darts import DartsConfig, search
+from .darts import DartsConfig, make_search
 from .flags import search_config
+
+__all__ = ["RobustConfig", "configure", "main", "make_search"]
 
 
 @dataclass(frozen=True)
@@ -26,4 +28,4 @@ def configure(args: list[str] | None = None) -> RobustConfig:
 
 def main(args: list[str]) -> None:
     """The command with these flags."""
-    search(configure(args))
+    make_search(configure(args)).run()
