@@ -1,0 +1,169 @@
+"""What the method does to leakage, gap and outcomes: the figures and tables of docs/evidence.md, from committed data.
+
+    python benchmarks/evidence.py                         # from docs/data/courses.csv and docs/data/all-methods.csv
+    python benchmarks/evidence.py --runs runs/evidence/*  # from finished searches of NAS-Bench-201, read first
+
+The second writes docs/data/courses.csv, a row for each epoch of each run. Both draw docs/evidence-*.png and print the
+tables.
+"""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from sparsemix.report.drawing import COLOURS, over_epochs, save, sheet, style
+from sparsemix.report.records import load_run
+from sparsemix.report.tables import Table
+from sparsemix.spaces.nb201 import NB201Genotype
+
+Row = Mapping[str, str]
+FIELDS = ("supernet_accuracy", "discretized_accuracy", "entropy", "leakage", "true_accuracy")
+GOOD = 90.0
+"""True accuracy in percent below which a search counts as failed; the best cell has 94.37."""
+
+
+@dataclass(frozen=True)
+class Options:
+    runs: tuple[Path, ...] = ()
+    """Folders of finished searches; by default docs/data/courses.csv is read."""
+    docs: Path = Path("docs")
+    """Folder of the documentation."""
+
+
+def main(options: Options) -> None:
+    courses = options.docs / "data" / "courses.csv"
+    if options.runs:
+        _write(courses, [line for run in options.runs for line in course(run)])
+    rows = read(courses)
+    with style():
+        for name, (field, factor, label, lowest) in CURVES.items():
+            save(curves(rows, field, factor, label, lowest), options.docs / f"evidence-{name}.png")
+        save(outcomes(rows), options.docs / "evidence-outcomes.png")
+    print(last_epochs(rows).markdown())
+    print(f"\n{collapses(read(options.docs / 'data' / 'all-methods.csv')).markdown()}")
+
+
+def course(folder: Path) -> Iterable[dict[str, Any]]:
+    """A row for each epoch of a finished search."""
+    run = load_run(folder)
+    for record in run.records:
+        measured = {field: record.get(field) for field in FIELDS}
+        yield {"method": run.what, "seed": run.summary["seed"], "epoch": record["epoch"] + 1, **measured} | {
+            "genotype": record["genotype"]
+        }
+
+
+def read(path: Path) -> list[Row]:
+    with path.open(newline="") as file:
+        return [*csv.DictReader(file)]
+
+
+def idle_edges(genotype: str) -> int:
+    """How many of the six edges are skip connections or none."""
+    return sum(operation in ("skip_connect", "none") for operation in NB201Genotype.parse(genotype).operations)
+
+
+def _fallen(cells: Sequence[tuple[str, float]]) -> list[str]:
+    """Of cells and their true accuracies: how many are half idle, how many below 90 %, and the lowest."""
+    half = sum(idle_edges(genotype) >= 3 for genotype, _ in cells)
+    below = sum(true < GOOD for _, true in cells)
+    return [str(half), str(below), f"{min(true for _, true in cells):.2f}"]
+
+
+_FALLEN = ["half or more skip or none", "below 90 %", "worst, %"]
+
+
+# Tables
+
+
+def last_epochs(rows: Sequence[Row]) -> Table:
+    """A line a method: what its searches end with."""
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        last = [*{row["seed"]: row for row in rows if row["method"] == method}.values()]  # the last row of each seed
+        percent = {field: [100 * float(row[field]) for row in last] for field in ("discretized_accuracy", "leakage")}
+        gaps = [100 * (float(row["supernet_accuracy"]) - float(row["discretized_accuracy"])) for row in last]
+        true = [float(row["true_accuracy"]) for row in last]
+        shown = [*map(_mean, (percent["discretized_accuracy"], gaps, percent["leakage"]))]
+        shown += [_mean([float(row["entropy"]) for row in last]), _mean(true)]
+        lines.append(
+            [method, str(len(last)), *shown, *_fallen([(row["genotype"], float(row["true_accuracy"])) for row in last])]
+        )
+    headings = ["method", "n", "discretised accuracy, %", "gap, points", "output leakage, %", "entropy, nats"]
+    return Table([*headings, "true accuracy, %", *_FALLEN], lines)
+
+
+def collapses(runs: Sequence[Row]) -> Table:
+    """A line a method: how many of its searches collapsed."""
+    lines = []
+    for method in dict.fromkeys(run["method"] for run in runs):
+        cells = [(run["genotype"], float(run["true_cifar10_test"])) for run in runs if run["method"] == method]
+        lines.append([method, str(len(cells)), *_fallen(cells)])
+    return Table(["method", "n", *_FALLEN], lines)
+
+
+def _mean(values: Sequence[float]) -> str:
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{deviation}"
+
+
+# Figures
+
+CURVES = {
+    "gap": ("discretized_accuracy", 100.0, "accuracy of the discretised supernet, %", 0.0),
+    "leakage": ("leakage", 100.0, "output leakage, %, mean over edges", 0.0),
+}
+"""Name of the file -> field, factor, label and lowest value of the axis."""
+
+
+def curves(rows: Sequence[Row], field: str, factor: float, label: str, lowest: float | None) -> Any:
+    """The mean over the seeds of each method, and in a band the lowest and the highest."""
+    figure, axis = sheet(6.4, 3.6)
+    for method, colour in zip(dict.fromkeys(row["method"] for row in rows), COLOURS, strict=False):
+        by_epoch: dict[int, list[float]] = {}
+        for row in rows:
+            if row["method"] == method and row[field]:
+                by_epoch.setdefault(int(row["epoch"]), []).append(factor * float(row[field]))
+        epochs = sorted(by_epoch)
+        axis.plot(epochs, [statistics.fmean(by_epoch[e]) for e in epochs], color=colour, label=method)
+        low, high = ([choose(by_epoch[e]) for e in epochs] for choose in (min, max))
+        axis.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
+    over_epochs(axis)
+    axis.set_ylabel(label)
+    axis.set_ylim(bottom=lowest)
+    figure.legend(loc="outside upper left", ncols=3)
+    return figure
+
+
+def outcomes(rows: Sequence[Row]) -> Any:
+    """Every search's true accuracy, a line a method; crosses are cells with three or more skip or none edges."""
+    methods = [*dict.fromkeys(row["method"] for row in rows)]
+    figure, axis = sheet(6.4, 1.2 + 0.45 * len(methods))
+    for place, (method, colour) in enumerate(zip(methods, COLOURS, strict=False)):
+        last = {row["seed"]: row for row in rows if row["method"] == method}.values()
+        for row in last:
+            true = float(row["true_accuracy"])
+            marker = "x" if idle_edges(row["genotype"]) >= 3 else "o"
+            axis.plot([true], [place], marker=marker, color=colour, alpha=0.7)
+    axis.set_yticks(range(len(methods)), methods)
+    axis.set_ylim(len(methods) - 0.5, -0.5)
+    axis.set_xlabel("true test accuracy on CIFAR-10, %")
+    return figure
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0]])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
