@@ -1,9 +1,18 @@
-"""Tables of docs/results.md against the runs that they are made of."""
+"""Tables of the documentation against the runs that they are made of, and the scripts that make them."""
 
 import csv
+import random
 import re
 import statistics
 from pathlib import Path
+
+import evidence
+import pytest
+import read_outs
+import timm_budget
+
+from sparsemix.measure.cost import CostTable
+from sparsemix.spaces.nb201 import NB201Genotype
 
 DOCS = Path(__file__).parent.parent / "docs"
 COLUMNS = {
@@ -37,3 +46,62 @@ def test_the_table_of_all_methods():
             tolerance = 0.051 if ".1f" in form else 0.0051
             assert abs(mean - statistics.fmean(values)) <= tolerance, (row[0], heading)
             assert abs(deviation - statistics.stdev(values)) <= tolerance, (row[0], heading)
+
+
+# docs/evidence.md: each table as its command prints it
+
+PAGE = (DOCS / "evidence.md").read_text()
+
+
+def test_the_tables_of_searches():
+    assert evidence.last_epochs(evidence.read(DOCS / "data" / "courses.csv")).markdown() in PAGE
+    assert evidence.collapses(evidence.read(DOCS / "data" / "all-methods.csv")).markdown() in PAGE
+
+
+def test_the_table_of_ways_to_read_out():
+    numbers = {"true_accuracy": float, "measured_accuracy": float, "taken": "True".__eq__}
+    rows, cells = (
+        [{k: numbers.get(k, str)(v) for k, v in row.items()} for row in evidence.read(DOCS / "data" / f"{name}.csv")]
+        for name in ("read-outs", "read-outs-cells")
+    )
+    assert read_outs.compared(rows).markdown() in PAGE
+    assert read_outs.verdict(cells) in " ".join(PAGE.split())
+
+
+def test_the_table_of_a_budget():
+    rows = evidence.read(DOCS / "data" / "budget.csv")
+    numbers = [{k: v if k == "kind" else float(v) for k, v in row.items()} for row in rows]
+    assert timm_budget.summary(numbers).markdown() in PAGE
+
+
+@pytest.mark.parametrize(
+    ("genotype", "idle"),
+    [
+        ("|skip_connect~0|+|none~0|nor_conv_3x3~1|+|none~0|avg_pool_3x3~1|nor_conv_1x1~2|", 3),
+        ("|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|avg_pool_3x3~0|nor_conv_1x1~1|nor_conv_1x1~2|", 0),
+    ],
+)
+def test_idle_edges(genotype, idle):
+    assert evidence.idle_edges(genotype) == idle
+
+
+def test_rules_of_reading_out():
+    """Alphas of two epochs, by hand: their mean is strongest elsewhere than the last ones."""
+    edges = NB201Genotype.EDGES
+    epochs = [{edge: [0.0, 5.0, 0.0, 0.0, 0.0] for edge in edges}, {edge: [0.0, 1.0, 0.0, 2.0, 0.0] for edge in edges}]
+    cells = [NB201Genotype((name,) * 6) for name in ("skip_connect", "nor_conv_3x3")]
+    records = [
+        {"epoch": i, "alphas": alphas, "genotype": str(cell), "discretized_accuracy": accuracy}
+        for i, (alphas, cell, accuracy) in enumerate(zip(epochs, cells, (0.5, 0.5), strict=True))
+    ]
+    assert read_outs.last(records) == cells[1]
+    assert read_outs.mean_of(1)(records) == cells[1]
+    assert read_outs.mean_of(2)(records) == cells[0]
+    assert read_outs.best_discretised(records) == cells[1]
+
+
+def test_draws_use_the_budget():
+    costs = CostTable("macs", 10, {"a": {"x": 1, "y": 5}, "b": {"x": 2, "y": 6}})
+    assert timm_budget.drawn(costs, 17, random.Random(0)) in ({"a": "x", "b": "y"}, {"a": "y", "b": "x"})
+    with pytest.raises(ValueError, match="none of 100000 random choices costs 97% to 100% of 14"):
+        timm_budget.drawn(costs, 14, random.Random(0))

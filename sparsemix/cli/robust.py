@@ -17,6 +17,8 @@ __all__ = ["RobustConfig", "configure", "main", "make_search"]
 
 @dataclass(frozen=True)
 class RobustConfig(DartsConfig):
+    """Settings of a search of S1 to S4."""
+
     space: Literal["s1", "s2", "s3", "s4"] = "s1"
     """Search space: the operations of each edge."""
 

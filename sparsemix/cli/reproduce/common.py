@@ -46,6 +46,7 @@ def chosen_rows(rows: Mapping[str, Row], only: str | None) -> list[Row]:
 
 
 def has_finished(folder: Path) -> bool:
+    """Whether a run folder holds a run that has come to its end."""
     return (folder / "summary.json").exists()
 
 
@@ -86,4 +87,5 @@ def notes(chosen: argparse.Namespace, flags: Sequence[str], remark: str) -> list
 
 
 def show(table: Table, written: Path) -> None:
+    """Print a table, and where it has been written."""
     print(f"\n{table.plain() if sys.stdout.isatty() else table.markdown()}\n\nwritten to {written}.md")
