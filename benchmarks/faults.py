@@ -141,7 +141,7 @@ def compared(output: Path, truth: Path) -> str:
     states = [Checkpoints(folder).load() for folder in (output, truth)]
     records = [
         [
-            {**json.loads(line), "seconds": 0, "evaluation_seconds": 0}
+            {**json.loads(line), "seconds": 0, "evaluation_seconds": 0, "update_seconds": 0}
             for line in (folder / "records.jsonl").read_text().splitlines()
         ]
         for folder in (output, truth)
