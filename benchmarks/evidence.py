@@ -20,7 +20,7 @@ import tyro
 
 from sparsemix.report.drawing import COLOURS, over_epochs, save, sheet, style
 from sparsemix.report.records import load_run
-from sparsemix.report.tables import Table
+from sparsemix.report.tables import Table, write_rows
 from sparsemix.spaces.nb201 import NB201Genotype
 
 Row = Mapping[str, str]
@@ -40,7 +40,7 @@ class Options:
 def main(options: Options) -> None:
     courses = options.docs / "data" / "courses.csv"
     if options.runs:
-        _write(courses, [line for run in options.runs for line in course(run)])
+        write_rows(courses, [line for run in options.runs for line in course(run)])
     rows = read(courses)
     with style():
         for name, (field, factor, label, lowest) in CURVES.items():
@@ -156,13 +156,6 @@ def outcomes(rows: Sequence[Row]) -> Any:
     axis.set_ylim(len(methods) - 0.5, -0.5)
     axis.set_xlabel("true test accuracy on CIFAR-10, %")
     return figure
-
-
-def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0]])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

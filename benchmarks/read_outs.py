@@ -10,7 +10,6 @@ measured.
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import tyro
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
 from sparsemix.report.records import FinishedRun, load_run
-from sparsemix.report.tables import Table
+from sparsemix.report.tables import Table, write_rows
 from sparsemix.spaces.nb201 import NB201Genotype
 from sparsemix.spaces.nb201.table import NB201Table
 
@@ -61,7 +60,7 @@ def main(options: Options) -> Table:
     cells = [cell for run in settled.values() for cell in cells_in_question(run, true)]
     for name, lines in (("", rows), ("-cells", cells)):
         if lines:
-            _write(options.output.with_name(f"{options.output.name}{name}.csv"), lines)
+            write_rows(options.output.with_name(f"{options.output.name}{name}.csv"), lines)
     made = compared(rows)
     print(made.markdown())
     if cells:
@@ -173,13 +172,6 @@ def _mean(values: Sequence[float], form: str = ".2f") -> str:
         return "-"
     deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):{form}}{deviation}"
-
-
-def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0]])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

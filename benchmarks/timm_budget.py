@@ -10,7 +10,6 @@ so are the uniform model and the model as it is. Runs that have finished are not
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 import statistics
@@ -27,7 +26,7 @@ from sparsemix import ArchParameterGroup
 from sparsemix.cli import timm_model, train
 from sparsemix.inject import mix_
 from sparsemix.measure.cost import CostTable, measure_costs
-from sparsemix.report.tables import Table
+from sparsemix.report.tables import Table, write_rows
 
 
 @dataclass(frozen=True)
@@ -77,10 +76,7 @@ def main(options: Options) -> Table:
                 {"kind": kind, "seed": seed, **{name: trained[name] for name in ("macs", "parameters", "error")}}
             )
             print(f"seed {seed}, {kind}: error {trained['error']:.2%}, {trained['macs'] / 1e6:.2f} M MACs", flush=True)
-    with (options.output / "budget.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0]])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(options.output / "budget.csv", rows)
     table = summary(rows)
     (options.output / "budget.md").write_text(table.markdown() + "\n")
     print(f"\nbudget {budget / 1e6:.2f} M MACs\n\n{table.markdown()}")

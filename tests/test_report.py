@@ -12,6 +12,12 @@ CELL = "|none~0|+|none~0|skip_connect~1|+|none~0|none~1|skip_connect~2|"
 CONFIG = {"space": "nb201", "dataset": "cifar10", "image_size": 16, "limit": 640, "weight_lr": 0.05, "sparse": 1e-3}
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Reports of several runs are written to the present folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def runs(tmp_path):
     """Three finished runs: two seeds of one method, one of another."""

@@ -21,7 +21,7 @@ from .. import compare
 from ..data import open_pairs
 from ..methods.registry import find_method
 from ..runs.config import SearchConfig
-from ..runs.several import run_processes
+from ..runs.several import exit_if_failed, run_processes
 from ..speed.steps import check_steps
 from . import COMMANDS
 from .flags import split_command
@@ -81,10 +81,7 @@ def _conclude(
     table = compare.conclude(configs, module.make_search, chosen.time_steps, [f"`{made_by}`"])
     print(f"\n{table.plain() if sys.stdout.isatty() else table.markdown()}\n")
     print(f"written to {chosen.output / 'comparison.md'}, .csv and .png")
-    for name in failed:
-        print(f"{name} failed: {chosen.output / f'{name}.log'} says why", file=sys.stderr)
-    if failed:
-        sys.exit(1)
+    exit_if_failed(failed, chosen.output)
 
 
 def _run_flags(config: SearchConfig) -> list[str]:

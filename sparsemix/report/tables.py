@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from .records import FinishedRun, group_names, middle_and_high
 
-__all__ = ["Table", "audit_table", "steadiness_table", "table"]
+__all__ = ["Table", "audit_table", "steadiness_table", "table", "write_rows"]
 
 # column -> (heading, format)
 Columns = Mapping[str, tuple[str, str]]
@@ -73,6 +75,14 @@ class Table(NamedTuple):
         if is_long:
             lines += ["", *(f"{row[0].ljust(first)}  {row[-1]}" for row in self.rows if row[-1])]
         return "\n".join(lines)
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a CSV file: a line for each row, a column for each of their names."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0]])
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def table(runs: Sequence[FinishedRun]) -> Table:

@@ -108,8 +108,7 @@ class _Row(NamedTuple):
     name: str
     method: str = ""
     network: Settings | None = None
-    error: str = ""
-    parameters: str = ""
+    cifar10: str = ""
     imagenet: str = ""
 
 
@@ -118,24 +117,22 @@ def _published(name: str, **settings: str | int) -> Settings:
 
 
 _TABLE3 = (
-    _Row(
-        "DenseNet-BC (no cutout)", "", {"model": "sparsemix_densenet_bc", "cutout": 0}, error="3.46", parameters="25.6"
-    ),
-    _Row("NASNet-A", "", _published("NASNet"), "2.65", "3.3", "26.0 8.4 5.3"),
-    _Row("AmoebaNet-B", "", _published("AmoebaNet_B"), "2.55±0.05", "2.8", "26.0 8.5 5.3"),
-    _Row("PNAS (no cutout)", "", _published("PNAS", cutout=0), "3.41±0.09", "3.2", "25.8 8.1 5.1"),
-    _Row("ENAS", "", _published("ENAS"), "2.89", "4.6"),
-    _Row("DARTS-V2", "darts-v2", None, "2.76±0.09", "3.3", "26.7 8.7 4.7"),
-    _Row("PC-DARTS", "pc-darts", None, "2.57±0.07", "3.6", "25.1 7.8 5.3"),
-    _Row("GDAS", "gdas", None, "2.85±0.02", "2.8", "26.0 8.5 5.3"),
-    _Row("GAEA-PC-DARTS", "gaea-pc-darts", None, "2.50±0.06", "3.7", "24.3 7.3 5.6"),
-    _Row("DrNAS, in stages", "drnas", None, "2.46±0.03", "4.1"),
+    _Row("DenseNet-BC (no cutout)", "", {"model": "sparsemix_densenet_bc", "cutout": 0}, cifar10="3.46 25.6"),
+    _Row("NASNet-A", "", _published("NASNet"), "2.65 3.3", "26.0 8.4 5.3"),
+    _Row("AmoebaNet-B", "", _published("AmoebaNet_B"), "2.55±0.05 2.8", "26.0 8.5 5.3"),
+    _Row("PNAS (no cutout)", "", _published("PNAS", cutout=0), "3.41±0.09 3.2", "25.8 8.1 5.1"),
+    _Row("ENAS", "", _published("ENAS"), "2.89 4.6"),
+    _Row("DARTS-V2", "darts-v2", None, "2.76±0.09 3.3", "26.7 8.7 4.7"),
+    _Row("PC-DARTS", "pc-darts", None, "2.57±0.07 3.6", "25.1 7.8 5.3"),
+    _Row("GDAS", "gdas", None, "2.85±0.02 2.8", "26.0 8.5 5.3"),
+    _Row("GAEA-PC-DARTS", "gaea-pc-darts", None, "2.50±0.06 3.7", "24.3 7.3 5.6"),
+    _Row("DrNAS, in stages", "drnas", None, "2.46±0.03 4.1"),
     _Row("DrNAS, searched on ImageNet", "", _published("DrNAS_imagenet"), imagenet="23.7 7.1 5.7"),
-    _Row("DARTS+PT", "pt", None, "2.61±0.08", "3.0"),
-    _Row("SDARTS-RS+PT", "sdarts-rs+pt", None, "2.54±0.10", "3.3"),
-    _Row("SGAS+PT", "sgas+pt", None, "2.56±0.10", "3.9"),
-    _Row("SP-DARTS", "sp-darts", None, "2.4", "3.4"),
-    _Row("SP-DARTS, published cell", "", _published("SP_DARTS"), "2.4", "3.4"),
+    _Row("DARTS+PT", "pt", None, "2.61±0.08 3.0"),
+    _Row("SDARTS-RS+PT", "sdarts-rs+pt", None, "2.54±0.10 3.3"),
+    _Row("SGAS+PT", "sgas+pt", None, "2.56±0.10 3.9"),
+    _Row("SP-DARTS", "sp-darts", None, "2.4 3.4"),
+    _Row("SP-DARTS, published cell", "", _published("SP_DARTS"), "2.4 3.4"),
 )
 _ON_CIFAR10 = (("CIFAR-10 error, %", "error", 100), ("parameters, M", "parameters", 1e-6))
 _ON_IMAGENET = (
@@ -159,15 +156,16 @@ def _table3() -> NetworkTable:
             seeds = (0, 1, 2, 3, 4) if row.method == "sp-darts" else (0, 1, 2, 3)
             flags = {"space": "darts", "dataset": "cifar10", "selection": "peers", "seeds": seeds}
             searches[search] = {"method": row.method, **flags}
-        if row.error:
-            networks[f"cifar10-{name}"] = Network(search, {"preset": "cifar", "dataset": "cifar10", **settings})
-            for (column, field, factor), text in zip(_ON_CIFAR10, (row.error, row.parameters), strict=True):
-                entries.append(Entry(row.name, column, f"cifar10-{name}", field, factor, _number(text)))
-        if row.imagenet:
-            genotype = {key: value for key, value in settings.items() if key == "genotype"}
-            networks[f"imagenet-{name}"] = Network(search, {"preset": "imagenet", **genotype}, is_transfer=True)
-            for (column, field, factor), text in zip(_ON_IMAGENET, row.imagenet.split(), strict=True):
-                entries.append(Entry(row.name, column, f"imagenet-{name}", field, factor, _number(text)))
+        published = {key: value for key, value in settings.items() if key == "genotype"}
+        for network, columns, numbers in (
+            (Network(search, {"preset": "cifar", "dataset": "cifar10", **settings}), _ON_CIFAR10, row.cifar10),
+            (Network(search, {"preset": "imagenet", **published}, is_transfer=True), _ON_IMAGENET, row.imagenet),
+        ):
+            if numbers:
+                trained = f"{'imagenet' if network.is_transfer else 'cifar10'}-{name}"
+                networks[trained] = network
+                for (column, field, factor), text in zip(columns, numbers.split(), strict=True):
+                    entries.append(Entry(row.name, column, trained, field, factor, _number(text)))
     return NetworkTable(
         "DARTS space: CIFAR-10, and the transfer to ImageNet (Table III)",
         searches,

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from .launching import Interrupted, stop_requests
 
-__all__ = ["run_processes", "threads_each"]
+__all__ = ["exit_if_failed", "run_processes", "threads_each"]
 
 POLL_SECONDS = 0.05
 
@@ -91,6 +91,18 @@ def run_processes(commands: Mapping[str, Sequence[str]], logs: Path, jobs: int =
         if stop.is_set() and left:
             raise Interrupted(f"stopped with {left} of {len(commands)} runs left: the same command goes on with them")
     return statuses
+
+
+def exit_if_failed(failed: Sequence[str], logs: Path) -> None:
+    """End the command where runs failed, and name the files that say why.
+
+    Raises:
+        SystemExit: some failed.
+    """
+    for name in failed:
+        print(f"{name} failed: {logs / f'{name}.log'} says why", file=sys.stderr)
+    if failed:
+        sys.exit(1)
 
 
 def _end(processes: Sequence[Process]) -> None:

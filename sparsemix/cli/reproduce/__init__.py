@@ -13,11 +13,11 @@ another table.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from ...reproduction.experiments import EXPERIMENTS, SCALES, Experiment
 from ...reproduction.networks import NETWORK_TABLES, NetworkTable
+from ...runs.several import exit_if_failed
 from ..flags import split_command
 from .networks import reproduce_networks
 from .searches import reproduce_searches, reproduce_times
@@ -55,10 +55,7 @@ def main(args: list[str] | None = None) -> None:
         failed = reproduce_times(chosen, EXPERIMENTS[chosen.name], flags, folder)
     else:
         failed = reproduce_searches(chosen, EXPERIMENTS[chosen.name], flags, folder)
-    for name in failed:
-        print(f"{name} failed: {folder / f'{name}.log'} says why", file=sys.stderr)
-    if failed:
-        sys.exit(1)
+    exit_if_failed(failed, folder)
 
 
 def _parser() -> argparse.ArgumentParser:
