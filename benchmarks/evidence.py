@@ -1,10 +1,11 @@
 """What the method does to leakage, gap and outcomes: the figures and tables of docs/evidence.md, from committed data.
 
-    python benchmarks/evidence.py                         # from docs/data/courses.csv and docs/data/all-methods.csv
+    python benchmarks/evidence.py                         # from docs/data: courses.csv, all-methods.csv and s4.csv
     python benchmarks/evidence.py --runs runs/evidence/*  # from finished searches of NAS-Bench-201, read first
+    python benchmarks/evidence.py --noise runs/s4/*seed?  # from finished searches of S4, read first
 
-The second writes docs/data/courses.csv, a row for each epoch of each run. Both draw docs/evidence-*.png and print the
-tables.
+The others write docs/data/courses.csv and docs/data/s4.csv, a row for each epoch of each run. All draw
+docs/evidence-*.png and print the tables.
 """
 
 from __future__ import annotations
@@ -29,18 +30,24 @@ GOOD = 90.0
 """True accuracy in percent below which a search counts as failed; the best cell has 94.37."""
 
 
+NOISE_EPOCHS = (8, 16, 24, 32)
+
+
 @dataclass(frozen=True)
 class Options:
     runs: tuple[Path, ...] = ()
     """Folders of finished searches; by default docs/data/courses.csv is read."""
+    noise: tuple[Path, ...] = ()
+    """Folders of finished searches of S4; by default docs/data/s4.csv is read."""
     docs: Path = Path("docs")
     """Folder of the documentation."""
 
 
 def main(options: Options) -> None:
-    courses = options.docs / "data" / "courses.csv"
-    if options.runs:
-        write_rows(courses, [line for run in options.runs for line in course(run)])
+    courses, s4 = (options.docs / "data" / f"{name}.csv" for name in ("courses", "s4"))
+    for file, folders in ((courses, options.runs), (s4, options.noise)):
+        if folders:
+            write_rows(file, [line for folder in folders for line in course(folder)])
     rows = read(courses)
     with style():
         for name, (field, factor, label, lowest) in CURVES.items():
@@ -48,6 +55,7 @@ def main(options: Options) -> None:
         save(outcomes(rows), options.docs / "evidence-outcomes.png")
     print(last_epochs(rows).markdown())
     print(f"\n{collapses(read(options.docs / 'data' / 'all-methods.csv')).markdown()}")
+    print(f"\n{noise(read(s4)).markdown()}")
 
 
 def course(folder: Path) -> Iterable[dict[str, Any]]:
@@ -107,6 +115,18 @@ def collapses(runs: Sequence[Row]) -> Table:
         cells = [(run["genotype"], float(run["true_cifar10_test"])) for run in runs if run["method"] == method]
         lines.append([method, str(len(cells)), *_fallen(cells)])
     return Table(["method", "n", *_FALLEN], lines)
+
+
+def noise(rows: Sequence[Row]) -> Table:
+    """A line a search of S4: on how many of the edges that it would keep noise is, after some of its epochs."""
+    lines = []
+    for method, seed in dict.fromkeys((row["method"], row["seed"]) for row in rows):
+        own = {int(row["epoch"]): row for row in rows if (row["method"], row["seed"]) == (method, seed)}
+        counts = [str(own[epoch]["genotype"].count("'noise'")) for epoch in NOISE_EPOCHS]
+        accuracy = 100 * float(own[NOISE_EPOCHS[-1]]["discretized_accuracy"])
+        lines.append([method, seed, *counts, f"{accuracy:.1f}"])
+    headings = [f"noise after epoch {epoch}" for epoch in NOISE_EPOCHS]
+    return Table(["method", "seed", *headings, "discretised accuracy, %"], lines)
 
 
 def _mean(values: Sequence[float]) -> str:
