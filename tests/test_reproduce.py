@@ -9,6 +9,7 @@ import pytest
 
 from sparsemix.cli import main, nb201, pick, train
 from sparsemix.cli.reproduce import TABLES
+from sparsemix.cli.reproduce.common import chosen_rows
 from sparsemix.cli.reproduce.networks import STAND_IN, _pick_words, _train_words
 from sparsemix.cli.reproduce.searches import search_words
 from sparsemix.reproduction.experiments import COLUMNS, EXPERIMENTS, SCALES
@@ -256,6 +257,13 @@ def test_what_the_paper_prints_of_networks():
     assert fifth["S2, cifar100", "SDARTS-ADV"] == (20.56,)
     assert fifth["S3, svhn", "DARTS+PT (fixed)"] == (2.32,)
     assert len(fifth) == 12 * 10
+
+
+def test_a_row_whose_name_begins_another():
+    rows = {"S4, cifar10": 1, "S4, cifar100": 2, "S3, svhn": 3}
+    assert chosen_rows(rows, "S4, cifar10") == [1]
+    assert chosen_rows(rows, "S4") == [1, 2]
+    assert chosen_rows(rows, None) == [1, 2, 3]
 
 
 def test_a_row_that_is_not_there(tmp_path, capsys):

@@ -75,7 +75,11 @@ def _parser() -> argparse.ArgumentParser:
         "trained networks (default); smoke: minutes, on the embedded digits",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="by default 0 1 2")
-    parser.add_argument("--only", metavar="TEXT", help="only rows whose name contains this, such as 'SP-DARTS'")
+    parser.add_argument(
+        "--only",
+        metavar="TEXT",
+        help="only the row of this name, or all rows whose name contains it, such as 'SP-DARTS'",
+    )
     parser.add_argument(
         "--imagenet",
         nargs=2,

@@ -34,11 +34,13 @@ def names(flags: Sequence[str], name: str) -> bool:
 
 
 def chosen_rows(rows: Mapping[str, Row], only: str | None) -> list[Row]:
-    """The rows whose name contains ``only``.
+    """The row of this name; where there is none, the rows whose name contains it.
 
     Raises:
         ValueError: there is none.
     """
+    if only in rows:  # "S4, cifar10" is not "S4, cifar100"
+        return [rows[only]]
     found = [row for name, row in rows.items() if only is None or only in name]
     if not found:
         raise ValueError(f"no row contains {only!r}: the rows are {', '.join(rows)}")
