@@ -39,7 +39,7 @@ def chosen_rows(rows: Mapping[str, Row], only: str | None) -> list[Row]:
     Raises:
         ValueError: there is none.
     """
-    if only in rows:  # "S4, cifar10" is not "S4, cifar100"
+    if only is not None and only in rows:  # "S4, cifar10" is not "S4, cifar100"
         return [rows[only]]
     found = [row for name, row in rows.items() if only is None or only in name]
     if not found:
