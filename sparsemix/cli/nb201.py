@@ -19,7 +19,7 @@ from ..spaces.nb201 import NB201Genotype, NB201Table
 from ..supernet.group import ArchParameterGroup
 from .flags import search_config
 
-TRUE: Columns = {"true_accuracy": ("true", "{:.1f}%".format), "true_rank": ("rank", str)}
+TRUE: Columns = {"true_accuracy": ("true", "{:.1f}%".format)}
 
 
 @dataclass(frozen=True)

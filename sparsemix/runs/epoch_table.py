@@ -1,4 +1,4 @@
-"""What a search prints: a line an epoch under one heading, and at the end what happened and what to do next."""
+"""What a run prints: a line an epoch under one heading, and what a search found and what to do next."""
 
 from __future__ import annotations
 
@@ -11,18 +11,26 @@ from tqdm import tqdm
 
 from ..methods.method import Columns
 
-__all__ = ["Columns", "EpochTable", "closing_lines", "compact"]
+__all__ = ["Columns", "EpochTable", "changed_rows", "closing_lines", "compact", "search_columns", "training_columns"]
 
 _LOSSES: Columns = {
     "train_loss": ("loss", "{:.3f}".format),
     "val_loss": ("val loss", "{:.3f}".format),
 }
 _MEASURED: Columns = {
-    "supernet_accuracy": ("supernet", "{:.1%}".format),
-    "discretized_accuracy": ("discretised", "{:.1%}".format),
     "entropy": ("entropy", "{:.2f}".format),
+    "discretized_accuracy": ("discretised", "{:.1%}".format),
+    "discretization_gap": ("gap", lambda gap: f"{100 * gap:+.1f}"),
     "open": ("open", str),
     "skips": ("skips", str),
+}
+_CHANGED: Columns = {"changed": ("moved", str)}
+_TRAINING: Columns = {
+    "lr": ("    lr", "{:.4f}".format),
+    "loss": ("loss", "{:.3f}".format),
+    "error": (" error", "{:.2%}".format),
+    "top5_error": (" top-5", "{:.2%}".format),
+    "ema_error": ("error of the average", "{:.2%}".format),
 }
 
 
@@ -36,59 +44,72 @@ def compact(value: float) -> str:
     return tqdm.format_sizeof(value) if value >= 1000 else f"{value:.4g}"
 
 
-class EpochTable:
-    """The epochs of a search as a table that is printed line by line.
+def search_columns(planned: Columns, judged: Columns, has_skips: bool) -> Columns:
+    """Columns of a search.
 
     Args:
-        epochs: length of the search.
-        planned: columns of what the method fixes for an epoch, such as p.
-        judged: columns of what is known of the genotype, such as its true accuracy.
+        planned: what the method fixes for an epoch, such as p.
+        judged: what is known of the genotype, such as its true accuracy.
         has_skips: whether the space has skip connections to count.
     """
+    columns = {**_LOSSES, **planned, **_MEASURED, **judged, **_CHANGED}
+    if not has_skips:
+        del columns["skips"]
+    return columns
 
-    def __init__(self, epochs: int, planned: Columns, judged: Columns, has_skips: bool) -> None:
-        self.epochs = epochs
-        self.columns = {**_LOSSES, **planned, **_MEASURED, **judged}
-        if not has_skips:
-            del self.columns["skips"]
+
+def training_columns(has_top5: bool, has_ema: bool) -> Columns:
+    """Columns of a training.
+
+    Args:
+        has_top5: whether top-5 errors are measured.
+        has_ema: whether the moving average of the weights is measured, too.
+    """
+    left_out = {"top5_error": not has_top5, "ema_error": not has_ema}
+    return {field: column for field, column in _TRAINING.items() if not left_out.get(field)}
+
+
+class EpochTable:
+    """The epochs of a run as a table that is printed line by line.
+
+    Args:
+        epochs: length of the run.
+        columns: field of a row -> (heading, how its value is written).
+    """
+
+    def __init__(self, epochs: int, columns: Columns) -> None:
+        counter: Columns = {"epoch": (f"{'epoch':>{2 * len(str(epochs)) + 1}}", lambda epoch: f"{epoch + 1}/{epochs}")}
+        self.columns = {**counter, **columns, **_TIMES}
 
     def heading(self) -> str:
-        headings = [f"{heading:>{_width(heading)}}" for heading, _ in self.columns.values()]
-        return "  ".join([f"{'epoch':>{self._counter}}", *headings, "changed", f"{'time':>7}", f"{'left':>7}"])
+        return "  ".join(heading.rjust(_width(heading)) for heading, _ in self.columns.values())
 
-    def line(self, record: Mapping[str, Any], previous: Mapping[str, Any] | None, left: float) -> str:
-        """One epoch.
-
-        Args:
-            record: of the epoch.
-            previous: of the one before, to count the rows that chose another operation; None: there is none.
-            left: seconds that the rest of the search is expected to take.
-        """
-        values = [
-            f"{write(record[field]) if field in record else '-':>{_width(heading)}}"
+    def line(self, row: Mapping[str, Any]) -> str:
+        """One epoch, with ``-`` for what its row lacks."""
+        return "  ".join(
+            (write(row[field]) if field in row else "-").rjust(_width(heading))
             for field, (heading, write) in self.columns.items()
-        ]
-        changed = "-" if previous is None else str(_changed(record["alphas"], previous["alphas"]))
-        counter = f"{record['epoch'] + 1}/{self.epochs}"
-        times = f"{_duration(record['seconds']):>7}", f"{_duration(left):>7}"
-        return "  ".join([f"{counter:>{self._counter}}", *values, f"{changed:>7}", *times])
-
-    @property
-    def _counter(self) -> int:
-        return max(len("epoch"), 2 * len(str(self.epochs)) + 1)
+        )
 
 
 def _width(heading: str) -> int:
     return max(len(heading), 5)
 
 
-def _changed(alphas: Mapping[str, list[float]], before: Mapping[str, list[float]]) -> int:
+def changed_rows(alphas: Mapping[str, list[float]], before: Mapping[str, list[float]]) -> int:
     """In how many rows another operation is the strongest."""
     return sum(row.index(max(row)) != before[label].index(max(before[label])) for label, row in alphas.items())
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 10 else tqdm.format_interval(seconds)
+    return f"{seconds:.1f}s" if seconds < 10 else tqdm.format_interval(seconds)
+
+
+_TIMES: Columns = {
+    "images_per_second": ("img/s", compact),
+    "seconds": ("time", _duration),
+    "left": ("    left", _duration),
+}
 
 
 def closing_lines(summary: Mapping[str, Any], rows: int, folder: Path, following: str) -> str:

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tqdm.auto import tqdm
-
 from .config import RunSettings
+from .display import Display
 from .launching import Interrupted, command_line
 from .processes import Parallel
 
@@ -52,15 +51,9 @@ class Progress:
         """A total over the number of steps."""
         return self.totals[name] / self.step
 
-    def shown(self) -> str:
-        """For the progress bar."""
-        return f"loss {self.mean('loss'):.3f}"
-
 
 class Steps:
     """Runs through epochs of batches; between two steps a run is saved when that is due, and stopped when asked to.
-
-    As a context it shows, on a terminal, how far the whole run is and how long it will still take.
 
     Args:
         parallel: the processes; they stop after the same step.
@@ -68,50 +61,45 @@ class Steps:
         stop: set, it asks for a stop.
         epochs: length of the run.
         settings: of the run.
+        display: shows how far the run is.
     """
 
     def __init__(
-        self, parallel: Parallel, save: Callable[[], None], stop: threading.Event, epochs: int, settings: RunSettings
+        self,
+        parallel: Parallel,
+        save: Callable[[], None],
+        stop: threading.Event,
+        epochs: int,
+        settings: RunSettings,
+        display: Display,
     ) -> None:
         self.parallel = parallel
         self.save = save
         self.stop = stop
         self.epochs = epochs
         self.settings = settings
-        self._bar: Any = None
+        self.display = display
 
-    def __enter__(self) -> Steps:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def epoch(self, data: Batches, epoch: int, progress: Progress, note: str = "") -> Iterator[Any]:
+    def epoch(self, data: Batches, epoch: int, progress: Progress, line: Callable[[], str]) -> Iterator[Any]:
         """The batches that are left of an epoch. A step is done, and counted, when the next batch is asked for.
+
+        Args:
+            data: the batches.
+            epoch: which epoch.
+            progress: how far it is; advanced by every step.
+            line: the running epoch as the display shows it.
 
         Raises:
             Interrupted: a stop was asked for; the checkpoint is of after the step that was running.
         """
         accelerator, steps = self.parallel.accelerator, len(data)
         started = time.perf_counter() - progress.seconds
-        if self._bar is None:
-            self._bar = tqdm(
-                total=self.epochs * steps,
-                initial=epoch * steps + progress.step,
-                unit="step",
-                leave=False,
-                dynamic_ncols=True,
-                disable=None if accelerator.is_main_process else True,  # None: only a terminal sees the bar
-            )
-        self._bar.set_description_str(f"epoch {epoch + 1}/{self.epochs}{note}", refresh=False)
         for batch in data.epoch(epoch, progress.step):
             self.parallel.seed(self.settings.seed, epoch, progress.step)
             yield batch
             progress.step += 1
             progress.seconds = time.perf_counter() - started
-            self._bar.set_postfix_str(progress.shown(), refresh=False)
-            self._bar.update()
+            self.display.show(line, epoch * steps + progress.step, self.epochs * steps)
             stopping = self.parallel.any(self.stop.is_set())
             save_every = self.settings.save_every
             due = save_every and progress.step % save_every == 0 and progress.step < steps

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from .. import __version__
 
@@ -96,10 +95,9 @@ def stop_requests() -> Iterator[threading.Event]:
 
 
 def say(accelerator: Accelerator, text: str) -> None:
-    """Print in the main process, above a progress bar if there is one."""
+    """Print in the main process."""
     if accelerator.is_main_process:
-        tqdm.write(text)
-        sys.stdout.flush()
+        print(text, flush=True)
 
 
 def run_script(main: Callable[[], Any]) -> None:

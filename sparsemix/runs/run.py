@@ -13,6 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from .config import Config
+from .display import Display
+from .epoch_table import EpochTable
 from .epochs import Batches, Progress, Steps
 from .folder import RunFolder
 from .launching import command_line, rng_state, say, set_rng_state, stop_requests, surroundings
@@ -37,6 +39,7 @@ class Run(ABC):
     Attributes:
         epoch: the epoch that is running, or is to run next; from 0.
         epochs: how many there are.
+        table: how epochs are printed.
         progress: how far that epoch is.
         folder: the run folder.
     """
@@ -44,6 +47,7 @@ class Run(ABC):
     config: Config
     folder: RunFolder
     epochs: int
+    table: EpochTable
 
     def __init__(self, config: Config, accelerator: Accelerator, model: nn.Module, data: Batches) -> None:
         check_tracker(config.run.log_with)
@@ -67,10 +71,6 @@ class Run(ABC):
     @abstractmethod
     def record(self) -> dict[str, Any]:
         """What the epoch brought, ready for JSON, but for the time it took."""
-
-    @abstractmethod
-    def shown(self, record: Mapping[str, Any]) -> str:
-        """A record as a printed line."""
 
     @abstractmethod
     def summarize(self) -> dict[str, Any]:
@@ -104,9 +104,13 @@ class Run(ABC):
         """Named tensors that must be the same in all processes; of large ones, two sums."""
         return ((name, sums(weight)) for name, weight in self.model.named_parameters())
 
-    def note(self) -> str:
-        """For the progress bar, beside the epoch."""
-        return ""
+    @abstractmethod
+    def running(self) -> dict[str, Any]:
+        """What is known of the epoch while it runs, by the names that its record will have."""
+
+    def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """A record as a row of the printed table."""
+        return {**record}
 
     def commands(self) -> dict[str, str]:
         """What a reader of the run folder may want to do -> the command that does it."""
@@ -152,11 +156,12 @@ class Run(ABC):
         with (
             stop_requests() as stop,
             tracking(self.accelerator, self.config.run.log_with, self.folder.path, self.settings) as log,
-            Steps(self.parallel, self.save, stop, self.epochs, self.config.run) as steps,
+            Display(self.accelerator.is_main_process, self.table.heading()) as display,
         ):
+            steps = Steps(self.parallel, self.save, stop, self.epochs, self.config.run, display)
             while self.epoch < self.epochs and not self.stops():
                 self.begin_epoch()
-                for batch in steps.epoch(self.data, self.epoch, self.progress, self.note()):
+                for batch in steps.epoch(self.data, self.epoch, self.progress, self._running_line):
                     self.step(batch)
                 self.check_finite()
                 self.parallel.check_same(self.same_everywhere())
@@ -168,10 +173,25 @@ class Run(ABC):
         record = self.record()
         record["seconds"] = trained + time.perf_counter() - started
         self.folder.append_record(record)
+        line = self.table.line({**self.shown(record), **self._times(record["seconds"])})
         self.epoch, self.progress = self.epoch + 1, Progress()
         self.save()
         log(record, self.tensors())
-        self.say(self.shown(record))
+        self.say(line)
+
+    def _running_line(self) -> str:
+        return self.table.line({"epoch": self.epoch, **self.running(), **self._times(self.progress.seconds)})
+
+    def _times(self, seconds: float) -> dict[str, float]:
+        """Speed so far and the time that is left, when the epoch has taken so many seconds."""
+        progress, steps = self.progress, len(self.data)
+        recent = [record["seconds"] for record in self.folder.records[-5:]]
+        an_epoch = sum(recent) / len(recent) if recent else progress.seconds * steps / progress.step
+        return {
+            "seconds": seconds,
+            "images_per_second": progress.totals["images"] / progress.seconds,
+            "left": an_epoch * (self.epochs - self.epoch - progress.step / steps),
+        }
 
     def save(self) -> None:
         """Write a checkpoint of now."""

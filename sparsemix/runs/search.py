@@ -25,7 +25,7 @@ from ..supernet.architecture import name_or_names
 from ..supernet.compilation import compile_operations
 from ..supernet.group import ArchParameterGroup
 from .config import Optimization, SearchConfig
-from .epoch_table import Columns, EpochTable, closing_lines
+from .epoch_table import Columns, EpochTable, changed_rows, closing_lines, search_columns
 from .learning_rate import PhasedCosine
 from .processes import Shard, cut
 from .run import Run
@@ -116,7 +116,7 @@ class Search(Run):
         self.search_step = self._search_step(config.optimization)
         self.parallel.check_batch_size(config.size.batch_size)
         has_skips = self._check_read_out().skips is not None
-        self.table = EpochTable(self.epochs, method.columns, columns or {}, has_skips)
+        self.table = EpochTable(self.epochs, search_columns(method.columns, columns or {}, has_skips))
         self.open(config.named_output(space), {**config.as_json(), "space": space})
 
     def _optimizers(self, settings: Optimization) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
@@ -216,22 +216,29 @@ class Search(Run):
         if audits.audit_every and moment.step % audits.audit_every == 0:
             self.progress.audits += self._audit(moment, val)
         trains_alphas = self.method.trains_alphas(self.epoch, self.config.size.epochs)
+        images = len(batch[0][1]) + trains_alphas * len(batch[1][1])
         self.search_step.seconds.clear()
         losses = torch.stack([*self.search_step(train, val, alphas=trains_alphas)])
         self.parallel.average([losses, *(b for b in self.model.buffers() if b.is_floating_point())])
         train_loss, val_loss = losses.tolist()
         kind = "sparse" if moment.phi else "smooth"
         seconds = {f"{kind} {update} seconds": value for update, value in self.search_step.seconds.items()}
-        self.progress.add(loss=train_loss, val_loss=val_loss, sparse=moment.phi, **seconds)
+        self.progress.add(loss=train_loss, val_loss=val_loss, sparse=moment.phi, images=images, **seconds)
 
     def _moment(self, plan: Plan) -> Moment:
         """Of the coming batch."""
         moment = Moment(self.config.run.seed, self.epoch, self.progress.step)
         return replace(moment, phi=self.method.phi(moment, plan))
 
-    def note(self) -> str:
-        columns, plan = self.method.columns, self.progress.plan
-        return "".join(f", {heading} {write(plan[name])}" for name, (heading, write) in columns.items())
+    def running(self) -> dict[str, Any]:
+        plan, progress = self.progress.plan, self.progress
+        losses = {"train_loss": progress.mean("loss"), "val_loss": progress.mean("val_loss")}
+        return {**plan, **losses, "entropy": self.arch.entropy(plan["temperature"])}
+
+    def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        if len(self.folder.records) < 2:
+            return {**record}
+        return {**record, "changed": changed_rows(record["alphas"], self.folder.records[-2]["alphas"])}
 
     def commands(self) -> dict[str, str]:
         retrain = {} if self.retrain is None else {"train what it found": self.retrain(self.folder.path)}
@@ -277,12 +284,6 @@ class Search(Run):
         }
         is_last = self.epoch + 1 == self.epochs or self.method.stops([*self.folder.records, record])
         return {**record, **(self._evaluate() if is_last or (self.epoch + 1) % config.evaluate_every == 0 else {})}
-
-    def shown(self, record: Mapping[str, Any]) -> str:
-        *_, previous = [None, *self.folder.records[:-1]]
-        recent = [record["seconds"] for record in self.folder.records[-5:]]
-        left = (self.epochs - record["epoch"] - 1) * sum(recent) / len(recent)
-        return self.table.line(record, previous, left)
 
     def tensors(self) -> dict[str, Tensor]:
         return {f"alpha/{label}": alpha for label, alpha in self.arch.named_parameters()}

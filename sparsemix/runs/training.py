@@ -17,6 +17,7 @@ from .._utils.modes import restoring
 from ..data import TrainingData
 from ..measure.accuracy import topk_accuracy
 from ..measure.cost import network_cost
+from .epoch_table import EpochTable, training_columns
 from .learning_rate import schedule
 from .processes import cut
 from .run import Run
@@ -72,6 +73,7 @@ class Training(Run):
         self._prepared_optimizer = accelerator.prepare(self.optimizer)
         self._prepared = accelerator.prepare_model(model, evaluation_mode=True)  # gradients are averaged by hand
         self.parallel.check_batch_size(config.size.batch_size)
+        self.table = EpochTable(self.epochs, training_columns(len(data.classes) > 5, self.ema is not None))
         self.open(config.named_output(), config.as_json())
 
     def run(self) -> dict[str, Any]:
@@ -85,6 +87,7 @@ class Training(Run):
                 f"{self.cost.macs / 1e6:.1f} M MACs are over the {MOBILE_MACS / 1e6:.0f} M of the mobile setting: "
                 f"compare the result with larger networks only, or take fewer channels"
             )
+        self.say(self.table.heading())
         return super().run()
 
     # An epoch
@@ -109,7 +112,7 @@ class Training(Run):
         self._prepared_optimizer.step()
         if self.ema is not None:
             self.ema.update(self.model)
-        self.progress.add(loss=float(loss))
+        self.progress.add(loss=float(loss), images=len(batch[1]))
 
     def _loss(self, out: Any, y: Tensor) -> Tensor:
         logits, *auxiliary = out if isinstance(out, tuple) else (out,)
@@ -136,13 +139,8 @@ class Training(Run):
             **({} if self.ema is None else self._errors(self.ema.module, "ema_")),
         }
 
-    def shown(self, record: Mapping[str, Any]) -> str:
-        top5 = f" (top-5 {record['top5_error']:.2%})" if "top5_error" in record else ""
-        ema = f", of the average {record['ema_error']:.2%}" if "ema_error" in record else ""
-        return (
-            f"epoch {record['epoch'] + 1:3}/{self.epochs}  lr {record['lr']:.4f}  loss {record['loss']:.3f}"
-            f"  error {record['error']:.2%}{top5}{ema}  {record['seconds']:.1f} s"
-        )
+    def running(self) -> dict[str, Any]:
+        return {"lr": self.optimizer.param_groups[0]["lr"], "loss": self.progress.mean("loss")}
 
     def _errors(self, model: nn.Module, prefix: str) -> dict[str, float]:
         """Top-1 error, and the top-5 error where there are more classes than that."""
