@@ -1,4 +1,4 @@
-# make search: a search on embedded data, to the end.  make test: all checks.  Both set up .venv first.
+# make search: a search on embedded data, to the end.  make test: all checks.  make docs: the site.  All set up .venv first.
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 CPUS := $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: search test setup clean
+.PHONY: search test docs setup clean
 
 search: $(READY)
 	$(BIN)/sparsemix search nb201 --preset proxy --output runs/search-$$(date +%Y%m%d-%H%M%S)
@@ -16,6 +16,9 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses $(CPUS)
+
+docs: $(READY)
+	$(BIN)/python -m sphinx -b html --fail-on-warning --keep-going docs build/site
 
 setup: $(READY)
 

@@ -13,7 +13,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["build", "data"]
+exclude_patterns = ["data", "api/modules.rst"]
 html_theme = "furo"
 html_title = f"sparsemix {version}"
 
@@ -34,7 +34,11 @@ apidoc_modules = [
         "module_first": True,
     }
 ]
-autodoc_default_options = {"members": True, "show-inheritance": True, "ignore-module-all": True}  # each name at its home
+autodoc_default_options = {
+    "members": True,
+    "show-inheritance": True,
+    "ignore-module-all": True,
+}  # each name at its home
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 napoleon_use_ivar = True

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sparsemix import ArchParameterGroup
+from sparsemix.data import DATASETS
 from sparsemix.measure import accuracy
 from sparsemix.methods import SearchStep
 from sparsemix.supernet.tables import AlphaTables
@@ -25,7 +26,7 @@ def blocks(page):
 BLOCKS = blocks(README)
 OTHERS = [
     *BLOCKS[1:],
-    *(block for page in ("darts", "timm", "accelerate") for block in blocks(ROOT / f"docs/{page}.md")),
+    *(block for page in ("darts", "timm", "accelerate", "runs") for block in blocks(ROOT / f"docs/{page}.md")),
 ]
 DROP_IN = blocks(ROOT / "docs" / "drop_in.md")
 
@@ -63,14 +64,26 @@ def test_the_others(block):
     assert run(block)
 
 
-@pytest.mark.parametrize("page", ["adoption", "compare", "methods", "sparse_execution"])
+@pytest.mark.parametrize("page", ["adoption", "compare", "extend", "methods", "sparse_execution"])
 def test_pages_whose_blocks_continue_one_another(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # two of them search
+    monkeypatch.setitem(DATASETS, "checkerboards", None)  # one adds it; it is gone afterwards
     assert run("\n".join(blocks(ROOT / f"docs/{page}.md")))
 
 
 def test_no_other_page_has_code():
-    tested = {"darts", "timm", "accelerate", "drop_in", "adoption", "compare", "methods", "sparse_execution"}
+    tested = {
+        "darts",
+        "timm",
+        "accelerate",
+        "runs",
+        "drop_in",
+        "adoption",
+        "compare",
+        "extend",
+        "methods",
+        "sparse_execution",
+    }
     assert {page.stem for page in (ROOT / "docs").glob("*.md") if blocks(page)} == tested
 
 
