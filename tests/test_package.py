@@ -1,7 +1,9 @@
 import ast
 import importlib
 import inspect
+import os
 import pkgutil
+import re
 import subprocess
 import sys
 import zipfile
@@ -91,3 +93,31 @@ def test_wheel_and_sdist(tmp_path):
     }
     assert required == {"torch", "torchvision", "timm", "einops", "accelerate"}
     assert "License-Expression: Apache-2.0" in metadata
+    subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *tmp_path.glob("sparsemix-*")], check=True)
+
+
+def test_the_installed_wheel_searches(tmp_path):
+    """What a user gets: the wheel alone, outside the checkout, to the end of a search."""
+    build = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", tmp_path, ROOT]
+    subprocess.run(build, check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    flags = ["--preset", "proxy", "--epochs", "1", "--limit", "200", "--channels", "4", "--output", "run"]
+    code = f"""
+import sparsemix, sparsemix.cli
+assert sparsemix.__file__.startswith({str(tmp_path)!r}), sparsemix.__file__
+sparsemix.cli.main(["search", "nb201", *{flags!r}])
+sparsemix.cli.main(["report", "run"])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True)
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_every_dependency_has_a_licence_in_the_docs():
+    project = (ROOT / "pyproject.toml").read_text().split("[project.scripts]")[0].split("dependencies = [")
+    needed = {name for part in project[1:] for name in re.findall(r'"([a-z0-9-]+)>=', part)}
+    listed = set(re.findall(r"^\| ([a-z0-9-]+) \|", (ROOT / "docs" / "licences.md").read_text(), flags=re.MULTILINE))
+    assert needed - listed == set()
+    assert listed - needed == {"package"}
