@@ -13,6 +13,7 @@ from sparsemix.methods.registry import find_method, methods
 from sparsemix.relaxations import Moment
 from sparsemix.spaces.nb201 import NB201Genotype
 from sparsemix.speed.dense import dense
+from sparsemix.speed.dispatch import count_dispatched
 from sparsemix.speed.measurement import Options, measure_speed
 
 
@@ -42,12 +43,30 @@ def test_every_comparison_is_measured(tmp_path, capsys):
     assert step["smooth"] == "30, 30"
     assert step["sparse, 8 of 30 active, two 3x3"] == "8, 8 and 22 scored"
     assert {row["operations"] for row in comparisons["N 1: one operation"]} == {"6, 6"}
+    published, *ours = comparisons["NAS-Bench-201, N 1: step"]
+    assert all(0 < row["dispatched"] < published["dispatched"] for row in ours)
+    assert all(row["dispatched_ratio"] == row["dispatched"] / published["dispatched"] for row in ours)
     dense, *sparse = comparisons["DARTS space: weights update"]
     assert all(row["peak_memory"] < dense["peak_memory"] for row in sparse)
     for row in comparisons["N 1: 2 epochs of 4 steps"]:
         assert NB201Genotype.parse(row["genotype"])
         assert 0 <= row["accuracy"] <= 1
     assert "| DARTS space: step | smooth | 196, 196 |" in capsys.readouterr().out
+
+
+def test_operators_and_synchronizations_are_counted_forward_and_backward():
+    x = torch.ones(3, requires_grad=True)
+
+    def step():
+        loss = (x.view(3, 1) * 2).sum()
+        loss.backward()
+        return loss.item(), bool(loss > 0)
+
+    counts = count_dispatched(step)
+    assert counts.operators["aten.mul.Tensor"] == 2  # and its gradient
+    assert not any("view" in name or "expand" in name for name in counts.operators)
+    assert counts.total == counts.operators.total()
+    assert counts.synchronizations == 2
 
 
 @pytest.mark.parametrize("name", methods())

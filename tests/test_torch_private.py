@@ -94,6 +94,17 @@ def test_every_batch_norm_is_one(norm):
     assert not private.is_batch_norm(nn.GroupNorm(1, 1))
 
 
+def test_views_are_told_from_kernels():
+    aten = torch.ops.aten
+    assert all(map(private.is_view, [aten.view.default, aten.t.default, aten.detach.default, aten.split.Tensor]))
+    assert not any(
+        map(
+            private.is_view,
+            [aten.add.Tensor, aten.add_.Tensor, aten.clone.default, aten.mul.out, aten._foreach_add_.Scalar],
+        )
+    )
+
+
 def test_no_other_file_knows_private_names():
     """Of torch, or of modules and tensors that are not the file's own."""
     names = re.compile(

@@ -11,8 +11,10 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
+    "DispatchMode",
     "add_",
     "buffers_of",
     "compiler_backend",
@@ -23,11 +25,21 @@ __all__ = [
     "in_backward_pass",
     "is_batch_norm",
     "is_compiled",
+    "is_view",
     "lerp_",
     "norms",
     "own_parameters",
     "version",
 ]
+
+
+DispatchMode = TorchDispatchMode
+"""Base of contexts that see every operator that is dispatched."""
+
+
+def is_view(operator: Any) -> bool:
+    """Whether an operator returns a view of its argument, and so runs no kernel."""
+    return any(result.alias_info is not None and not result.alias_info.is_write for result in operator._schema.returns)
 
 
 def has_forward_hooks(module: nn.Module) -> bool:

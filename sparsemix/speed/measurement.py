@@ -1,4 +1,4 @@
-"""Measuring a comparison: all its variants in turn, their times as ratios within a round, and their peak memory.
+"""Measuring a comparison: all its variants in turn, their times as ratios within a round, memory, and dispatches.
 
 Every ratio is to the first variant of its comparison: the median of the ratios of all rounds, so that a machine that is
 slow for a while is slow for both. That of a search step (both updates) is the dense formulation of the published codes,
@@ -22,6 +22,7 @@ import torch
 from tqdm.auto import tqdm
 
 from . import variants
+from .dispatch import count_dispatched
 from .schedule import whole_schedule
 from .variants import Size, Variants
 
@@ -71,6 +72,11 @@ class Row:
     peak_memory: float
     """Most bytes allocated at once, above those before, in MiB."""
     memory_ratio: float
+    dispatched: int
+    """Operators dispatched, views not counted; with time spent waiting for launches, what decides on a GPU."""
+    dispatched_ratio: float
+    synchronizations: int
+    """How often values are brought to the host."""
 
 
 def measure_speed(options: Options) -> list[dict[str, Any]]:
@@ -92,7 +98,10 @@ def measure_speed(options: Options) -> list[dict[str, Any]]:
     torch.set_num_threads(options.threads or torch.get_num_threads())
     print(f"{torch.get_num_threads()} threads, {options.device}, torch {torch.__version__}")
     if chosen:
-        print("| comparison | variant | operations | ms | ratio | MiB | ratio |\n|---|---|---|---|---|---|---|")
+        print(
+            "| comparison | variant | operations | ms | ratio | MiB | ratio | dispatched | ratio | syncs |"
+            "\n|---|---|---|---|---|---|---|---|---|---|"
+        )
     rows: list[Any] = []
     for comparison in chosen:
         rows += measure(comparison, options)
@@ -150,6 +159,7 @@ def measure(comparison: Comparison, options: Options) -> list[Row]:
         for name, variant in compared.items():
             times[name].append(timed(variant.run, options.device))
     memory = {name: peak_memory(variant.run, options.device) for name, variant in compared.items()}
+    dispatched = {name: count_dispatched(variant.run) for name, variant in compared.items()}
     first = next(iter(compared))
     rows = [
         Row(
@@ -160,13 +170,17 @@ def measure(comparison: Comparison, options: Options) -> list[Row]:
             ratio=statistics.median(a / b for a, b in zip(times[name][1:], times[first][1:], strict=True)),
             peak_memory=memory[name] / 2**20,
             memory_ratio=memory[name] / memory[first] if memory[first] else float("nan"),
+            dispatched=dispatched[name].total,
+            dispatched_ratio=dispatched[name].total / max(dispatched[first].total, 1),
+            synchronizations=dispatched[name].synchronizations,
         )
         for name, variant in compared.items()
     ]
     for r in rows:
         print(
             f"| {r.comparison} | {r.variant} | {r.operations} | {r.milliseconds:.1f} | {r.ratio:.3f} "
-            f"| {r.peak_memory:.0f} | {r.memory_ratio:.2f} |"
+            f"| {r.peak_memory:.0f} | {r.memory_ratio:.2f} | {r.dispatched:,} | {r.dispatched_ratio:.2f} "
+            f"| {r.synchronizations} |"
         )
     return rows
 
