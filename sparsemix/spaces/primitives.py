@@ -8,8 +8,9 @@ always zero says so by ``adds_nothing``.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -313,18 +314,29 @@ def scaled_batch_norm(norms: Sequence[nn.BatchNorm2d], y: Tensor, weights: Seque
     if first.affine:
         shift = scale * torch.cat([norm.bias for norm in norms])
         scale = scale * torch.cat([norm.weight for norm in norms])
-    tracked = first.track_running_stats
-    momentum = cast(float, first.momentum)
-    means: list[Any] = [norm.running_mean for norm in norms]
-    variances: list[Any] = [norm.running_var for norm in norms]
-    mean, var = (torch.cat(means), torch.cat(variances)) if tracked else (None, None)
-    y = F.batch_norm(y, mean, var, scale, shift, first.training or not tracked, momentum, first.eps)
-    if mean is not None and var is not None and first.training:
+    if not first.track_running_stats:
+        return F.batch_norm(y, None, None, scale, shift, True, cast(float, first.momentum), first.eps)
+    with _joined_statistics(norms) as (mean, var):
+        return F.batch_norm(y, mean, var, scale, shift, first.training, cast(float, first.momentum), first.eps)
+
+
+@contextmanager
+def _joined_statistics(norms: Sequence[nn.BatchNorm2d]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Running means and variances, one after another; in training, what changes them changes every norm's own.
+
+    One gathering and one copying back for both: on a GPU each would be a launch.
+    """
+    own = [cast(Tensor, of) for of in (*(n.running_mean for n in norms), *(n.running_var for n in norms))]
+    if len(norms) == 1:
+        mean, var = own
+    else:
+        mean, var = torch.cat(own).chunk(2)
+    yield mean, var
+    if norms[0].training:
         with torch.no_grad():
-            copy_(means, mean.chunk(len(norms)))
-            copy_(variances, var.chunk(len(norms)))
+            if len(norms) > 1:
+                copy_(own, [*mean.chunk(len(norms)), *var.chunk(len(norms))])
             add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)
-    return y
 
 
 def _update_statistics(norms: Sequence[nn.BatchNorm2d], means: list[Tensor], variances: list[Tensor]) -> None:

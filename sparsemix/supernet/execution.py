@@ -99,8 +99,9 @@ def mix(source: Source, edges: Sequence[Edge]) -> list[Tensor]:
         for part, value, remaining in _run(parts, source, [part.weight for part in parts]):
             totals[part.edge].add(part.name, value, remaining)
     with torch.no_grad():
+        unit: Tensor | None = None  # a score is of the output itself, without its weight
         for parts in scored.values():
-            unit = torch.ones_like(parts[0].weight)  # a score is of the output itself, without its weight
+            unit = torch.ones_like(parts[0].weight) if unit is None else unit
             for part, value, _ in _run(parts, source, [unit] * len(parts)):
                 totals[part.edge].score(part.name, value, part.weight)
     return [total.result() for total in totals]
