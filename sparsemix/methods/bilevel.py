@@ -1,8 +1,8 @@
 """One search step: the weights' update and the alphas' update, and alpha's gradient in first and second order.
 
-A loss here is a function of a batch, ``loss(batch) -> scalar``, that runs the model. A batch that is too large for that
-is cut by ``split`` into parts whose losses add up to the batch's, and is one step all the same. Nothing is known of
-processes: gradients pass through ``reduce`` before they are used.
+A loss here is a function of a batch, ``loss(batch) -> scalar``, that runs the model. ``split`` cuts a batch that is too
+large for one run into parts whose losses add up to that of the batch; it is still one step. This module knows nothing
+of processes: gradients pass through ``reduce`` before they are used.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Losses(NamedTuple):
 def _clip_gradient_norm(parameters: Sequence[Tensor], max_norm: float) -> None:
     """``torch.nn.utils.clip_grad_norm_`` to the last bit; on a CPU gradients within the norm are not multiplied by 1.
 
-    PyTorch multiplies always, so as not to wait for a GPU; for idle operations' many small gradients that is dear. The
-    condition is that of ``clip_grads_with_norm_`` for a coefficient below 1, or NaN.
+    PyTorch always multiplies, to avoid waiting for a GPU; with the many small gradients of idle operations that is
+    expensive. The condition is that of ``clip_grads_with_norm_`` for a coefficient below 1, or NaN.
     """
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if norm.device.type != "cpu" or not max_norm / (norm + 1e-6) >= 1:

@@ -180,7 +180,7 @@ class BatchMixedScheduler:
         return f"BatchMixedScheduler({settings}; p={self.p:.3g}, phi={self.phi})"
 
     def _check_epoch(self, epoch: int, step: int) -> None:
-        """Warn once where a loop counts otherwise than the schedule; p would then rise too fast or too slowly."""
+        """Warn once if the loop and the schedule count epochs or updates differently; p would rise at a wrong rate."""
         end = self.settings["epochs"] * self._steps
         if epoch * self._steps + step > end and not self._end_was_passed:
             self._end_was_passed = True

@@ -158,7 +158,7 @@ class ArchParameterGroup(Alphas):
         threshold: float = 0.0,
         model: nn.Module | None = None,
     ) -> AlphaTables:
-        """Alphas that other code owns, ``{"normal": alphas_normal, "reduce": alphas_reduce}``, under a relaxation.
+        """Wrap alphas that other code owns, ``{"normal": alphas_normal, "reduce": alphas_reduce}``, with a relaxation.
 
         See :class:`~sparsemix.supernet.tables.AlphaTables`.
         """
@@ -183,7 +183,7 @@ class ArchParameterGroup(Alphas):
         return [(label, ops[0].beta) for label, ops in self.rows.items() if ops[0].beta is not None]
 
     def weight_parameters(self) -> list[nn.Parameter]:
-        """Every other parameter of the model, for the weights' optimizer: disjoint from those, and complete.
+        """All parameters of the model that :meth:`parameters` does not return, for the weights' optimizer.
 
         Raises:
             RuntimeError: a row's operations no longer share their alpha (``load_state_dict(..., assign=True)``).

@@ -48,8 +48,8 @@ class MixedOp(nn.Module):
     The weights come from one of three places. Given explicitly, ``mixed_op(x, weights)``, they are used as they are,
     as in DARTS code. Bound to an :class:`~sparsemix.ArchParameterGroup`, they are that group's relaxed weights. Alone,
     they are ``softmax(alpha)``. An operation with a single candidate has nothing to mix: without explicit weights it is
-    that candidate, at no cost. Where all weights are exactly zero, the output is zeros and no candidate runs, but for
-    one that shows what shape nothing has, without a graph.
+    that candidate, at no cost. Where all weights are exactly zero, the output is zeros; only one candidate runs,
+    without a graph, to determine the shape of the output.
 
     Candidates whose outputs disagree in shape are an error, raised at the first input that shows it
     (:meth:`~sparsemix.ArchParameterGroup.dry_run` shows it before training).
@@ -254,8 +254,9 @@ class MixedOp(nn.Module):
     def executions(self, weights: Weights) -> list[Execution]:
         """How each candidate takes part in a forward under these weights.
 
-        Where ``none`` holds almost all weight on every edge that leads to a node, what little the others add is all
-        that the node has, and a batch norm behind it scales that up again. The threshold is a share of that.
+        Where ``none`` holds almost all weight on every edge that leads to a node, the little that the others add is
+        the node's whole input, and a later batch norm scales it up again. So the threshold is multiplied by the total
+        weight of the others.
         """
         sizes = weights.sizes
         if self.always_run or sizes is None:
