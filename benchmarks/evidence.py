@@ -1,10 +1,11 @@
 """What the method does to leakage, gap and outcomes: the figures and tables of docs/evidence.md, from committed data.
 
-    python benchmarks/evidence.py                         # from docs/data: courses.csv, all-methods.csv and s4.csv
+    python benchmarks/evidence.py                         # from docs/data: courses.csv, all-methods.csv, s4.csv, ...
     python benchmarks/evidence.py --runs runs/evidence/*  # from finished searches of NAS-Bench-201, read first
     python benchmarks/evidence.py --noise runs/s4/*seed?  # from finished searches of S4, read first
+    python benchmarks/evidence.py --whole runs/whole/*    # from finished searches of the whole schedule, read first
 
-The others write docs/data/courses.csv and docs/data/s4.csv, a row for each epoch of each run. All draw
+The last three write docs/data/courses.csv, s4.csv and whole-schedule.csv, a row for each epoch of each run. All draw
 docs/evidence-*.png and print the tables.
 """
 
@@ -31,6 +32,7 @@ GOOD = 90.0
 
 
 NOISE_EPOCHS = (8, 16, 24, 32)
+WHOLE_EPOCHS = (1, 10, 20, 30, 40, 50)
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,15 @@ class Options:
     """Folders of finished searches; by default docs/data/courses.csv is read."""
     noise: tuple[Path, ...] = ()
     """Folders of finished searches of S4; by default docs/data/s4.csv is read."""
+    whole: tuple[Path, ...] = ()
+    """Folders of finished searches of 50 epochs on all images; by default docs/data/whole-schedule.csv is read."""
     docs: Path = Path("docs")
     """Folder of the documentation."""
 
 
 def main(options: Options) -> None:
-    courses, s4 = (options.docs / "data" / f"{name}.csv" for name in ("courses", "s4"))
-    for file, folders in ((courses, options.runs), (s4, options.noise)):
+    courses, s4, whole = (options.docs / "data" / f"{name}.csv" for name in ("courses", "s4", "whole-schedule"))
+    for file, folders in ((courses, options.runs), (s4, options.noise), (whole, options.whole)):
         if folders:
             write_rows(file, [line for folder in folders for line in course(folder)])
     rows = read(courses)
@@ -56,6 +60,7 @@ def main(options: Options) -> None:
     print(last_epochs(rows).markdown())
     print(f"\n{collapses(read(options.docs / 'data' / 'all-methods.csv')).markdown()}")
     print(f"\n{noise(read(s4)).markdown()}")
+    print(f"\n{paths(read(whole)).markdown()}")
 
 
 def course(folder: Path) -> Iterable[dict[str, Any]]:
@@ -127,6 +132,16 @@ def noise(rows: Sequence[Row]) -> Table:
         lines.append([method, seed, *counts, f"{accuracy:.1f}"])
     headings = [f"noise after epoch {epoch}" for epoch in NOISE_EPOCHS]
     return Table(["method", "seed", *headings, "discretised accuracy, %"], lines)
+
+
+def paths(rows: Sequence[Row]) -> Table:
+    """A line a search of the whole schedule: the true accuracy of its cell, and its idle edges, after some epochs."""
+    lines = []
+    for method, seed in dict.fromkeys((row["method"], row["seed"]) for row in rows):
+        own = {int(row["epoch"]): row for row in rows if (row["method"], row["seed"]) == (method, seed)}
+        shown = [(float(own[epoch]["true_accuracy"]), idle_edges(own[epoch]["genotype"])) for epoch in WHOLE_EPOCHS]
+        lines.append([method, seed, *(f"{true:.2f} ({idle})" for true, idle in shown)])
+    return Table(["method", "seed", *(f"epoch {epoch}" for epoch in WHOLE_EPOCHS)], lines)
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -56,6 +56,7 @@ PAGE = (DOCS / "evidence.md").read_text()
 def test_the_tables_of_searches():
     assert evidence.last_epochs(evidence.read(DOCS / "data" / "courses.csv")).markdown() in PAGE
     assert evidence.noise(evidence.read(DOCS / "data" / "s4.csv")).markdown() in PAGE
+    assert evidence.paths(evidence.read(DOCS / "data" / "whole-schedule.csv")).markdown() in PAGE
     assert evidence.collapses(evidence.read(DOCS / "data" / "all-methods.csv")).markdown() in PAGE
 
 

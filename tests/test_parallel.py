@@ -80,7 +80,7 @@ def test_two_processes_train_as_one(tmp_path):
     train(configure([*flags, "--output", str(tmp_path / "1")]))
     shown = launch(2, script, *flags, "--output", tmp_path / "2")
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.count("epoch   1/2") == 1
+    assert shown.stdout.count("  1/2  ") == 1
     one, two = (torch.load(tmp_path / n / "weights.pt", weights_only=True) for n in "12")
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=1e-4, atol=1e-5)
