@@ -159,7 +159,7 @@ def measure(comparison: Comparison, options: Options) -> list[Row]:
         for name, variant in compared.items():
             times[name].append(timed(variant.run, options.device))
     memory = {name: peak_memory(variant.run, options.device) for name, variant in compared.items()}
-    dispatched = {name: count_dispatched(variant.run) for name, variant in compared.items()}
+    dispatched = {name: count_dispatched(variant.run, options.device) for name, variant in compared.items()}
     first = next(iter(compared))
     rows = [
         Row(

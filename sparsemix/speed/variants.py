@@ -315,7 +315,12 @@ def search_step(step: SearchStep[ArchParameterGroup], train: Batch, val: Batch) 
     batches = channels_last(train), channels_last(val)
     with step.arch.fixed_alphas():
         operations = executed(step, train)
-    return Variant(lambda: step(*batches), f"{operations}, {executed(step, val)}")
+
+    def run() -> None:
+        step.arch.moment = step.arch.moment  # as in a loop, which draws phi before every step
+        step(*batches)
+
+    return Variant(run, f"{operations}, {executed(step, val)}")
 
 
 def weights_update(step: SearchStep[ArchParameterGroup], train: Batch) -> Variant:
