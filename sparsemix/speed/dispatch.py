@@ -1,8 +1,8 @@
 """What a step asks of the device, counted: operators dispatched, and synchronisations.
 
 On a GPU small kernels wait for their launches, and a transfer of values to the host waits for all kernels before it.
-Operators are counted on any device. On a CPU every transfer counts; on a GPU, transfers from tensors on the CPU, such as
-Adam's step counters, do not.
+Operators are counted on any device. On a CPU every transfer counts; on a GPU, transfers from tensors on the CPU do not,
+such as those of Adam's step counters.
 """
 
 from __future__ import annotations
