@@ -212,6 +212,21 @@ def test_a_published_cell_and_its_transfer(tmp_path):
     ]  # fmt: skip
 
 
+def test_an_unfinished_training_of_an_older_version_is_refused(tmp_path, capsys):
+    run = ["table3", "--scale", "smoke", "--seeds", "0", "--only", "NASNet", "--output", tmp_path]
+    reproduce(*run)
+    folder = tmp_path / "smoke" / "train-cifar10-NASNet-seed0"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "version": "0.1.0"}))
+    (folder / "summary.json").unlink()
+    with pytest.raises(SystemExit) as stopped:
+        reproduce(*run)
+    assert stopped.value.code
+    assert "train-cifar10-NASNet-seed0 failed" in capsys.readouterr().err
+    assert "version was '0.1.0'" in folder.with_suffix(".log").read_text()
+    assert "- / 2.65 / -" in (tmp_path / "smoke" / "table3.md").read_text()
+
+
 def test_imagenet_is_trained_from_the_folders_that_are_named(tmp_path, capsys):
     """And left out where none are; the user's flags are of the other data."""
     network = NETWORK_TABLES["table3"].networks["imagenet-NASNet"]
