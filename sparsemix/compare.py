@@ -1,4 +1,4 @@
-"""Methods compared: each searches one and the same space with several seeds, and a table is made of what they found.
+"""Compare methods: each searches the same space with several seeds, and a table shows what they found.
 
 ``sparsemix compare`` does it on the spaces of the commands, :func:`compare` on a supernet of your own.
 """
@@ -49,8 +49,8 @@ def compare(
     repeats nothing that has finished. ``OUTPUT/comparison.md``, ``.csv`` and ``.png`` hold the comparison.
 
     Args:
-        build: makes the supernet, a model that contains mixed operations; called after the seed has been set, with what
-            a method has to say of it (PC-DARTS: its share of channels) as keyword arguments.
+        build: makes the supernet, a model that contains mixed operations; called after the seed has been set. What a
+            method prescribes for the supernet (PC-DARTS: its share of channels) is passed as keyword arguments.
         pairs: the images, in the same order for all seeds; or a function that opens them for a seed.
         methods: names, or methods of your own.
         seeds: each method searches with each of them.

@@ -27,7 +27,7 @@ class DartsConfig(SearchConfig):
     space: Literal["darts", "darts-none", "s1", "s2", "s3", "s4"] = "darts"
     """Search space: the operations of each edge."""
     read_out: Literal["exact", "authors", "authors-robust"] = "exact"
-    """Ranking of edges and operations that tie: by exact weights, or as the published code does it."""
+    """How to rank tied edges and operations: by exact weights, or as the published code does."""
 
 
 def search(config: DartsConfig) -> dict[str, Any]:

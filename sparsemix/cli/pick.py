@@ -35,15 +35,15 @@ class Selection:
     selection: Literal["peers", "paper", "proxy"] = "proxy"
     """The protocol that the flags of the selection start from."""
     seeds: tuple[int, ...] = (0, 1)
-    """A search is made with each of these seeds."""
+    """Seeds to search with, one search per seed (and temperature)."""
     temperatures: tuple[float, ...] = ()
-    """A search is made at each of these temperatures (t_sp, with t_sm in its ratio); by default at the preset's."""
+    """Temperatures t_sp to search at, with t_sm keeping its ratio to t_sp; by default that of the preset."""
     train_preset: Literal["proxy", "robust", "cifar"] = "proxy"
     """Preset of the training that judges a result."""
     train_epochs: int | None = None
-    """Length of that training; by default the preset's."""
+    """Number of epochs of the training that judges a result; by default that of its preset."""
     train_holdout: float = 0.2
-    """Share of the training images that judge, and are not trained on."""
+    """Share of the training images held out to judge a result, and not trained on."""
 
 
 @dataclass(frozen=True)

@@ -66,11 +66,11 @@ class MixedModel:
     cost: Literal["parameters", "macs"] = "macs"
     """Cost to count: parameters, or multiply-accumulates of an image."""
     measure_latency: bool = False
-    """Use measured seconds per image on this machine as the cost instead."""
+    """Use the seconds per image measured on this machine as the cost, instead of parameters or multiply-accumulates."""
     cost_weight: float | None = None
     """Weight of the expected cost in the alphas' loss; by default 1 with a budget, otherwise 0."""
     cost_budget: Amount | None = None
-    """Budget for the result, such as 2.2M: only cost beyond it enters the alphas' loss."""
+    """Cost budget of the resulting network, such as 2.2M: only cost beyond it is added to the alphas' loss."""
 
 
 # A model has its own size, and there is no table of its accuracies.

@@ -1,6 +1,6 @@
 """``sparsemix train``: train a network from scratch and report its test error.
 
-Of a genotype that was found, of a published one, or a model of timm's, as it is or with the layers that a search chose.
+The network is that of a found or published genotype, or a timm model, as it is or with the layers that a search chose.
 """
 
 from __future__ import annotations

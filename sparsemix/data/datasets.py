@@ -60,8 +60,8 @@ def cifar100(root: Path, train: bool, download: bool) -> Images:
 def svhn(root: Path, train: bool, download: bool) -> Images:
     """Street View House Numbers through torchvision.
 
-    Training mirrors them, as searches and trainings of the peers do (Zela et al., RobustDARTS; Chen and Hsieh,
-    SmoothDARTS: ``_data_transforms_svhn``), although a mirrored digit may be none.
+    Training mirrors the images, as comparable published code does (Zela et al., RobustDARTS; Chen and Hsieh,
+    SmoothDARTS: ``_data_transforms_svhn``), although a mirrored digit may not be a digit.
     """
     data = _torchvision("SVHN", root, download, split="train" if train else "test")
     pixels = rearrange(torch.as_tensor(data.data), "n c h w -> n h w c").contiguous()

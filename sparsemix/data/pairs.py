@@ -65,7 +65,7 @@ class ResidentPairs:
         sampling: of alpha batches. ``"shuffled"``: each image once before any comes again; ``"replacement"``: each
             image drawn on its own, as published NAS-Bench-201 code does; ``"anew"``: the images are shuffled anew for
             every batch, as published DARTS code does.
-        validation_limit: evaluate on so many images of the alphas, every class keeping its share; None: on all.
+        validation_limit: evaluate on this many of the alpha images, every class keeping its share; None: on all.
 
     Raises:
         ValueError: the batch size is not positive or exceeds the images, the sampling is unknown, the images are not

@@ -47,7 +47,7 @@ def image_loader(
 ) -> Any:
     """A loader of batches ``(B, 3, size, size)``: shuffled and augmented for training, else resized and cropped.
 
-    An incomplete last batch is kept, unless it is one image, of which a batch norm may have no statistics.
+    An incomplete last batch is kept, unless it is a single image, for which a batch norm may have no statistics.
 
     Args:
         images: what is loaded; its transform is set.

@@ -1,4 +1,4 @@
-"""Methods compared on one space: a row each, mean and standard deviation over the seeds.
+"""Methods compared on one space: one row per method, with mean and standard deviation over the seeds.
 
 As Table I of Zhang and Ding (SP-DARTS) has it.
 """

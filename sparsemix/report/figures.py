@@ -26,7 +26,7 @@ _AUDIT = {
 
 
 def draw_runs(runs: Sequence[FinishedRun], figure: str | Path) -> None:
-    """Accuracy, entropy and leakage over the epochs: a line a run, one colour for those that differ in their seed."""
+    """Accuracy, entropy and leakage over the epochs: one line per run, one colour for runs that differ only in seed."""
     sheet, axes = _sheet()
     groups = group_names(runs)
     colours = {group: f"C{i}" for i, group in enumerate(dict.fromkeys(groups))}
@@ -43,7 +43,7 @@ def draw_runs(runs: Sequence[FinishedRun], figure: str | Path) -> None:
 def draw_audits(runs: Sequence[FinishedRun], figure: str | Path) -> None:
     """What thresholds change in each epoch: median, and as a band up to the 95th percentile.
 
-    Of sparse batches, where the runs have any: there thresholds leave out most.
+    Only sparse batches are shown if the runs have any, because thresholds leave out most there.
 
     Raises:
         ValueError: no run recorded an audit.

@@ -1,4 +1,4 @@
-"""Checkpoints that survive: written beside their predecessors, named by their checksum, read back only if it fits."""
+"""Checkpoints that survive a crash: written beside older ones, and loaded only if their checksum matches."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _NAME = re.compile(r"checkpoint-(\d+)-(\d+)-([0-9a-f]{16})\.pt")
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file beside its place and move it there, so that nobody ever meets half of it.
+    """Write a temporary file and move it into place, so that no reader ever sees a partly written file.
 
     Raises:
-        OSError: it could not be written (no space left, a folder that is read-only); the file is what it was.
+        OSError: the file could not be written (no space left, a read-only folder); the old file is unchanged.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -38,12 +38,12 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
 class Checkpoints:
     """The checkpoints of a run, ``checkpoint-EPOCH-STEP-CHECKSUM.pt``: tensors, containers and numbers only.
 
-    A new one is complete and in place before an old one goes. The newest whose content fits its checksum is loaded, so
-    that a damaged one costs the time since the one before, and no more.
+    A new checkpoint is complete and in place before an old one is deleted. Loading takes the newest checkpoint whose
+    content matches its checksum, so a damaged one costs only the time since the previous one.
 
     Args:
         folder: where they are.
-        keep: how many of the newest stay, at least 1; and beside them that of the best epoch.
+        keep: how many of the newest checkpoints to keep, at least 1; that of the best epoch is kept as well.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
@@ -52,7 +52,7 @@ class Checkpoints:
         self._damaged: list[Path] = []
 
     def save(self, state: Mapping[str, Any], epoch: int, step: int, best: int | None = None) -> Path:
-        """Write the state of after ``step`` steps of an epoch, and drop what is not kept.
+        """Write the state after ``step`` steps of an epoch, and delete the checkpoints that are not kept.
 
         Args:
             state: what :meth:`load` gives back.

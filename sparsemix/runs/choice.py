@@ -10,11 +10,11 @@ __all__ = ["Choice"]
 
 
 class Choice(dict[str, str]):
-    """Row -> candidate, as records and tables show it; ``"skip + conv"`` where several are kept, ``"-"`` where none is.
+    """Row -> candidate, as shown in records and tables: ``"skip + conv"`` if several are kept, ``"-"`` if none is.
 
     Args:
         arch: architecture parameters of the supernet.
-        temperature: the choice is the same at all.
+        temperature: ignored, since the choice is the same at every temperature.
 
     Example:
         >>> from torch import nn

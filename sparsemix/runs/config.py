@@ -1,4 +1,4 @@
-"""What a run is told, as frozen dataclasses in groups, and the same as one flat table of settings."""
+"""The configuration of a run: frozen dataclasses in groups, also available as one flat table of settings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 
 
 def at_least(settings: Any, least: float, names: Iterable[str]) -> None:
-    """Insist that fields of a dataclass are that large; None is none of their values.
+    """Check that fields of a dataclass are at least as large as their minimum; fields that are None are not checked.
 
     Raises:
         ValueError: one is smaller.
@@ -47,7 +47,7 @@ class RunSettings:
     seed: int = 0
     """Seed of initialisation, data order, augmentation and every other draw."""
     output: Path | None = None
-    """Run folder; by default one in runs/, named after space, data, method, preset and seed."""
+    """Run folder; by default a folder in runs/ named after the space, data, method, preset and seed."""
     resume: bool = False
     """Continue the run in the output folder."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -57,7 +57,7 @@ class RunSettings:
     log_with: str | None = None
     """Tracker that gets every epoch's numbers, by its name in Accelerate: tensorboard, wandb, ..."""
     accumulate: int = 1
-    """Parts that every batch is cut into and that run one after the other, to save memory; the steps are as many."""
+    """Number of parts each batch is split into, run one after the other to save memory; the step count is unchanged."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, ["save_every"])
@@ -71,13 +71,13 @@ class DataSettings:
     dataset: str = "digits"
     """Data set: digits (embedded), cifar10, cifar100, svhn, imagenet16-120, or folder."""
     data: Path = Path("data")
-    """Folder that holds the data set; for --dataset folder, the images, one folder a class."""
+    """Folder that holds the data set; for --dataset folder, the folder of images, with one subfolder per class."""
     download: bool = False
     """Fetch the data set if it is missing."""
     image_size: int | None = None
     """Resize images to this height and width."""
     limit: int | None = None
-    """Number of training images to use in all, stratified by class; by default all."""
+    """Total number of training images to use, stratified by class; by default all."""
     workers: int = 2
     """Processes that decode images too large to stay in memory."""
 
@@ -89,13 +89,13 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class SearchData(DataSettings):
-    """The images, and which of them train what."""
+    """The images, and which of them train the weights and which the alphas."""
 
     split: Split = "halves"
     """Images for weights and alphas: halves of the training images, the split of NAS-Bench-201's searches, or the whole
     training set for both."""
     sampling: Sampling = "shuffled"
-    """Alpha batches: shuffled once an epoch, drawn with replacement, or shuffled anew for every batch."""
+    """How alpha batches are drawn: shuffled once per epoch, with replacement, or reshuffled for every batch."""
 
     def options(self) -> dict[str, Any]:
         return {**super().options(), "split": self.split, "sampling": self.sampling}
@@ -103,14 +103,14 @@ class SearchData(DataSettings):
 
 @dataclass(frozen=True)
 class Size:
-    """How large the supernet is and how long the search: what a small machine cannot take from a paper."""
+    """Size of the supernet and length of the search: the published settings that are too large for a small machine."""
 
     channels: int = 16
     """Channels C of the first stage (NAS-Bench-201) or cell (DARTS space)."""
     cells: int = 5
-    """Cells N per stage (NAS-Bench-201), or cells in all (DARTS space)."""
+    """Cells N per stage (NAS-Bench-201), or total number of cells (DARTS space)."""
     epochs: int = 50
-    """Length of the search, I."""
+    """Number of epochs I of the search."""
     batch_size: int = 256
     """Images per batch, for the weights and for the alphas alike."""
 
@@ -129,7 +129,7 @@ class Optimization:
     weight_lr: float = 0.05
     """Learning rate of the weights' SGD in the first epoch."""
     weight_lr_min: float = 0.05
-    """Learning rate of the weights' SGD at the end of its cosine; equal to weight_lr, it is constant."""
+    """Learning rate of the weights' SGD at the end of its cosine; if equal to weight_lr, the rate is constant."""
     weight_decay: float = 5e-4
     """Weight decay of the weights' SGD."""
     momentum: float = 0.9
@@ -155,7 +155,7 @@ class Optimization:
 
 @dataclass(frozen=True)
 class Execution:
-    """How the supernet is computed, and what that changes."""
+    """How the supernet is computed, and audits of what this changes."""
 
     threshold: float = 0.0
     """Weight below which operations are skipped in weights updates and only scored in alpha updates; 0: all run."""
@@ -188,7 +188,7 @@ class Measurement:
     table: Path | None = None
     """Benchmark table (CSV) with true accuracies, made by sparsemix table convert."""
     table_dataset: str | None = None
-    """Data set whose column of the table judges the cells; by default the data set searched on."""
+    """Data set whose accuracies in the table are used to judge cells; by default the data set searched on."""
 
     def __post_init__(self) -> None:
         at_least(self, 1, ["evaluate_every", "evaluate_limit", "statistics_images", "average_epochs"])
@@ -196,10 +196,10 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Config:
-    """What every run is told: settings of its own, and groups of them.
+    """The configuration of every run: individual settings, and groups of settings.
 
-    No name occurs twice, so that files and command lines show the settings in one flat table: ``settings`` is that, and
-    :func:`configured` takes it.
+    No name occurs twice, so files and command lines can show the settings as one flat table. ``settings`` is that
+    table, and :func:`configured` accepts it.
     """
 
     run: RunSettings = field(default_factory=RunSettings)
@@ -237,7 +237,7 @@ def configured(config: AnyConfig, settings: Mapping[str, Any]) -> AnyConfig:
 
     Args:
         config: what the settings are put into.
-        settings: name -> value; a ``method`` is a name, whose own settings then are those to be given.
+        settings: name -> value; ``method`` is a name, and then the settings of that method may be given too.
 
     Raises:
         ValueError: a setting that this configuration does not have, or a value that it cannot have.
@@ -274,7 +274,7 @@ class SearchConfig(Config):
     method: Method = field(default_factory=lambda: find_method("sp-darts"))
     """Search method, or two that go together (sdarts-rs+pt)."""
     preset: str = "paper"
-    """Settings that the other flags start from, by where they were published; docs/presets.md lists them."""
+    """Preset that the other flags override, named after where it was published; docs/presets.md lists them."""
     scale: str = "published"
     """Size that goes with the preset: published, or proxy for CPUs."""
 

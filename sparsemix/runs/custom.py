@@ -57,14 +57,14 @@ def custom_search(
     """A search, ready to run; its run folder has been made.
 
     Args:
-        build: makes the supernet, a model that contains mixed operations; called after the seed has been set, with what
-            the method has to say of it (PC-DARTS: its share of channels) as keyword arguments.
+        build: makes the supernet, a model that contains mixed operations; called after the seed has been set. What the
+            method prescribes for the supernet (PC-DARTS: its share of channels) is passed as keyword arguments.
         pairs: the images, or a function that opens them for a seed.
         config: the configuration.
         read_out: (arch, temperature) -> what is found; see :class:`~sparsemix.runs.search.Search`.
 
     Raises:
-        ValueError: the method has something to say of the supernet, and ``build`` does not take it.
+        ValueError: the method prescribes something for the supernet that ``build`` does not accept.
     """
     options = config.method.supernet()
     try:

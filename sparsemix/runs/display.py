@@ -21,8 +21,8 @@ _REDRAW_EVERY = 0.25
 class Display:
     """The running epoch at the foot of a terminal. Printed lines appear above it, warnings included.
 
-    As a context it owns the foot. Where the output is not a terminal, and in all processes but the main one, it shows
-    nothing, so that logs hold whole lines only.
+    Used as a context manager, it controls the last line of the terminal. If the output is not a terminal, and in all
+    processes but the main one, it shows nothing, so that logs contain only whole lines.
 
     Args:
         shows: whether this process may show something.

@@ -1,4 +1,4 @@
-"""What a run prints: a line an epoch under one heading, and what a search found and what to do next."""
+"""What a run prints: one line per epoch under a heading, then what a search found and what to do next."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Progress:
 
 
 class Steps:
-    """Runs through epochs of batches; between two steps a run is saved when that is due, and stopped when asked to.
+    """Iterates over epochs of batches; between steps, saves the run when that is due and stops it when requested.
 
     Args:
         parallel: the processes; they stop after the same step.
@@ -81,7 +81,7 @@ class Steps:
         self.display = display
 
     def epoch(self, data: Batches, epoch: int, progress: Progress, line: Callable[[], str]) -> Iterator[Any]:
-        """The batches that are left of an epoch. A step is done, and counted, when the next batch is asked for.
+        """The remaining batches of an epoch. A step counts as done when the next batch is requested.
 
         Args:
             data: the batches.
@@ -90,7 +90,7 @@ class Steps:
             line: the running epoch as the display shows it.
 
         Raises:
-            Interrupted: a stop was asked for; the checkpoint is of after the step that was running.
+            Interrupted: a stop was requested; the checkpoint was taken after the step that was running.
         """
         accelerator, steps = self.parallel.accelerator, len(data)
         started = time.perf_counter() - progress.seconds

@@ -1,4 +1,4 @@
-"""The folder of a run: its config, one record an epoch, what it found, and the checkpoint that it resumes from."""
+"""The folder of a run: its config, one record per epoch, what it found, and the checkpoints to resume from."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["RunFolder"]
 class RunFolder:
     """Files of one run: ``config.json``, ``records.jsonl``, checkpoints, and what else is written into it.
 
-    Files are replaced as a whole: a reader, or a run that is killed, never meets half a file.
+    Files are replaced as a whole: neither a reader nor a resumed run ever sees a partly written file.
 
     Args:
         path: the folder; made if it is not there.
         config: the resolved configuration, ready for JSON.
         resume: continue the run that the folder holds.
         movable: fields of the configuration that a resumed run may change.
-        writes: whether this process writes; of several, one does, and the others only read checkpoints.
+        writes: whether this process writes; of several processes, only one writes and the others read checkpoints.
 
     Raises:
         FileExistsError: the folder holds a run, and ``resume`` was not asked for.

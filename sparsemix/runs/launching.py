@@ -101,9 +101,9 @@ def say(accelerator: Accelerator, text: str) -> None:
 
 
 def run_script(main: Callable[[], Any]) -> None:
-    """Run the main function of a script: a run that was stopped says how to go on, a mistake is one line.
+    """Run a script's main function: a stopped run prints how to continue, and a user error prints a single line.
 
-    With the environment variable ``SPARSEMIX_TRACEBACK`` a mistake is shown with where it was raised.
+    If the environment variable ``SPARSEMIX_TRACEBACK`` is set, an error is shown with its traceback.
     """
     rank = os.environ.get("RANK", "0")
     try:

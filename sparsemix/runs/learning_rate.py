@@ -22,7 +22,7 @@ class PhasedCosine:
     Args:
         optimizer: of the weights, at the learning rate of the search.
         phases: one after the other.
-        lowest: learning rate at the end of each cosine; of a phase that begins below it, all along.
+        lowest: learning rate at the end of each cosine; a phase that begins below it keeps it throughout.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, phases: Sequence[Phase], lowest: float) -> None:

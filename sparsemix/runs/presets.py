@@ -1,4 +1,4 @@
-"""The settings of a preset: what the space, the method on that space, and the scale have to say, in that order."""
+"""The settings of a preset: those of the space, of the method on that space, and of the scale, in that order."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def search_settings(
     Args:
         method: of the search.
         space: its settings.
-        preset: one of :func:`preset_names`; one that names a scale is of that scale.
+        preset: one of :func:`preset_names`; a preset named after a scale has that scale.
         dataset: the images.
         scale: ``"published"``, or one of the space's.
     """

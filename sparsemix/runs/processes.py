@@ -1,8 +1,8 @@
 """Several processes on one run: shards of the same batches, gradients averaged once, and a check against drift.
 
 Batches and phi are functions of (seed, epoch, step), so that all processes see the same phi, run the same operations
-and cut the same batches. What is left to exchange is one flat list of gradients an update. Nothing waits for single
-parameters, so that operations that do not run cannot make anybody wait.
+and cut the same batches. All that is exchanged is one flat list of gradients per update. No process waits for
+individual parameters, so operations that do not run cannot cause a wait.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Parallel:
             raise ValueError(f"a batch of {size} images cannot be shared by {self.processes} processes; launch fewer")
 
     def shard(self, batch: tuple[Tensor, Tensor]) -> Shard:
-        """This process's images of a batch, and the factor with which the mean of their losses is to be weighed.
+        """This process's images of a batch, and the factor by which the mean of their losses is to be multiplied.
 
         The factors make the average over processes the mean over the batch, also where the shards differ in size. Where
         a last batch has fewer images than there are processes, spare processes reuse an image with weight 0.

@@ -27,8 +27,8 @@ __all__ = ["Run"]
 class Run(ABC):
     """A run from its configuration to ``summary.json`` in its run folder.
 
-    A subclass says what is trained and what an epoch is made of. It is complete when it has been constructed: it calls
-    :meth:`open` last, when everything fits together, which makes the run folder or restores what it holds.
+    A subclass defines what is trained and what an epoch consists of. Its constructor ends by calling :meth:`open`, once
+    all checks have passed; this makes the run folder or restores the run that the folder holds.
 
     Args:
         config: the configuration.
@@ -106,7 +106,7 @@ class Run(ABC):
 
     @abstractmethod
     def running(self) -> dict[str, Any]:
-        """What is known of the epoch while it runs, by the names that its record will have."""
+        """What is known about the epoch while it runs, under the names used in its record."""
 
     def shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """A record as a row of the printed table."""

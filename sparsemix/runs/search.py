@@ -135,7 +135,7 @@ class Search(Run):
         )
 
     def _check_read_out(self) -> Any:
-        """Insist that the space can write down whatever the method may find: everything, nothing, and what is now."""
+        """Check that the space can express any choice the method may find: everything, nothing, and the current one."""
         for extreme in (100.0, -100.0):
             with self.arch.reading({label: torch.full_like(a, extreme) for label, a in self.arch.named_parameters()}):
                 self.read_out(self.arch, 1.0)
@@ -380,9 +380,9 @@ class Search(Run):
         return summary
 
     def _averaged_genotype(self, records: Records) -> Any:
-        """Read out of the mean of the last epochs' alphas, which a late change of mind moves less.
+        """The genotype read out from the mean of the last epochs' alphas, which a late change affects less.
 
-        Alphas that were set and not trained have no mean: they name one architecture after another.
+        Alphas that are set rather than trained have no meaningful mean: they name one architecture after another.
         """
         length = self.config.size.epochs
         trained = [record for record in records if self.method.trains_alphas(record["epoch"], length)] or records[-1:]

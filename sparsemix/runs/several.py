@@ -1,4 +1,4 @@
-"""Several runs as processes of their own, so many at a time: one that fails, or is killed, takes no other with it."""
+"""Several runs as separate processes, so many at a time; one that fails or is killed does not affect the rest."""
 
 from __future__ import annotations
 

@@ -41,9 +41,9 @@ class NetworkSettings:
     model: str | None = None
     """Model of timm's to train instead of a genotype."""
     choice: str | None = None
-    """Layers that a search chose for the model: its choice.json, or the JSON itself."""
+    """Layers that a search chose for the timm model: the search's choice.json, or the JSON itself."""
     mix: str | None = None
-    """Family of candidates that the choice names, as the search had it: kernel, groups, ..."""
+    """Family of candidates that the chosen layers come from, as given to the search: kernel, groups, ..."""
     auxiliary: float = 0.4
     """Weight of the auxiliary classifier's loss; 0: no auxiliary classifier."""
     drop_path: float = 0.3
@@ -68,7 +68,7 @@ class TrainingSize:
     cells: int = 20
     """Number of cells."""
     epochs: int = 600
-    """Length of the training."""
+    """Number of epochs of the training."""
     batch_size: int = 64
     """Images per batch."""
 
@@ -97,7 +97,7 @@ class TrainingOptimization:
     smoothing: float = 0.0
     """Label smoothing."""
     ema: float = 0.0
-    """Decay of an exponential moving average of the weights, judged as well; 0: no average."""
+    """Decay of an exponential moving average of the weights, which is evaluated as well; 0: no average."""
 
     def __post_init__(self) -> None:
         for name in ("smoothing", "ema"):

@@ -31,9 +31,9 @@ class _Dense(MixedOp):
 def dense(model: nn.Module) -> Iterator[None]:
     """Within the context, a supernet runs every candidate, whatever its weight, and shares no work between them.
 
-    It computes the same, but for three things: what a threshold leaves out, running statistics of operations that
+    The result is the same except for three things: what a threshold leaves out, running statistics of operations that
     otherwise do not run, and, in straight-through estimators (GDAS), the gradients of alphas whose operation has weight
-    0. Weights updates stay without the alphas' gradient.
+    0. Weights updates still compute no alpha gradient.
 
     Example:
         >>> model = nn.Sequential(MixedOp({"skip": nn.Identity(), "tanh": nn.Tanh()}, has_alpha=False))

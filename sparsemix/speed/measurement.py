@@ -34,7 +34,7 @@ class Options(Size):
     """Time search steps in turn with what they replace, and print the ratios."""
 
     only: str = ""
-    """Only the comparisons in whose name this regular expression is found; another one lists the names."""
+    """Run only comparisons whose name matches this regular expression; if none matches, their names are listed."""
     cells: tuple[int, ...] = (1, 5)
     """N, cells a stage, of the NAS-Bench-201 supernets."""
     darts_cells: int = 8
@@ -42,16 +42,16 @@ class Options(Size):
     models: tuple[str, ...] = ("resnet18", "mobilenetv3_small_100")
     """Models of timm's, rows of sparsemix.speed.models whose kernels are mixed, at twice the image size."""
     candidates: tuple[int, ...] = (2, 4, 8, 16, 32)
-    """Candidates an edge of the chains of mixed convolutions."""
+    """Number of candidates per edge in the chains of mixed convolutions."""
     rounds: int = 9
-    """How often each variant is timed, one after the other, after one round that is not counted; ten times as often
-    where a run takes milliseconds."""
+    """Rounds in which every variant is timed once, after one uncounted round; ten times as many where a run takes
+    milliseconds."""
     schedule_cells: int = 5
     """Cells a stage N of the supernet that is searched from beginning to end."""
     schedule_epochs: int = 10
     """Epochs of the search from beginning to end."""
     schedule_images: int = 768
-    """Embedded digits in the search from beginning to end, half for the weights and half for the alphas."""
+    """Number of embedded digits in the search from beginning to end, half for the weights and half for the alphas."""
     threads: int | None = None
     """CPU threads; by default all cores."""
     json: Path | None = None

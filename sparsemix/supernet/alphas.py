@@ -34,9 +34,9 @@ class Alphas(Architecture, ABC):
         moment: of the coming batch; :class:`~sparsemix.BatchMixedScheduler` sets it.
         phi: whether the coming batch is a sparse one (Eq. 15), that of the moment.
         relaxation: ``(alpha, moment) -> weights``.
-        discretization: the relaxation of what is chosen: weight 1 for candidates that are, 0 for the others; at first
-            :class:`~sparsemix.relaxations.Argmax`. Any other that chooses one of each row says so by an attribute
-            ``keeps_one``.
+        discretization: the relaxation of the final choice: weight 1 for chosen candidates, 0 for the others; initially
+            :class:`~sparsemix.relaxations.Argmax`. Any other that chooses exactly one per row declares this by an
+            attribute ``keeps_one``.
         threshold: see :class:`~sparsemix.ArchParameterGroup`.
     """
 
@@ -129,7 +129,7 @@ class Alphas(Architecture, ABC):
             return self._weights_at(self.moment)
 
     def relaxed_rows(self) -> Tensor:
-        """The same before edges are weighed, as one table ``(rows, widest row)``; shorter rows are padded with 0."""
+        """The operation weights before edges are weighted: a table ``(rows, widest row)``, padded with 0."""
         with self._gradients_wanted():
             return self._relaxed(self.relaxation, self.moment)
 
@@ -216,18 +216,18 @@ class Alphas(Architecture, ABC):
 
     @abstractmethod
     def choices(self) -> dict[str, tuple[str, ...]]:
-        """What is chosen in every row: label -> names, one as a rule, ``()`` for nothing, several strongest first."""
+        """What is chosen in every row: label -> names, usually one; ``()`` for nothing; several are strongest first."""
 
     def genotype(self) -> dict[str, str]:
         """The strongest candidate of every row: label -> name (Eq. 4); an exact tie goes to the earlier candidate.
 
-        Rows of which nothing is chosen are left out, and of several only the strongest is named; :meth:`choices` says
-        it of all.
+        Rows in which nothing is chosen are left out, and where several are chosen, only the strongest is named;
+        :meth:`choices` names all of them.
         """
         return {label: names[0] for label, names in self.choices().items() if names}
 
     def discretize(self, genotype: Genotype | None = None) -> nn.Module:
-        """A copy of the model in which each mixed operation is replaced by what is chosen of it.
+        """A copy of the model in which each mixed operation is replaced by its chosen candidate or candidates.
 
         An ordinary module without alphas, hooks or discarded candidates; the model itself stays as it is. With a
         genotype that was saved, a freshly built supernet gives the network that was found, which then loads its
@@ -299,9 +299,9 @@ class Alphas(Architecture, ABC):
 
 
 def decided(weights: Tensor, threshold: float = 0.0) -> list[Weights]:
-    """Weights that other code has relaxed, as rows for ``MixedOp(...)(x, row)`` of which only what matters runs.
+    """Weights that other code has relaxed, as rows for ``MixedOp(...)(x, row)``; only candidates that matter run.
 
-    A plain row of a tensor runs every candidate. Ask once a forward: all rows are decided by one transfer to the host.
+    A plain tensor row runs every candidate. Call this once per forward: one transfer to the host decides all rows.
 
     Args:
         weights: ``(edges, M)``.

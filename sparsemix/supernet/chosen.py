@@ -1,4 +1,4 @@
-"""What is left of a mixed operation where one plain candidate does not say it: several candidates, or none."""
+"""What replaces a mixed operation when the choice is not one candidate: several candidates, or none."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["Chosen"]
 class Chosen(nn.Module):
     """The sum of the candidates that were chosen, each as it is, without a weight; of none of them, zeros.
 
-    It may be called as the mixed operation was, whose place it takes: weights are ignored.
+    It takes the place of the mixed operation and can be called in the same way; weights are ignored.
 
     Args:
         candidates: of the mixed operation, name -> module.
         names: of those that were chosen. Their parameters keep their names (``candidates.conv.weight``), so that a
             supernet's state dict has them.
 
-    Where none was chosen, a candidate without parameters is kept to say what shape nothing has, or else a frozen copy
-    of the first one. A cell leaves such an edge out where another one leads to the node.
+    If none was chosen, a candidate without parameters, or else a frozen copy of the first one, is kept to determine the
+    shape of the zeros. A cell leaves such an edge out if another edge leads to the same node.
 
     Shapes:
         input and output as the candidates have them.

@@ -125,7 +125,7 @@ def _run(
 
 
 def shape_donor(candidates: Iterable[nn.Module]) -> nn.Module:
-    """The candidate that says best what shape nothing has: ``none``, else one without parameters, else the first."""
+    """The candidate best suited to give zeros their shape: ``none``, else one without parameters, else the first."""
     ops = [*candidates]
     idle = [op for op in ops if adds_nothing(op)] or [op for op in ops if next(op.parameters(), None) is None]
     return (idle or ops)[0]

@@ -60,7 +60,7 @@ def joined(mixed: Tensor, rest: Tensor, parts: int, op: nn.Module, weights: Weig
 class PartlyMixed(nn.Module):
     """A module whose mixed operations see one in K of its channels, and that knows how to build them for more.
 
-    K is saved with the weights: a state dict of wider operations widens those that it is loaded into.
+    K is saved with the weights: loading a state dict of wider operations widens those it is loaded into.
 
     Args:
         channel_parts: K; 1: all channels.

@@ -27,9 +27,9 @@ def padded(rows: Sequence[Tensor]) -> Tensor:
 def relaxed(table: Tensor, relaxation: Relaxation, moment: Moment, allowed: Tensor | None = None) -> Tensor:
     """``relaxation(table, moment)`` among what is allowed; the rest has weight 0, and no gradient.
 
-    To a relaxation a forbidden entry is what padding is, ``-inf``, so that any of them shares a row's weight among
-    those that remain. A row in which nothing is allowed is shown as it is, since no relaxation has an answer for a row
-    of ``-inf`` alone (a softmax says NaN, whose gradient is NaN in every row); its weights are then 0 all the same.
+    The relaxation sees a forbidden entry as ``-inf``, like padding, so it distributes a row's weight among the
+    remaining entries. A row in which nothing is allowed is passed unmasked, since no relaxation can handle a row of
+    only ``-inf`` (a softmax gives NaN, whose gradient is NaN in every row); its weights are set to 0 afterwards.
 
     Args:
         table: logits ``(rows, M)``, padded with ``-inf``.

@@ -41,11 +41,11 @@ class Source:
 class SharesWork(Protocol):
     """A candidate that can run together with others, of the same edge or of other edges of the same source.
 
-    Why: in a cell, many edges read one node, and most of their candidates begin alike. A candidate that says so is not
-    called; those of one key are run by the first of them, all at once. Its ``forward`` stays what it computes alone:
+    Why: in a cell, many edges read one node, and most of their candidates begin alike. A candidate with a sharing key
+    is not called; the first candidate of each key runs all of them at once. Its ``forward`` still computes it alone:
     whoever calls it by itself (a hook, a compiled candidate, the network that is found) gets the same value.
 
-    A class that defines these two is one; nothing is inherited or registered.
+    Any class that defines these two members qualifies; nothing needs to be inherited or registered.
 
     Example:
         >>> class Doubled(nn.Module):

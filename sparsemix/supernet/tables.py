@@ -21,7 +21,7 @@ __all__ = ["AlphaTables"]
 class AlphaTables(Alphas):
     """Alphas that other code owns, as tables of one row an edge; made by ``ArchParameterGroup.from_parameters``.
 
-    The other code goes on owning them and asks here for the operation weights, wherever it called ``softmax``. All
+    The other code keeps owning them and gets the operation weights here, wherever it used to call ``softmax``. All
     tables are relaxed together. A row is named by its table and its place in it, ``"normal 3"``; which mixed operations
     it belongs to is known once the model has run (:attr:`rows`). From then on measures and costs
     (:mod:`sparsemix.measure`) take the tables as they take a group.
@@ -164,9 +164,9 @@ class AlphaTables(Alphas):
         return {name: weights[name].reshape(table.shape) for name, table in self.tables.items()}
 
     def operation_weights(self) -> dict[str, list[Weights]]:
-        """The same as rows for ``MixedOp(...)(x, row)``, with what runs decided: name -> one entry an edge.
+        """The operation weights as rows for ``MixedOp(...)(x, row)`` that decide what runs: name -> one entry per edge.
 
-        Ask once a forward: all tables are decided by one transfer to the host.
+        Call this once per forward: one transfer to the host decides all tables.
         """
         decided = self._decide()
         return {name: [decided[label]._replace(row=label) for label in labels] for name, labels in self._labels.items()}
