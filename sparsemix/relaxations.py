@@ -36,7 +36,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Moment:
-    """When a relaxation is asked: everything that its draws may depend on.
+    """The point in a search at which a relaxation is evaluated: everything that its draws may depend on.
 
     Both updates of a step, all processes and a resumed run see the same moment, and so the same draws.
 

@@ -1,4 +1,4 @@
-"""Ready-made families of candidates for the layers of an existing model: what may stand where a layer stands."""
+"""Ready-made families of candidates: the modules that may replace a layer of an existing model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["FAMILIES", "Family", "Site"]
 
 @dataclass(frozen=True)
 class Site:
-    """A layer in its place: what a factory of candidates gets to see."""
+    """A layer and its position in the model, as passed to a candidate factory."""
 
     path: str
     """Its name in the model."""
@@ -47,9 +47,10 @@ class Family:
     """Candidates for a kind of layer.
 
     Args:
-        build: site -> name -> module, the layer itself among them, in the order of the alphas.
-        applies: the layers that it can replace; None: which they are cannot be told from a layer, ``where`` must say.
-        needs: those layers in words, for errors.
+        build: maps a site to a mapping name -> module, which includes the layer itself, in the order of the alphas.
+        applies: tells whether a layer can be replaced; None: this cannot be told from the layer, so ``where`` is
+            required.
+        needs: a description of the replaceable layers, for error messages.
     """
 
     build: Callable[[Site], Mapping[str, nn.Module]]

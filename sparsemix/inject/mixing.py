@@ -1,4 +1,4 @@
-"""Search inside an existing model: chosen layers become mixed operations in place, and a choice a model again."""
+"""Search inside an existing model: turn chosen layers into mixed operations, and a choice back into a model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Where = Selector | Sequence[Selector]
 
 
 class MixedLayers(dict[str, MixedOp]):
-    """Path -> mixed operation, shown in a line."""
+    """A mapping path -> mixed operation, with a one-line ``repr``."""
 
     def __repr__(self) -> str:
         shown = [f"{path} ({', '.join(op.names)})" for path, op in [*self.items()][:3]]
@@ -46,9 +46,9 @@ def mix_(
 
     Each chosen layer becomes a :class:`~sparsemix.MixedOp` of its candidates, the layer itself among them with its
     weights. The model is run once on ``example`` to see the shapes; every candidate is built and tried before the first
-    layer is replaced, so that after an error the model is what it was. Candidates share their input, and what follows
-    must not change what they keep for the backward pass: their modules' ``inplace`` is switched off, and that of
-    modules that are given their output. Hooks that were registered on a layer stay on that candidate.
+    layer is replaced, so an error leaves the model unchanged. Candidates share their input, and later layers must not
+    modify the tensors that candidates keep for the backward pass. Therefore ``inplace`` is switched off in the
+    candidates and in the modules that receive their output. Hooks registered on a layer stay on that candidate.
 
     Args:
         model: any module tree, such as the backbone of a larger one. Not compiled; the chosen layers neither frozen,
@@ -57,12 +57,12 @@ def mix_(
             ``"activation"``, ``"norm"``, ``"token_mixer"``, ``"skip"``; see :data:`~sparsemix.inject.FAMILIES`), a
             :class:`~sparsemix.inject.Family` of your own, or a mapping name -> factory. A factory gets a
             :class:`~sparsemix.inject.Site` and returns a module; the layer itself is then the candidate ``original``.
-        where: which layers: those whose path matches a pattern (``"layer3.*.conv2"``, ``*`` matches dots too), of a
-            type, or for which ``where(path, layer)`` is true; or a list of such. A family leaves out what it cannot
-            replace, and by default takes all that it can outside of mixed operations.
+        where: selects the layers: a path pattern (``"layer3.*.conv2"``; ``*`` also matches dots), a type, a function
+            ``where(path, layer)`` that returns true for them, or a list of these. A family skips layers that it cannot
+            replace; by default it takes every layer outside mixed operations that it can replace.
         share: layers with one label share one row of alphas: the first ``share`` parts of the path (1: ``layer3`` of
             ``layer3.0.conv2``; 2: ``blocks.3`` of ``blocks.3.1.conv_dw``), or ``share(path)``. By default every layer
-            has its own row. Where an earlier call gave that label to other candidates, theirs are added to it.
+            has its own row. If an earlier call used the label for other candidates, the new ones are added to its row.
         keep_weights: False: initialise the layers anew.
         example: an input, any batch size. By default zeros of the size that a timm model names in its
             ``pretrained_cfg``.
@@ -112,12 +112,12 @@ def mix_(
 
 
 def choices(model: nn.Module) -> dict[str, str | list[str]]:
-    """What is chosen of every mixed operation of a model: path -> name, ready for ``json.dump``.
+    """The chosen candidate of every mixed operation of a model: path -> name, ready for ``json.dump``.
 
-    A list of names where the group's ``discretization`` keeps several candidates, or none.
+    The value is a list of names where the group's ``discretization`` keeps several candidates, or none.
 
     Raises:
-        ValueError: the model has none, because it was discretised, for instance.
+        ValueError: the model has no mixed operations, for instance because it was discretised.
     """
     operations = {path: module for path, module in model.named_modules() if isinstance(module, MixedOp)}
     found = {path: name_or_names(op.choices()) for path, op in operations.items()}
@@ -139,18 +139,18 @@ def choose_(
 ) -> None:
     """Give a freshly built model the layers that a search chose, in place.
 
-    Afterwards it has the structure of ``arch.discretize()``, so that it loads that one's ``state_dict``.
+    Afterwards it has the structure of the model that ``arch.discretize()`` returns, and can load its ``state_dict``.
 
     Args:
-        model: as it was before :func:`mix_`.
-        candidates: what :func:`mix_` was given; where it was called several times, the list of what it was given: a
-            layer's candidates are then those of the first that has what was chosen.
+        model: the model as it was before :func:`mix_`.
+        candidates: the ``candidates`` argument of :func:`mix_`, or, after several calls, the list of these arguments; a
+            layer then takes its candidates from the first entry that contains the chosen name.
         choice: path -> name, or names, as :func:`choices` returns it.
-        where: the layers of the choice that are meant, as for :func:`mix_`; by default all.
+        where: selects layers of the choice, as in :func:`mix_`; by default all.
         example: as for :func:`mix_`.
 
     Raises:
-        ValueError: the model has no such layer, no candidates are for it, or none of that name; and as :func:`mix_`.
+        ValueError: the model lacks a layer, or a layer has no candidates or none of that name; and as :func:`mix_`.
 
     Example:
         >>> import torch

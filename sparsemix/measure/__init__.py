@@ -1,4 +1,4 @@
-"""What a search is judged by: accuracy and discretisation gap, leakage, the deviation of a threshold, cost."""
+"""Measures of a search: accuracy, discretisation gap, leakage, the error that a threshold causes, and cost."""
 
 from .accuracy import Discretization, accuracy, discretization, renewed_statistics, topk_accuracy
 from .audit import Audit, audit

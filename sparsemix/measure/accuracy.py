@@ -48,11 +48,11 @@ def topk_accuracy(model: nn.Module, batches: Batches, ks: Sequence[int] = (1, 5)
 
 @contextmanager
 def renewed_statistics(model: nn.Module, batches: Batches) -> Iterator[None]:
-    """Within the context, running statistics of batch norms are those of these batches; then they are as before.
+    """Context manager: compute the running statistics of batch norms from these batches; restore the old ones on exit.
 
-    In a search they are averages over the mixtures of the training batches, at two temperatures and with weights that
-    move on. A network that is evaluated has others: its own, which this computes by one forward over the batches,
-    without training (the mean of the batches' statistics, as ``torch.optim.swa_utils.update_bn``).
+    During a search, running statistics average over the mixtures of the training batches, at two temperatures and with
+    changing weights. The network under evaluation has different statistics. This computes them in one forward pass over
+    the batches, without training (the mean of the batches' statistics, as in ``torch.optim.swa_utils.update_bn``).
 
     Args:
         model: in the state in which it is to be evaluated; batch norms that do not run keep what they have.

@@ -1,4 +1,4 @@
-"""What a threshold changes, measured against the dense computation."""
+"""Measure how much a threshold changes the result of the dense computation."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ class Audit:
 def audit(
     arch: Architecture, loss: Loss, batch: Any, threshold: float, optimizer: torch.optim.Optimizer | None = None
 ) -> Audit:
-    """Measure on one batch what a threshold changes under the present relaxation and phi. Nothing is left changed.
+    """Measure on one batch what a threshold changes under the present relaxation and phi. All state is restored.
 
     Args:
-        arch: of the supernet; its own threshold plays no part.
+        arch: the supernet's architecture parameters; their own threshold is ignored.
         loss: function of a batch that runs the model and returns a scalar.
-        batch: what it takes.
+        batch: the argument of ``loss``.
         threshold: see :class:`~sparsemix.ArchParameterGroup`.
         optimizer: alpha's, for the error of its step.
 
-    Where candidates draw random numbers (dropout), skipped ones do not draw and scored ones draw last: the figures are
-    then of other draws rather than of the threshold.
+    If candidates draw random numbers (dropout), skipped candidates do not draw and scored ones draw last: the figures
+    then reflect different draws rather than the threshold.
 
     Raises:
         ValueError: the optimizer does not hold every alpha, or the model's output holds no floating-point tensor.

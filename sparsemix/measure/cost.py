@@ -37,7 +37,7 @@ Unit = Literal["parameters", "macs", "seconds"]
 
 
 def parameters(module: nn.Module, x: Tensor | None = None, **keywords: Any) -> int:
-    """The number of parameters; those of architecture searches (``alpha``) are parameters like others."""
+    """The number of parameters, including architecture parameters (``alpha``)."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -64,7 +64,7 @@ def _frozen(module: nn.Module) -> Iterator[None]:
 
 
 def seconds(module: nn.Module, x: Tensor, repeats: int = 10, **keywords: Any) -> float:
-    """Seconds of a forward on ``x`` in evaluation mode where the module is: the median of some."""
+    """Median duration in seconds of a forward on ``x``, in evaluation mode and on the module's device."""
     times = []
     with evaluating(module), torch.no_grad():
         for _ in range(repeats + 1):  # the first one warms up
@@ -88,9 +88,9 @@ class NetworkCost:
 
 
 def network_cost(model: nn.Module, x: Tensor) -> NetworkCost:
-    """Count by running: multiply-accumulates an image of a batch ``x``, and the parameters that it takes.
+    """Run the network on a batch ``x``; count multiply-accumulates per image, and the parameters used.
 
-    An auxiliary classifier takes no part in an evaluation and is not counted.
+    An auxiliary classifier does not run in evaluation and is not counted.
 
     Example:
         >>> network_cost(nn.Conv2d(2, 3, 1, bias=False), torch.zeros(1, 2, 4, 4))
@@ -112,10 +112,10 @@ _MEASURES = {"parameters": parameters, "macs": macs, "seconds": seconds}
 
 @dataclass(frozen=True)
 class CostTable:
-    """The cost of every candidate, and of what no choice changes.
+    """The cost of every candidate, and of the parts of the model that do not depend on the choice.
 
     Attributes:
-        unit: of all numbers.
+        unit: the unit of all costs.
         fixed: the cost of the model without its mixed operations.
         rows: label -> candidate -> its cost, summed over the operations that share the row.
     """
@@ -125,7 +125,7 @@ class CostTable:
     rows: Mapping[str, Mapping[str, float]]
 
     def of(self, genotype: Genotype) -> float:
-        """The cost of a choice, label -> candidate, or candidates as ``arch.choices()`` has them.
+        """The cost of a choice: label -> candidate, or label -> candidates as returned by ``arch.choices()``.
 
         Rows that were removed, which ``arch.genotype()`` leaves out, cost nothing.
 
@@ -198,8 +198,8 @@ class CostTerm:
     """The expected cost of the architecture under its present weights, to be added to the loss of the alphas.
 
     ``E[cost] = fixed + sum_rows sum_m a_m c_m``. Without a budget the term is ``weight E[cost] / dearest``; with one,
-    ``weight max(0, E[cost] / budget - 1)``, which is zero for what fits. In a weights update it is a constant. Where
-    edges are weighed, the weights are those that the forward uses, ``beta_e a_em``: an edge costs by its share.
+    ``weight max(0, E[cost] / budget - 1)``, which is zero within the budget. In a weights update it is a constant. If
+    edges are weighted, the weights are those used in the forward, ``beta_e a_em``: an edge counts by its share.
 
     Args:
         arch: architecture parameters of the model.

@@ -1,4 +1,4 @@
-"""The largest eigenvalue of the validation loss's Hessian in the alphas, by which a failing search shows."""
+"""The largest eigenvalue of the validation loss's Hessian in the alphas, an indicator of a failing search."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ def dominant_eigenvalue(
     seed: int = 0,
     reduce: Callable[[Sequence[Tensor]], None] | None = None,
 ) -> float:
-    """The largest eigenvalue, by its value, of the Hessian of a loss.
+    """The algebraically largest eigenvalue of the Hessian of a loss.
 
-    Hessian-vector products are by double backward: finite differences step over the kinks of ReLU.
+    Hessian-vector products use double backward, because finite differences step over the kinks of ReLU.
 
     Args:
         loss: a scalar with a graph.
-        parameters: those of the Hessian, such as ``arch.parameters()``.
-        products: Hessian-vector products at most, each about as dear as two backward passes.
+        parameters: the variables of the Hessian, such as ``arch.parameters()``.
+        products: maximum number of Hessian-vector products, each about as expensive as two backward passes.
         seed: of the first vector.
         reduce: averages a list of tensors over processes, in place, where each has a part of the loss.
 
     Raises:
-        ValueError: the loss depends on none of them, or not twice.
+        ValueError: the loss depends on none of the parameters, or cannot be differentiated twice by them.
 
     Example:
         >>> x = torch.tensor([1.0, 2.0], requires_grad=True)

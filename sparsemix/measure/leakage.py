@@ -23,8 +23,8 @@ class Leakage:
     """Information bypass leakage of one edge: what passes through operations that discretisation will remove.
 
     Attributes:
-        weight: ``1 - max_m a_m``, the weight that does not belong to the strongest operation k; of an edge that is
-            weighed, its share, ``beta_e (1 - max_m a_m)``.
+        weight: ``1 - max_m a_m``, the weight that does not belong to the strongest operation k; for a weighted edge,
+            multiplied by the edge weight, ``beta_e (1 - max_m a_m)``.
         output: ``|rest| / (|a_k o_k(x)| + |rest|)`` with ``rest = sum_{m != k} a_m o_m(x)`` and the Euclidean norm over
             a batch: the share of the edge's output that comes from the others. 1 where the strongest operation is
             ``none`` and yet something passes; 0 where nothing passes at all.
@@ -44,8 +44,8 @@ def leakage(arch: Architecture, x: Tensor) -> dict[str, Leakage]:
         x: a batch of its input.
 
     Returns:
-        Label -> :class:`Leakage`; rows shared by several mixed operations have their mean, rows of which none ran are
-        left out.
+        Label -> :class:`Leakage`. For a row shared by several mixed operations, this is the mean over them; rows none
+        of whose mixed operations ran are left out.
 
     Example:
         >>> from torch import nn

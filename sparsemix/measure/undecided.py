@@ -14,12 +14,12 @@ any two."""
 def undecided(
     arch: ArchParameterGroup, temperature: float, within: float = UNDECIDED_WITHIN
 ) -> dict[str, list[str]] | None:
-    """The rows in which other operations come close to the strongest one, with all of these, the strongest first.
+    """Rows in which other operations come close to the strongest one; each lists all of these, strongest first.
 
     Args:
         arch: the architecture parameters; operations that are not allowed do not count.
-        temperature: t, of the method.
-        within: operations are close whose alpha is less than ``within t`` below the strongest.
+        temperature: t, the method's temperature.
+        within: an operation is close if its alpha is less than ``within t`` below the strongest alpha.
 
     Returns:
         Label -> names. None if operations do not compete for their row, because several may be kept.

@@ -1,4 +1,4 @@
-"""Search methods, each a file: what it changes, in parts that compose; and the two updates of a search step."""
+"""Search methods, one file per method, built from parts that can be combined; and the two updates of a search step."""
 
 from .bilevel import Losses, SearchStep
 from .method import Method, Part, Phase

@@ -120,22 +120,23 @@ class SearchStep(Generic[Arch]):
             weights, which must be trained by SGD; ``"single"``: no bilevel problem, both are updated by one backward
             pass of the training loss and the validation batch is not used.
         weights_first: the weights' update before the alphas' (Algorithm 1), or after (DARTS code).
-        max_norm: the weights' gradient is clipped to this norm; None: not at all.
-        clip_alphas: take alpha's gradients, present and stale, into the norm that is clipped, as published
+        max_norm: the weights' gradient is clipped to this norm; None: no clipping.
+        clip_alphas: include alpha's gradients, present and stale, in the norm used for clipping, as published
             NAS-Bench-201 code does. This shrinks the weights' update; off by default.
         reduce: averages a list of gradients over processes, in place: those of the alphas, and of the weights.
         split: cuts a batch into parts whose losses add up to the batch's, which then run one after the other
-            (gradient accumulation): one step, one phi, one update of each, whatever the parts. By default the batch
-            is one.
-        around_weights: makes, of the training batch, the context in which the weights' loss is computed, such as
-            ``lambda batch: arch.using(relaxation)`` for a relaxation of the weights update alone.
+            (gradient accumulation). There is still one step, one phi, and one update each of weights and alphas. By
+            default the batch is not split.
+        around_weights: function of the training batch that returns the context in which the weights' loss is computed,
+            such as ``lambda batch: arch.using(relaxation)`` for a relaxation that applies to the weights update only.
         backward: runs the backward pass of the weights' loss.
 
     Raises:
         ValueError: an unknown order, a norm that is not positive, or optimizers that do not hold what they should:
-            swapped ones, alphas in the weights' optimizer, not every alpha or anything else in alpha's. At a step, the
-            loss depends on no alpha, or the alphas have been replaced since.
-        TypeError: ``arch`` is no architecture parameters; at a step, the loss is no scalar tensor with a graph.
+            swapped optimizers, alphas in the weights' optimizer, or an alphas' optimizer that lacks an alpha or holds
+            anything else. At a step, the loss depends on no alpha, or the alphas have been replaced since.
+        TypeError: ``arch`` does not hold architecture parameters; at a step, the loss is not a scalar tensor with a
+            graph.
         RuntimeError: at a step, another group has been made for the model since, and this one was released.
 
     Warns:
@@ -198,10 +199,10 @@ class SearchStep(Generic[Arch]):
         self.backward = backward
 
     def __call__(self, train_batch: Any, val_batch: Any, alphas: bool = True) -> Losses:
-        """Update both, or without ``alphas`` the weights alone.
+        """Update weights and alphas, or only the weights if ``alphas`` is false.
 
         Returns:
-            The losses; that of the training batch twice where the validation batch is not used.
+            The losses; where the validation batch is not used, both are the training loss.
         """
         self.arch.check_bound()
         self.arch.spend_moment()
@@ -249,7 +250,7 @@ class SearchStep(Generic[Arch]):
     def gradients(self, batch: Any, tensors: Sequence[Tensor]) -> tuple[Gradients, Tensor]:
         """The gradients of a batch's loss by any tensors that it depends on, and the loss; nothing is updated.
 
-        For methods that perturb or measure: the same parts of a batch, and averages over processes, as the updates.
+        For methods that perturb or measure. Batches are split and gradients averaged over processes as in the updates.
         """
         found, loss = loss_gradients(self.loss, batch, self.split, tensors)
         if self.reduce is not None:

@@ -1,4 +1,4 @@
-"""DARTS-ES: a search ends when the loss's curvature in the alphas grows, and returns what it had before.
+"""DARTS-ES: a search ends when the loss's curvature in the alphas grows, and returns an earlier architecture.
 
 Source: Zela et al., "Understanding and Robustifying Differentiable Architecture Search", section 4.3. Settings are
 their published code's. The curvature is the largest eigenvalue of the validation loss's Hessian in the alphas, on one
@@ -76,7 +76,7 @@ class EarlyStopping(Part):
         return self._stopped_by(records) is not None
 
     def result(self, records: Records) -> int:
-        """That in the middle of the window before the growth."""
+        """The record in the middle of the window before the growth."""
         last = self._stopped_by(records)
         return len(records) - 1 if last is None else max(0, last - self.back - self.window // 2)
 

@@ -1,4 +1,4 @@
-"""DARTS+: a search ends when the cell has two skip connections, or when nothing has changed its place for long.
+"""DARTS+: a search ends when the cell has two skip connections, or when ranks have not changed for many epochs.
 
 Source: Liang et al., "DARTS+: Improved Differentiable Architecture Search with Early Stopping", criteria 1 and 2.
 """

@@ -92,7 +92,7 @@ class DrNAS(Part):
 
 @dataclass(frozen=True)
 class Progressive(Part):
-    """Stages of equal length, each with fewer operations an edge, on more of the channels (section 3.3)."""
+    """Stages of equal length, each with fewer operations per edge and a larger share of channels (section 3.3)."""
 
     stage_parts: tuple[int, ...] = (1,)
     """K of each stage: of every node's channels one in K is mixed, the others pass."""

@@ -40,7 +40,7 @@ class StrongerThan(nn.Module):
 
     Args:
         threshold: in (0, 1).
-        most: of a row at most as many are kept, the strongest; None: any number.
+        most: at most this many operations of a row are kept, the strongest ones; None: any number.
 
     Example:
         >>> alpha = torch.tensor([3.0, 0.0, 2.0])
@@ -62,7 +62,7 @@ class StrongerThan(nn.Module):
 
 
 def separation(weights: Tensor) -> Tensor:
-    """The zero-one loss ``-mean((a_m - 0.5)^2)`` (Eq. 3): least, -0.25, where every weight is 0 or 1.
+    """The zero-one loss ``-mean((a_m - 0.5)^2)`` (Eq. 3): its minimum, -0.25, is reached if all weights are 0 or 1.
 
     Example:
         >>> separation(torch.tensor([0.5, 1.0]))

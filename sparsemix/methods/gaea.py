@@ -1,8 +1,8 @@
 """GAEA: the operation weights themselves are the parameters, and take multiplicative steps on the simplex.
 
 Source: Li et al., "Geometry-Aware Gradient Algorithms for Neural Architecture Search". Presets are their published
-code. A point theta of the simplex is kept as alpha = log theta, so that genotypes, entropies and checkpoints are what
-they are elsewhere; the gradient is that by theta.
+code. A point theta of the simplex is stored as alpha = log theta, so that genotypes, entropies and checkpoints work as
+for other methods; the gradient is taken with respect to theta.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ __all__ = ["GAEA", "METHODS", "ExponentiatedGradient", "Simplex"]
 
 
 class Simplex(nn.Module):
-    """``theta = softmax(alpha)``, whose gradient by alpha is passed on as that by theta.
+    """``theta = softmax(alpha)``; alpha receives the gradient with respect to theta.
 
-    For :class:`ExponentiatedGradient`, which needs the gradient by theta and not by the logits.
+    For :class:`ExponentiatedGradient`, which needs the gradient with respect to theta, not the logits.
 
     Example:
         >>> alpha = torch.zeros(2, requires_grad=True)
@@ -45,7 +45,7 @@ class ExponentiatedGradient(torch.optim.Optimizer):
     """``theta <- normalise(max(theta exp(-eta g), floor))`` for simplices kept as logits, theta = softmax(alpha).
 
     Args:
-        simplices: each the parameters that make up one simplex, or one table whose rows are simplices.
+        simplices: each entry holds the parameters of one simplex, or one table whose rows are simplices.
         lr: eta.
         floor: the least weight, before the weights are normalised.
 

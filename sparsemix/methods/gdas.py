@@ -1,4 +1,4 @@
-"""GDAS: one sampled operation an edge runs, the same in both updates of a step.
+"""GDAS: one sampled operation per edge runs, the same in both updates of a step.
 
 Source: Dong and Yang, "Searching for a Robust Neural Architecture in Four GPU Hours". Presets are their published code,
 AutoDL-Projects.
@@ -66,7 +66,7 @@ def with_gumbel_noise(alpha: Tensor, moment: Moment) -> Tensor:
 
 @dataclass(frozen=True)
 class GDAS(Part):
-    """One operation an edge is sampled for every step; the temperature tau of the gradient falls linearly."""
+    """At every step, one operation per edge is sampled; the temperature tau of the gradient falls linearly."""
 
     tau_first: float = 10.0
     """Temperature tau of the gradient in the first epoch."""
@@ -91,7 +91,7 @@ class GDAS(Part):
         return GumbelArgmax(plan["tau"])
 
     def evaluation(self, plan: Plan) -> Argmax:
-        """The strongest operations alone: no mixture of them was ever trained."""
+        """Weight 1 for the strongest operation of each row: mixtures were never trained."""
         return Argmax()
 
 

@@ -1,7 +1,7 @@
 """What a search method is: parts that each change something about a search, and their composition.
 
 A method is a file in this folder. It holds a :class:`Part`, whose fields are the method's settings, and ``METHODS``:
-the names under which it can be chosen, with the settings that were published. Nothing else has to know of it.
+the names under which it can be chosen, with the published settings. No other code needs to refer to it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Phase:
 
     Attributes:
         epochs: its length.
-        lr: its first learning rate of the weights, as a share of the search's.
+        lr: its initial learning rate of the weights, as a share of the search's initial one.
     """
 
     epochs: int
@@ -56,9 +56,9 @@ class Evidence:
     Attributes:
         moment: the epoch, for draws.
         epochs: length of the search.
-        records: of the epochs before.
-        accuracy: measures the supernet, as it is now, on the images of the alphas.
-        temperature: at which rows are compared.
+        records: the records of the epochs before.
+        accuracy: measures the accuracy of the present supernet on the images used to train the alphas.
+        temperature: the temperature at which rows are compared.
     """
 
     moment: Moment
@@ -70,13 +70,13 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Part:
-    """One thing that a method changes about a search. As it stands it changes nothing, which is DARTS in first order.
+    """One thing that a method changes about a search. The base class changes nothing, which is first-order DARTS.
 
     Subclasses are frozen dataclasses; their fields are the method's settings, checked in ``__post_init__``. A part
-    remembers nothing. What it fixes for an epoch is its plan, which is recorded and saved; what it draws follows from
-    the moment; what it decides is in the supernet's ``state_dict``. A search can therefore be resumed anywhere.
+    holds no state. Its values for an epoch are its plan, which is recorded and saved; its draws depend only on the
+    moment; its decisions are stored in the supernet's ``state_dict``. A search can therefore be resumed anywhere.
 
-    Of the parts of a method at most one may define each of :attr:`EXCLUSIVE`; all of them are asked for the rest.
+    At most one part of a method may define each name in :attr:`EXCLUSIVE`; everything else is called on all parts.
     """
 
     EXCLUSIVE: ClassVar[tuple[str, ...]] = (
@@ -110,34 +110,34 @@ class Part:
         """Change the supernet or its alphas, before optimizers are made."""
 
     def phases(self, arch: ArchParameterGroup, epochs: int) -> Sequence[Phase]:
-        """What follows what; by default ``epochs`` epochs, and that is all."""
+        """The phases of the search in order; by default one phase of ``epochs`` epochs."""
         return [Phase(epochs)]
 
     def alpha_optimizer(self, arch: ArchParameterGroup, settings: Any) -> Any:
-        """The alphas' optimizer, where it is not the Adam of the settings; None: it is."""
+        """The alphas' optimizer; None: the Adam optimizer of the settings."""
         return None
 
     def discretization(self) -> Relaxation:
-        """What is kept of a row when it is read out; by default the strongest operation."""
+        """Which operations of a row are kept when it is read out; by default the strongest one."""
         return Argmax()
 
     # An epoch
 
     def plan(self, arch: ArchParameterGroup, epoch: int, epochs: int) -> Plan:
-        """What holds in an epoch that begins now. ``temperature`` is that at which rows are compared and read out."""
+        """Values that apply to the epoch about to begin. Rows are compared and read out at ``temperature``."""
         return {}
 
     def shape_(self, arch: ArchParameterGroup, pairs: Any, optimizer: torch.optim.Optimizer, plan: Plan) -> None:
         """Adjust the supernet, its optimizer's state, and the pairs of batches it is trained on to the epoch's plan.
 
-        Asked again where a run goes on in the middle of an epoch: what is adjusted already stays.
+        Called again when a run is resumed in the middle of an epoch: existing adjustments must then be kept.
         """
 
     def decide(self, arch: ArchParameterGroup, evidence: Evidence) -> Plan:
-        """Settle some of the architecture before an epoch begins: by ``arch.restrict(row, names)``, or by its alphas.
+        """Decide parts of the architecture before an epoch, by ``arch.restrict(row, names)`` or by setting alphas.
 
         Returns:
-            What is recorded of it.
+            The values to record about the decision.
         """
         return {}
 
@@ -164,7 +164,7 @@ class Part:
         return [moment.phi]
 
     def around_weights(self, step: Step, batch: Any, plan: Plan) -> AbstractContextManager[None]:
-        """A context of the weights' update alone, such as another relaxation in it."""
+        """A context for the weights' update only, for instance to use another relaxation there."""
         return nullcontext()
 
     def penalty(self, arch: ArchParameterGroup, plan: Plan) -> Tensor | None:
@@ -188,7 +188,7 @@ class Part:
     # Variants
 
     def at_temperature(self, temperature: float) -> Part:
-        """The same at another temperature, whatever follows from it included."""
+        """A copy with another temperature and all settings derived from it."""
         raise ValueError(f"{type(self).__name__}: this method is not searched at several temperatures")
 
     @property
@@ -202,13 +202,13 @@ class Method:
     """A named composition of parts, with the settings that were published for it.
 
     Args:
-        name: as it is chosen, ``"sp-darts"``.
-        parts: what it changes.
-        summary: what that is, in a line.
-        presets: search space -> :data:`Presets`: settings of any field, those of the parts included.
+        name: the name by which it is chosen, such as ``"sp-darts"``.
+        parts: the parts, each of which changes something about the search.
+        summary: one line that describes the method.
+        presets: search space -> :data:`Presets`: settings of any field, including those of the parts.
 
     Raises:
-        ValueError: two parts define the same of :attr:`Part.EXCLUSIVE`, have a field of the same name, or object.
+        ValueError: two parts define the same item of :attr:`Part.EXCLUSIVE`, share a field name, or are incompatible.
 
     Example:
         >>> Method("plain", (Part(),)).plan(arch=None, epoch=0, epochs=1)
@@ -231,7 +231,7 @@ class Method:
                 raise ValueError(f"{self.name}: {reason}")
 
     def __add__(self, other: Method) -> Method:
-        """Both. The presets are this method's, with the other's default settings of its own parts."""
+        """The combination of two methods: presets of this one, plus the other's default settings for its own parts."""
         own = {name for part in other.parts for name in part.settings}
         presets = {
             space: {
@@ -252,7 +252,7 @@ class Method:
         return first.get(dataset, {})
 
     def with_settings(self, settings: Mapping[str, Any]) -> Method:
-        """The same with other values of the parts' fields; other names among them are left alone."""
+        """A copy with other values for the parts' fields; names that are not such fields are ignored."""
         parts = (type(part)(**{**part.settings, **_only(part.settings, settings)}) for part in self.parts)
         return Method(self.name, tuple(parts), self.summary, self.presets)
 
@@ -337,7 +337,7 @@ class Method:
         return self._deciding("result").result(records)
 
     def at_temperature(self, temperature: float) -> Method:
-        """The same method with its one part that has a temperature at another one.
+        """A copy of the method in which the one part with a temperature uses another one.
 
         Raises:
             ValueError: no part has a temperature that is searched.

@@ -53,7 +53,7 @@ class Without(nn.Module):
 
 @dataclass(frozen=True)
 class PT(Part):
-    """After the search each edge keeps the operation without which the accuracy falls most; then each node its edges.
+    """After the search, choose for each edge the operation whose removal lowers accuracy most; then each node's edges.
 
     One edge of every kind of cell is decided at a time, in random order, and the supernet is tuned in between.
     """

@@ -20,7 +20,7 @@ __all__ = ["METHODS", "RandomSearch", "choose_at_random_"]
 
 
 def choose_at_random_(arch: ArchParameterGroup, moment: Moment, name: str = "architecture") -> None:
-    """Let the alphas stand for an architecture drawn at random: 1 for one allowed candidate of each row, 0 otherwise.
+    """Set the alphas to a randomly drawn architecture: 1 for one allowed candidate of each row, 0 for the others.
 
     Args:
         arch: the architecture parameters.
@@ -39,7 +39,7 @@ def choose_at_random_(arch: ArchParameterGroup, moment: Moment, name: str = "arc
 class RandomSearch(Part):
     """Every few epochs another architecture, drawn at random, is trained from scratch; the most accurate is the result.
 
-    The architectures have the size of the supernet, and the length of the search is what all of them share.
+    The architectures have the size of the supernet, and share the epochs of the search among them.
     """
 
     epochs_each: int = 1

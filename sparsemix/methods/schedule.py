@@ -68,11 +68,11 @@ class BatchMixedScheduler:
     Args:
         arch: an :class:`~sparsemix.ArchParameterGroup`, or any object that has a ``moment``.
         epochs: I, the length of the search.
-        steps_per_epoch: batches an epoch.
+        steps_per_epoch: batches per epoch.
         p_low: p at the end of the warm-up, in [0, 1].
         p_up: p in the last epoch, at least ``p_low``. With a p_up above 1, as in published code for S1 to S4, p reaches
             1 before the end and stays there.
-        warmup_epochs: i_wp, epochs at first without sparse batches; less than ``epochs``.
+        warmup_epochs: i_wp, number of initial epochs without sparse batches; less than ``epochs``.
         hold_epoch: from this epoch on p stays what it was in the epoch before (a detail of some published runs); None:
             p rises to the end.
         seed: of the draws.

@@ -25,7 +25,7 @@ __all__ = ["METHODS", "SDARTS", "Given", "SDARTSAdv", "Shaken", "attacked", "on_
 
 
 def on_simplex(weights: Tensor) -> Tensor:
-    """Rows of weights clamped to [0, 1] and normalised; a row of which nothing is left keeps its largest alone.
+    """Rows of weights clamped to [0, 1] and normalised; a row that becomes all zero keeps only its largest entry.
 
     Example:
         >>> on_simplex(torch.tensor([[0.5, -0.1], [-0.3, -0.2]]))
@@ -57,7 +57,7 @@ class Shaken(nn.Module):
 
 
 class Given(nn.Module):
-    """Weights that are what they are, whatever the alphas."""
+    """A relaxation that returns given weights, regardless of the alphas."""
 
     def __init__(self, weights: Tensor) -> None:
         super().__init__()

@@ -21,7 +21,7 @@ __all__ = ["METHODS", "Settle", "in_question"]
 
 
 def in_question(close: Mapping[str, Sequence[str]], most: int) -> list[dict[str, str]]:
-    """The cells that undecided rows leave open: row -> operation, that of the strongest operations first.
+    """The cells that undecided rows leave open, each row -> operation; the cell of strongest operations comes first.
 
     Rows with the fewest close operations come first; those that would make it more than ``most`` cells are left out.
 

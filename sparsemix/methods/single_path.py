@@ -72,7 +72,7 @@ class SinglePath(Part):
         return UniformChoice() if plan["samples_paths"] else Argmax()
 
     def evaluation(self, plan: Plan) -> Argmax:
-        """Until one has been chosen, of any architecture: whichever the alphas happen to name."""
+        """Before an architecture is chosen, evaluate an arbitrary one: the one the alphas happen to select."""
         return Argmax()
 
 

@@ -16,12 +16,12 @@ __all__ = ["EntropySchedule", "suggest", "temperature_of_entropy"]
 def suggest(
     arch: ArchParameterGroup, *, steps: int, lr: float = 3e-4, leftover: float = 0.01, ratio: float = 10.0
 ) -> SparseSmoothSoftmax:
-    """Temperatures for a search of so many steps, from how far Adam carries an alpha in it.
+    """Suggest temperatures from how far Adam moves an alpha in a search with this number of steps.
 
     A step of Adam moves an alpha by about its learning rate, whatever the gradient's size. Gradients of single batches
     change sign, so that in n steps it gets about ``lr sqrt(n)`` far. A row of M candidates is decided when the winner
-    leads by ``t ln((M - 1)(1 - leftover) / leftover)``, which leaves ``leftover`` for the others. A third of the way is
-    to suffice for that, so that a choice can be made, unmade and made again:
+    leads by ``t ln((M - 1)(1 - leftover) / leftover)``, which leaves ``leftover`` for the others. A third of that
+    distance should suffice for this lead, so that a choice can be made, reversed and made again:
 
         ``t_sp = lr sqrt(n) / (3 ln((M - 1)(1 - leftover) / leftover))``
 

@@ -14,10 +14,10 @@ class SpaceSettings(NamedTuple):
     """Settings of a space. A method's own come on top of the recipe and the hints, and a scale on top of those.
 
     Attributes:
-        name: under which methods list their presets for it.
-        recipe: of every search, at the published size.
-        scales: name -> data set (``"*"`` for all) -> settings: other sizes, over which no method has a say.
-        hints: the same, of what another size makes sensible, unless the method says otherwise.
+        name: the name under which methods list their presets for the space.
+        recipe: the settings of every search at the published size.
+        scales: name -> data set (``"*"`` for all) -> settings of other sizes, which no method can override.
+        hints: the same mapping, with settings that suit another size but that a method can override.
     """
 
     name: str

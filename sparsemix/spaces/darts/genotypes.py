@@ -23,8 +23,8 @@ class DartsGenotype:
     nodes 2, 2, 3, 3, 4, 4, ... Other cells, as Fair DARTS finds them, have triples (operation, node, predecessor).
 
     Args:
-        normal, reduce: the pairs or the triples of the two cells. Triples that pairs can say are kept as pairs. ``()``
-            is a cell of which nothing was kept.
+        normal, reduce: the pairs or the triples of the two cells. Triples that can be written as pairs are stored as
+            pairs. ``()`` is a cell of which nothing was kept.
         normal_concat, reduce_concat: the nodes whose concatenation is a cell's output.
 
     Raises:

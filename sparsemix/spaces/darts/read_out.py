@@ -25,8 +25,8 @@ class ReadOut:
     """How edges and operations are ranked where published codes differ.
 
     Attributes:
-        decimals: weights are rounded to as many before they are compared; None: not at all, and then edges are compared
-            by the log-odds of the winner's weight, which do not saturate where many weights are 1.0000.
+        decimals: number of decimals to which weights are rounded before comparison; None: no rounding, and edges are
+            compared by the log-odds of the winner's weight, which do not saturate where many weights are 1.0000.
         later_edge: of edges that tie, the later predecessor is kept.
         last_operation: of operations that tie, the last is chosen.
     """
@@ -52,8 +52,8 @@ def genotype(arch: ArchParameterGroup, temperature: float, rule: ReadOut = READ_
     itself is within rounding of 1. Edges that compete are ranked by ``beta_e a_ek``.
 
     Where ``arch.discretization`` may keep several operations of an edge, or none, as that of Fair DARTS does,
-    operations do not compete: edges are ranked by their strongest alpha, and a node has all that its two strongest
-    edges keep. Nodes that nothing leads to are left out, and with them the edges that read them.
+    operations do not compete: edges are ranked by their strongest alpha, and a node gets all operations that its two
+    strongest edges keep. Nodes without incoming edges are left out, together with the edges that read them.
 
     Args:
         arch: of a supernet of :func:`mixed_cell`.

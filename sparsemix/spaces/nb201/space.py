@@ -34,7 +34,7 @@ OPERATIONS: dict[str, Callable[[int, bool], nn.Module]] = {
 def mixed_cell(
     channels: int, drop_path: nn.Module | None = None, without: Sequence[str] = (), channel_parts: int = 1
 ) -> DenseCell:
-    """A cell of the supernet: all operations but some on every edge, rows labelled by edge, batch norm not affine.
+    """A supernet cell: all operations but ``without`` on every edge, rows labelled by edge, batch norm not affine.
 
     Raises:
         ValueError: ``without`` names an operation that the space does not have, or all of them; ``channel_parts`` does

@@ -21,11 +21,11 @@ class NB201Table:
     Args:
         path: a CSV file with a column ``architecture``, one of test accuracies for each data set (``cifar10_test``,
             ``cifar100_test``, ``imagenet16_120_test``) and, if it has them, as many of validation accuracies
-            (``cifar10_valid``, ...). It is read at the first question.
+            (``cifar10_valid``, ...). It is read at the first look-up.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file lacks a column, or (at a question) a malformed architecture, an unknown data set, or
+        ValueError: the file lacks a column, or (at a look-up) a malformed architecture, an unknown data set, or
             validation accuracies that the file does not have.
         KeyError: an architecture that the table lacks.
 
