@@ -21,7 +21,7 @@ _REDRAW_EVERY = 0.25
 class Display:
     """The running epoch at the foot of a terminal. Printed lines appear above it, warnings included.
 
-    Used as a context manager, it controls the last line of the terminal. If the output is not a terminal, and in all
+    Used as a context manager, it controls the last lines of the terminal. If the output is not a terminal, and in all
     processes but the main one, it shows nothing, so that logs contain only whole lines.
 
     Args:

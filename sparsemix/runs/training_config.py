@@ -9,11 +9,18 @@ from typing import Any, ClassVar, Literal
 from .config import Config, DataSettings, at_least, configured
 from .learning_rate import FLAT_EPOCHS
 
-__all__ = ["PRESETS", "NetworkSettings", "TrainingConfig", "TrainingImages", "TrainingOptimization", "TrainingSize"]
+__all__ = [
+    "PRESETS",
+    "NetworkSettings",
+    "TrainingConfig",
+    "TrainingDataSettings",
+    "TrainingOptimization",
+    "TrainingSize",
+]
 
 
 @dataclass(frozen=True)
-class TrainingImages(DataSettings):
+class TrainingDataSettings(DataSettings):
     """The images, and those that judge."""
 
     test_data: Path | None = None
@@ -117,7 +124,7 @@ class TrainingConfig(Config):
     """Settings that the other flags start from; docs/presets.md lists them."""
 
     network: NetworkSettings = field(default_factory=NetworkSettings)
-    data: TrainingImages = field(default_factory=TrainingImages)
+    data: TrainingDataSettings = field(default_factory=TrainingDataSettings)
     size: TrainingSize = field(default_factory=TrainingSize)
     optimization: TrainingOptimization = field(default_factory=TrainingOptimization)
 
