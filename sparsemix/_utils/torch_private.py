@@ -5,17 +5,20 @@ Where PyTorch changes one of them, this file and its test are what breaks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 __all__ = [
     "DispatchMode",
     "add_",
+    "added",
     "buffers_of",
     "compiler_backend",
     "compiler_limits",
@@ -27,8 +30,10 @@ __all__ = [
     "is_compiled",
     "is_view",
     "lerp_",
+    "map_tensors",
     "norms",
     "own_parameters",
+    "tensors_in",
     "version",
 ]
 
@@ -84,12 +89,43 @@ def in_backward_pass() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def map_tensors(function: Callable[[Tensor], Any], structure: Any) -> Any:
+    """The same structure (lists, tuples, dictionaries, dataclasses), with each of its tensors replaced."""
+
+    def replaced(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return function(leaf)
+        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            fields = {field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf) if field.init}
+            return dataclasses.replace(leaf, **{name: map_tensors(function, value) for name, value in fields.items()})
+        return leaf
+
+    return tree_map(replaced, structure)
+
+
+def tensors_in(structure: Any) -> list[Tensor]:
+    """The tensors that :func:`map_tensors` would replace."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(note, structure)
+    return found
+
+
 # One call for many small tensors
 
 
 def add_(tensors: Sequence[Tensor], others: Sequence[Tensor] | float) -> None:
     """Add to each tensor, in place, its counterpart or a number."""
     torch._foreach_add_(list(tensors), others if isinstance(others, int | float) else list(others))
+
+
+def added(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
+    """Each tensor plus its counterpart."""
+    return list(torch._foreach_add(list(tensors), list(others))) if tensors else []
 
 
 def copy_(tensors: Sequence[Tensor], others: Iterable[Tensor]) -> None:

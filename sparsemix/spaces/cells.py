@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..supernet.execution import Weights, with_zero_gradients
+from .._utils.torch_private import added
+from ..supernet.execution import Weights
+from ..supernet.forward import with_zero_gradients
 from ..supernet.mixed_op import MixedOp, fan_out, is_idle
 from ..supernet.partial import PartlyMixed, joined, split_channels
 from .primitives import FactorizedReduce, ReLUConvBN
@@ -86,10 +88,10 @@ class Cell(PartlyMixed):
             leaving = [(target, name) for target, name in self._leaving.get(node, ()) if name not in left_out]
             edges = [self.edges[name] for _, name in leaving]
             outputs = self._outputs(values[node], edges, [weights.get(name) for _, name in leaving])
-            for (target, _), edge, out in zip(leaving, edges, outputs, strict=True):
-                if self.drop_path is not None and not isinstance(edge, nn.Identity):
-                    out = self.drop_path(out)
-                values[target] = values[target] + out if target in values else out
+            if self.drop_path is not None:
+                drop = zip(outputs, edges, strict=True)
+                outputs = [out if isinstance(edge, nn.Identity) else self.drop_path(out) for out, edge in drop]
+            _add(values, [target for target, _ in leaving], outputs)
             for target, name in self._leaving.get(node, ()):
                 if name in left_out:
                     rest = without_part.setdefault(target, [])
@@ -115,6 +117,17 @@ class Cell(PartlyMixed):
         arriving = [edge for leaving in self._leaving.values() for edge in leaving]
         fed = {target for target, name in arriving if name not in idle}
         return {name for target, name in arriving if name in idle and target in fed}
+
+
+def _add(values: dict[int, Tensor], targets: Sequence[int], outputs: Sequence[Tensor]) -> None:
+    """Add to the values of nodes what one node gives them, in one operator where it gives one output to each."""
+    if len({*targets}) < len(targets):
+        for target, out in zip(targets, outputs, strict=True):
+            _add(values, [target], [out])
+        return
+    new = dict(zip(targets, outputs, strict=True))
+    there = [target for target in targets if target in values]
+    values |= new | dict(zip(there, added([values[t] for t in there], [new[t] for t in there]), strict=True))
 
 
 class DenseCell(Cell):

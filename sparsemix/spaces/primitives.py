@@ -8,15 +8,14 @@ always zero says so by ``adds_nothing``.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterable, Sequence
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._utils.torch_private import add_, copy_, lerp_
+from ..supernet.forward import in_forward
 from ..supernet.sharing import Contribution, Source
 
 __all__ = [
@@ -145,12 +144,13 @@ class NormalizedPool(nn.Module):
         pooled = source.once(self.pool.sharing_key, self.pool)
         if not self.bn.training:  # by statistics of their own
             return [(op.bn(pooled), weight) for op, weight in zip(ops, weights, strict=True)]
-        precise = torch.promote_types(pooled.dtype, torch.float32)
-        mean = torch.zeros(pooled.shape[1], dtype=precise, device=pooled.device)
-        var = torch.ones_like(mean)
-        value = F.batch_norm(pooled, mean, var, None, None, True, 1.0, self.bn.eps)  # momentum 1: those of the batch
-        if self.bn.track_running_stats:
-            _update_statistics([op.bn for op in ops], [mean] * len(ops), [var] * len(ops))
+        with in_forward() as forward:
+            if not self.bn.track_running_stats:
+                value = F.batch_norm(pooled, None, None, None, None, True, 0.0, self.bn.eps)
+            else:
+                mean, var = forward.statistics(self.bn, pooled.shape[1])
+                value = F.batch_norm(pooled, mean, var, None, None, True, 1.0, self.bn.eps)
+                forward.move([op.bn for op in ops], [mean] * len(ops), [var] * len(ops))
         return [(value, weight) for weight in weights]
 
 
@@ -175,10 +175,8 @@ class _ReLUThenBN(nn.Module):
     def sharing_key(self) -> Hashable | None:
         return id(self) if _is_plain(self.bn) and type(self).forward is _ReLUThenBN.forward else None
 
-    def contributions(
-        self, ops: Sequence[_ReLUThenBN], source: Source, weights: Sequence[Tensor]
-    ) -> Iterable[Contribution]:
-        return [(scaled_batch_norm([self.bn], self.body(source.relu), weights), None)]
+    def contributions(self, ops: Sequence[_ReLUThenBN], source: Source, weights: Sequence[Tensor]) -> Tensor:
+        return scaled_batch_norm([self.bn], self.body(source.relu), weights)
 
 
 class ReLUConvBN(_ReLUThenBN):
@@ -222,12 +220,11 @@ class ReLUConvBN(_ReLUThenBN):
 
     def contributions(  # type: ignore[override]
         self, ops: Sequence[ReLUConvBN], source: Source, weights: Sequence[Tensor]
-    ) -> Iterable[Contribution]:
+    ) -> Tensor:
         conv = self.conv
         kernels = torch.cat([op.conv.weight for op in ops]) if len(ops) > 1 else conv.weight
         y = F.conv2d(source.relu, kernels, None, conv.stride, conv.padding, conv.dilation)
-        y = scaled_batch_norm([op.bn for op in ops], y, weights)
-        return [(value, None) for value in (y.chunk(len(ops), dim=1) if len(ops) > 1 else [y])]
+        return scaled_batch_norm([op.bn for op in ops], y, weights)
 
 
 class DilConv(_ReLUThenBN):
@@ -308,41 +305,26 @@ def _is_plain(bn: nn.BatchNorm2d) -> bool:
 
 def scaled_batch_norm(norms: Sequence[nn.BatchNorm2d], y: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """``cat([w * bn(part), ...])`` over the channel blocks of ``y`` as one batch norm; updates running statistics."""
-    first = norms[0]
-    scale = torch.cat([weight.expand(first.num_features) for weight in weights])
-    shift = None
-    if first.affine:
-        shift = scale * torch.cat([norm.bias for norm in norms])
-        scale = scale * torch.cat([norm.weight for norm in norms])
-    if not first.track_running_stats:
-        return F.batch_norm(y, None, None, scale, shift, True, cast(float, first.momentum), first.eps)
-    with _joined_statistics(norms) as (mean, var):
-        return F.batch_norm(y, mean, var, scale, shift, first.training, cast(float, first.momentum), first.eps)
+    first, widths = norms[0], [norm.num_features for norm in norms]
+    with in_forward() as forward:
+        scale = forward.once("scale", weights, lambda: _expanded(weights, widths), *widths)
+        shift = None
+        if first.affine:
+            shift = scale * torch.cat([norm.bias for norm in norms])
+            scale = scale * torch.cat([norm.weight for norm in norms])
+        if not first.track_running_stats:
+            return F.batch_norm(y, None, None, scale, shift, True, 0.0, first.eps)
+        if not first.training:
+            mean = torch.cat([cast(Tensor, norm.running_mean) for norm in norms])
+            var = torch.cat([cast(Tensor, norm.running_var) for norm in norms])
+            return F.batch_norm(y, mean, var, scale, shift, False, 0.0, first.eps)
+        # At a momentum of 1, what is there becomes the mean and variance of the batch.
+        mean, var = forward.statistics(first, sum(widths))
+        y = F.batch_norm(y, mean, var, scale, shift, True, 1.0, first.eps)
+        forward.move(norms, mean.split(widths), var.split(widths))
+        return y
 
 
-@contextmanager
-def _joined_statistics(norms: Sequence[nn.BatchNorm2d]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Running means and variances, one after another; in training, what changes them changes every norm's own.
-
-    One gathering and one copying back for both: on a GPU each would be a launch.
-    """
-    own = [cast(Tensor, of) for of in (*(n.running_mean for n in norms), *(n.running_var for n in norms))]
-    if len(norms) == 1:
-        mean, var = own
-    else:
-        mean, var = torch.cat(own).chunk(2)
-    yield mean, var
-    if norms[0].training:
-        with torch.no_grad():
-            if len(norms) > 1:
-                copy_(own, [*mean.chunk(len(norms)), *var.chunk(len(norms))])
-            add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)
-
-
-def _update_statistics(norms: Sequence[nn.BatchNorm2d], means: list[Tensor], variances: list[Tensor]) -> None:
-    """Move running statistics towards those of a batch."""
-    momentum = cast(float, norms[0].momentum)
-    with torch.no_grad():
-        lerp_([cast(Tensor, norm.running_mean) for norm in norms], means, momentum)
-        lerp_([cast(Tensor, norm.running_var) for norm in norms], variances, momentum)
-        add_([cast(Tensor, norm.num_batches_tracked) for norm in norms], 1)
+def _expanded(weights: Sequence[Tensor], widths: Sequence[int]) -> Tensor:
+    """Each weight for each of its channels."""
+    return torch.cat([weight.expand(width) for weight, width in zip(weights, widths, strict=True)])

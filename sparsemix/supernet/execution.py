@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from enum import Enum
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from .._utils.modes import evaluating
 from .._utils.torch_private import own_parameters
-from .sharing import Source, adds_nothing, sharing_key
+from .forward import in_forward, with_zero_gradients
+from .sharing import Contribution, Source, adds_nothing, sharing_key
+from .sums import Sums, Total
 
 __all__ = [
     "Edge",
@@ -21,7 +24,6 @@ __all__ = [
     "mix",
     "nothing_of",
     "shape_donor",
-    "with_zero_gradients",
 ]
 
 
@@ -78,47 +80,89 @@ class _Part(NamedTuple):
 def mix(source: Source, edges: Sequence[Edge]) -> list[Tensor]:
     """``sum_m w_m o_m(x)`` for every edge; candidates of one sharing key, across the edges, run together.
 
-    An edge without a candidate that runs gives zeros (:func:`nothing_of`).
+    An edge without a candidate that runs gives zeros (:func:`nothing_of`). Outputs of several edges may be parts of one
+    tensor.
     """
-    full: dict[Hashable, list[_Part]] = {}
-    scored: dict[Hashable, list[_Part]] = {}
-    totals = [_Total(edge, source) for edge in edges]
+    shapes = _Shapes(source)
+    with in_forward() as forward:
+        sums = Sums(forward)
+        for parts in _groups(source, edges, Execution.FULL):
+            run = _run(parts, source, [part.weight for part in parts])
+            if isinstance(run, Tensor):
+                shapes.check(parts, run.chunk(len(parts), dim=1))
+                sums.add([part.edge for part in parts], run)
+            else:
+                shapes.check(parts, [value for value, _ in run])
+                for part, (value, weight) in zip(parts, run, strict=True):
+                    sums.add_weighted(part.edge, value, weight)
+        with torch.no_grad():
+            for parts in _groups(source, edges, Execution.SCORED):
+                # A score is of the output itself, without its weight.
+                unit = forward.once("unit", (), partial(torch.ones_like, parts[0].weight))
+                run = _run(parts, source, [unit] * len(parts))
+                values = run.chunk(len(parts), dim=1) if isinstance(run, Tensor) else [value for value, _ in run]
+                shapes.check(parts, values)
+                for part, value in zip(parts, values, strict=True):
+                    sums.score(part.edge, value, part.weight)
+        totals = sums.totals()
+    return [_result(source, edge, totals.get(index)) for index, edge in enumerate(edges)]
+
+
+def _groups(source: Source, edges: Sequence[Edge], wanted: Execution) -> Iterable[list[_Part]]:
+    """The candidates that take part in this way, those that may run together in one list."""
+    groups: dict[Hashable, list[_Part]] = {}
     for index, edge in enumerate(edges):
         for (name, candidate), weight, execution in zip(
             edge.candidates.items(), edge.weights, edge.executions, strict=True
         ):
-            if execution is not Execution.FULL:
-                totals[index].idle.append(candidate)
-            if execution is not Execution.SKIPPED:
+            if execution is wanted:
                 key = None if source.keywords else sharing_key(candidate)
-                group = full if execution is Execution.FULL else scored
-                if key is None or any(part.candidate is candidate for part in group.get(key, ())):
+                if key is None or any(part.candidate is candidate for part in groups.get(key, ())):
                     key = (index, name)  # one module on several edges runs once for each
-                group.setdefault(key, []).append(_Part(index, name, candidate, weight))
-    for parts in full.values():
-        for part, value, remaining in _run(parts, source, [part.weight for part in parts]):
-            totals[part.edge].add(part.name, value, remaining)
-    with torch.no_grad():
-        unit: Tensor | None = None  # a score is of the output itself, without its weight
-        for parts in scored.values():
-            unit = torch.ones_like(parts[0].weight) if unit is None else unit
-            for part, value, _ in _run(parts, source, [unit] * len(parts)):
-                totals[part.edge].score(part.name, value, part.weight)
-    return [total.result() for total in totals]
+                groups.setdefault(key, []).append(_Part(index, name, candidate, weight))
+    return groups.values()
 
 
-def _run(
-    parts: Sequence[_Part], source: Source, weights: Sequence[Tensor]
-) -> Iterator[tuple[_Part, Tensor | None, Tensor | None]]:
-    """The outputs of candidates that may run together, each with the weight that is still to be applied."""
+def _run(parts: Sequence[_Part], source: Source, weights: Sequence[Tensor]) -> Tensor | list[Contribution]:
+    """What candidates that may run together contribute."""
     first = parts[0].candidate
     if source.keywords or sharing_key(first) is None:
         [part], [weight] = parts, weights
-        yield part, part.candidate(source.x, **source.keywords), weight
-    else:
-        run = first.contributions([part.candidate for part in parts], source, weights)
-        for part, (value, weight) in zip(parts, run, strict=True):
-            yield part, value, weight
+        return [(part.candidate(source.x, **source.keywords), weight)]
+    run = first.contributions([part.candidate for part in parts], source, weights)
+    return run if isinstance(run, Tensor) else [*run]
+
+
+def _result(source: Source, edge: Edge, total: Total | None) -> Tensor:
+    """The sum of an edge, with gradients of zero for what had no part in it."""
+    if total is None:
+        nothing = nothing_of(shape_donor(edge.candidates.values()), source.x, source.keywords)
+        total = Total(nothing, is_own=False, passes_gradients=False)
+    idle = zip(edge.candidates.values(), edge.executions, strict=True)
+    without_part: list[Tensor] = []
+    if torch.is_grad_enabled():
+        for candidate, execution in idle:
+            if execution is not Execution.FULL:
+                without_part += own_parameters(candidate)
+        if not total.passes_gradients:  # in the dense sum gradients would flow back through the others, times zero
+            without_part.append(source.x)
+        if not total.value.requires_grad:
+            without_part += edge.weights
+    return with_zero_gradients(total.value, without_part, total.is_own)
+
+
+class _Shapes:
+    """Insists that all candidates of an edge agree on the shape of what they return."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.first: dict[int, tuple[str, torch.Size]] = {}
+
+    def check(self, parts: Sequence[_Part], values: Sequence[Tensor | None]) -> None:
+        for part, value in zip(parts, values, strict=True):
+            if value is not None:
+                first, shape = self.first.setdefault(part.edge, (part.name, value.shape))
+                check_same_shape(first, shape, part.name, value.shape, self.source.x.shape)
 
 
 # Nothing
@@ -137,135 +181,6 @@ def nothing_of(donor: nn.Module, x: Tensor, keywords: Mapping[str, Any]) -> Tens
         return donor(x, **keywords)
     with evaluating(donor), torch.no_grad():
         return torch.zeros_like(donor(x, **keywords))
-
-
-# Gradients
-
-
-class _WithZeroGradients(torch.autograd.Function):
-    """A value as it is, and for tensors that had no part in it gradients of zero rather than none.
-
-    Why: an operation at weight zero changes nothing, so that it need not run; but an optimizer passes over parameters
-    whose gradient is None. With zeros, momentum and weight decay go on acting on them, as they would had the operation
-    run at weight zero, and a wrapper that waits for every parameter's gradient (DistributedDataParallel) is not kept
-    waiting.
-    """
-
-    @staticmethod
-    def forward(value: Tensor, is_own: bool, *others: Tensor) -> Tensor:
-        return value if is_own else value.clone()  # a view could not be changed in place by what follows (ReLU, +=)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        value, is_own, *ctx.others = inputs
-        if is_own:
-            ctx.mark_dirty(value)  # the same tensor, no view of it
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[2:]
-        zeros = [torch.zeros_like(other) if need else None for other, need in zip(ctx.others, needed, strict=True)]
-        return gradients[0], None, *zeros
-
-
-def with_zero_gradients(value: Tensor, others: Sequence[Tensor], is_own: bool = False) -> Tensor:
-    """The value, behind which every other tensor has a gradient, if only of zero.
-
-    Args:
-        value: any tensor.
-        others: tensors that had no part in it.
-        is_own: nothing else holds the value, so that it need not be copied.
-    """
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in others):
-        return _WithZeroGradients.apply(value, is_own, *others)
-    return value
-
-
-class _WithScores(torch.autograd.Function):
-    """``value + sum_m w_m y_m`` for outputs ``y_m`` without a graph: gradients reach the value and the weights."""
-
-    @staticmethod
-    def forward(value: Tensor, count: int, *weights_and_outputs: Tensor) -> Tensor:
-        weights, outputs = weights_and_outputs[:count], weights_and_outputs[count:]
-        total = value
-        for weight, output in zip(weights, outputs, strict=True):
-            wider = torch.result_type(total, output) != total.dtype  # a mixture of autocast's precisions
-            total = torch.addcmul(total, output, weight) if total is value or wider else total.addcmul_(output, weight)
-        return total
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        value, count, *weights_and_outputs = inputs
-        ctx.is_real = not value.is_complex()
-        ctx.save_for_backward(*weights_and_outputs[count:])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        [gradient], outputs = gradients, ctx.saved_tensors
-        product = None if torch.is_grad_enabled() else torch.empty_like(gradient)  # unless there is a second backward
-        scores = [torch.real(torch.mul(gradient, output.conj(), out=product).sum()) for output in outputs]
-        return torch.real(gradient) if ctx.is_real else gradient, None, *scores, *(None for _ in outputs)
-
-
-class _Total:
-    """The running sum of one edge, which insists that all candidates agree on the shape.
-
-    Attributes:
-        is_own: the sum is a tensor made here, which nothing else holds.
-        depends: gradients flow back from it to the source.
-        idle: candidates that gradients do not flow through.
-    """
-
-    def __init__(self, edge: Edge, source: Source) -> None:
-        self.edge = edge
-        self.source = source
-        self.first = ""
-        self.shape: torch.Size | None = None
-        self.value: Tensor | None = None
-        self.is_own = False
-        self.depends = False
-        self.scored: list[tuple[Tensor, Tensor]] = []
-        self.idle: list[nn.Module] = []
-
-    def add(self, name: str, value: Tensor | None, weight: Tensor | None) -> None:
-        """Add ``weight * value``; no weight: it is applied already; no value: the candidate adds nothing."""
-        if value is None:
-            return
-        self._check(name, value)
-        self.is_own = self.value is not None or weight is not None
-        self.depends |= value.requires_grad
-        if self.value is None:
-            self.value = value if weight is None else value * weight
-        else:
-            self.value = self.value + value if weight is None else torch.addcmul(self.value, value, weight)
-
-    def score(self, name: str, value: Tensor | None, weight: Tensor) -> None:
-        """Add ``weight * value`` where the value has no graph."""
-        if value is not None:
-            self._check(name, value)
-            self.scored.append((weight, value))
-
-    def result(self) -> Tensor:
-        value = self.value
-        if value is None:
-            value = nothing_of(shape_donor(self.edge.candidates.values()), self.source.x, self.source.keywords)
-        if self.scored:
-            scales, outputs = zip(*self.scored, strict=True)
-            value = _WithScores.apply(value, len(scales), *scales, *outputs)
-            self.is_own = True
-        without_part: list[Tensor] = []
-        if torch.is_grad_enabled():
-            without_part += [p for candidate in self.idle for p in own_parameters(candidate)]
-            if not self.depends:  # in the dense sum gradients would flow back through the others, times zero
-                without_part.append(self.source.x)
-            if not value.requires_grad:
-                without_part += self.edge.weights
-        return with_zero_gradients(value, without_part, self.is_own)
-
-    def _check(self, name: str, value: Tensor) -> None:
-        if self.shape is None:
-            self.first, self.shape = name, value.shape
-        check_same_shape(self.first, self.shape, name, value.shape, self.source.x.shape)
 
 
 def check_same_shape(first: str, first_shape: torch.Size, second: str, second_shape: torch.Size, x: torch.Size) -> None:

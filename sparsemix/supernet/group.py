@@ -16,6 +16,7 @@ from .._utils.torch_private import in_backward_pass
 from ..relaxations import Moment, Relaxation, Softmax
 from .alphas import Alphas
 from .execution import Weights
+from .forward import Forward
 from .mixed_op import MixedOp
 from .rows import kept, padded, relaxed
 from .tables import AlphaTables
@@ -140,6 +141,7 @@ class ArchParameterGroup(Alphas):
         self._nodes = self._weighed_nodes()
         self._present: dict[str, Weights] | None = None  # while the model's forward runs
         self._differentiable: dict[str, Weights] | None = None  # those of its last forward with gradients
+        self._forward: Forward | None = None
         self._hooks: tuple[RemovableHandle, ...] = ()
         for holder in {op.group for op in self._labels if op.group is not None}:
             if holder.model is not model:
@@ -412,7 +414,7 @@ class ArchParameterGroup(Alphas):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles of the model: everything but the last forward's weights, which belong to its graph."""
-        return {**self.__dict__, "_present": None, "_differentiable": None}
+        return {**self.__dict__, "_present": None, "_differentiable": None, "_forward": None}
 
     def _bind(self) -> None:
         self._hooks = (
@@ -427,9 +429,12 @@ class ArchParameterGroup(Alphas):
             self._present = self._decide()
             if torch.is_grad_enabled():
                 self._differentiable = self._present
+            self._forward = Forward()
+            self._forward.begin()
 
-    def _end_forward(self, model: nn.Module, args: Any, output: Any) -> None:
-        self._present = None
+    def _end_forward(self, model: nn.Module, args: Any, output: Any) -> Any:
+        forward, self._forward, self._present = self._forward, None, None
+        return output if forward is None else forward.end(output)
 
 
 class _MomentOfEdges(Moment):

@@ -21,6 +21,8 @@ def padded(rows: Sequence[Tensor]) -> Tensor:
         tensor([[1., -inf],
                 [2., 3.]])
     """
+    if len({len(row) for row in rows}) == 1:
+        return torch.stack([*rows])
     return pad_sequence([*rows], batch_first=True, padding_value=0 if rows[0].dtype == torch.bool else -torch.inf)
 
 

@@ -65,8 +65,10 @@ class SharesWork(Protocol):
     def sharing_key(self) -> Hashable | None:
         """Equal for candidates that may run together; None: not now (a layer inside was replaced, say)."""
 
-    def contributions(self, ops: Any, source: Source, weights: Sequence[Tensor]) -> Iterable[Contribution]:
+    def contributions(self, ops: Any, source: Source, weights: Sequence[Tensor]) -> Iterable[Contribution] | Tensor:
         """Run candidates of this key on one source: for each of ``ops``, this one the first, a contribution.
+
+        Or all of them in one new tensor, side by side along dimension 1, with their weights applied.
 
         Args:
             ops: the candidates, each of this class.

@@ -1,0 +1,197 @@
+"""One forward of a supernet: what is done once for all of its mixed operations rather than in each of them.
+
+Why: on a GPU a small operator costs its launch, and a mixed operation's bookkeeping is nothing but small operators.
+Gradients of zero, running statistics and expanded weights are therefore computed for all operations at once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .._utils.torch_private import add_, lerp_, map_tensors, tensors_in
+
+__all__ = ["Forward", "in_forward", "with_zero_gradients"]
+
+_running: ContextVar[Forward | None] = ContextVar("running", default=None)
+
+
+class Forward:
+    """What the mixed operations of one forward compute once, and what they leave for its end.
+
+    A group begins one with each forward of its model; mixed operations that run outside of any
+    have their own (:func:`in_forward`).
+    """
+
+    def __init__(self) -> None:
+        self._computed: dict[Hashable, tuple[Tensor, Any]] = {}
+        self._without_part: dict[Tensor, None] = {}
+        self._moving: dict[nn.BatchNorm2d, tuple[Tensor, Tensor]] = {}
+        self._zeros: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+        self._token: Token[Forward | None]
+
+    def begin(self) -> None:
+        """From now on mixed operations take part in it."""
+        self._token = _running.set(self)
+
+    def end(self, output: Any) -> Any:
+        """Do what was left for the end.
+
+        Args:
+            output: of the forward, tensors in lists, dictionaries or dataclasses.
+
+        Returns:
+            The output, behind which every tensor that is owed a gradient has one.
+        """
+        _running.reset(self._token)
+        self._move_statistics()
+        return self._with_gradients_owed(output)
+
+    def once(self, name: str, of: Sequence[Tensor | None], compute: Callable[[], Tensor], *more: Hashable) -> Tensor:
+        """``compute()``, remembered for these very tensors and whatever else it depends on."""
+        key = (name, *map(id, of), *more, torch.is_grad_enabled())
+        if key not in self._computed:
+            self._computed[key] = compute(), of  # the tensors are held, so that their identities stay theirs
+        return self._computed[key][0]
+
+    # Gradients of zero
+
+    def owe(self, tensors: Iterable[Tensor]) -> None:
+        """Note tensors that had no part in the forward, and are to have gradients of zero rather than none."""
+        if torch.is_grad_enabled():
+            self._without_part.update(dict.fromkeys(tensor for tensor in tensors if tensor.requires_grad))
+
+    def _with_gradients_owed(self, output: Any) -> Any:
+        owed, self._without_part = [*self._without_part], {}
+        if not owed or not torch.is_grad_enabled():
+            return output
+        found = tensors_in(output)
+        values = [v for v in found if v.requires_grad] or [v for v in found if v.is_floating_point()]
+        replaced = dict(zip(map(id, values), _behind(values, owed), strict=True)) if values else {}
+        return map_tensors(lambda value: replaced.get(id(value), value), output)
+
+    # Running statistics
+
+    def statistics(self, norm: nn.BatchNorm2d, channels: int) -> tuple[Tensor, Tensor]:
+        """Zeros, to which a batch norm writes mean and variance of a batch if they are its statistics at momentum 1."""
+        like = cast(Tensor, norm.running_mean)
+        key = like.dtype, like.device
+        room = self._zeros.get(key)
+        if room is None or len(room) < 2 * channels:
+            room = like.new_zeros(max(_ROOM, 2 * channels))
+        mean, var, self._zeros[key] = room[:channels], room[channels : 2 * channels], room[2 * channels :]
+        return mean, var
+
+    def move(self, norms: Sequence[nn.BatchNorm2d], means: Sequence[Tensor], variances: Sequence[Tensor]) -> None:
+        """Move running statistics towards those of a batch, at the end of the forward.
+
+        Args:
+            norms: with momentum.
+            means, variances: one for each norm.
+        """
+        if not self._moving.keys().isdisjoint(norms):  # one that runs several times moves as often
+            self._move_statistics()
+        self._moving.update(zip(norms, zip(means, variances, strict=True), strict=True))
+
+    def _move_statistics(self) -> None:
+        moving, self._moving = self._moving, {}
+        with torch.no_grad():
+            for momentum in {norm.momentum for norm in moving}:
+                norms = [norm for norm in moving if norm.momentum == momentum]
+                own = [cast(Tensor, of) for norm in norms for of in (norm.running_mean, norm.running_var)]
+                lerp_(own, [of for norm in norms for of in moving[norm]], cast(float, momentum))
+            if moving:
+                add_([cast(Tensor, norm.num_batches_tracked) for norm in moving], 1)
+
+
+_ROOM = 4096
+
+
+@contextmanager
+def in_forward() -> Iterator[Forward]:
+    """The forward that is going on, or, outside of any, one that ends with the context."""
+    if (running := _running.get()) is not None:
+        yield running
+    else:
+        (forward := Forward()).begin()
+        try:
+            yield forward
+        finally:
+            forward.end(None)
+
+
+class _Behind(torch.autograd.Function):
+    """Values as they are, and for tensors that had no part in them gradients of zero rather than none.
+
+    Why: an operation at weight zero changes nothing, so that it need not run; but an optimizer passes over parameters
+    whose gradient is None. With zeros, momentum and weight decay go on acting on them, as they would had the operation
+    run at weight zero, and a wrapper that waits for every parameter's gradient (DistributedDataParallel) is not kept
+    waiting.
+    """
+
+    @staticmethod
+    def forward(count: int, is_own: bool, *values_and_others: Tensor) -> tuple[Tensor, ...]:
+        values = values_and_others[:count]
+        return values if is_own else tuple(value.clone() for value in values)  # a view could not be changed in place
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        count, is_own, *values_and_others = inputs
+        ctx.set_materialize_grads(False)
+        ctx.count, ctx.others = count, values_and_others[count:]
+        if is_own:
+            ctx.mark_dirty(*values_and_others[:count])  # the same tensors, no views of them
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[2 + ctx.count :]
+        wanted = [other for other, need in zip(ctx.others, needed, strict=True) if need]
+        zeros = iter(_zeros_like(wanted))
+        return None, None, *gradients, *(next(zeros) if need else None for need in needed)
+
+
+def _behind(values: Sequence[Tensor], others: Sequence[Tensor], is_own: bool = False) -> tuple[Tensor, ...]:
+    return _Behind.apply(len(values), is_own, *values, *others)
+
+
+def _zeros_like(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Zeros of each tensor's shape and memory format, views of one block."""
+    sizes: Counter[tuple[torch.dtype, torch.device]] = Counter()
+    for tensor in tensors:
+        sizes[tensor.dtype, tensor.device] += tensor.numel()
+    blocks = {(dtype, device): torch.zeros(size, dtype=dtype, device=device) for (dtype, device), size in sizes.items()}
+    rest = {
+        key: iter(block.split([t.numel() for t in tensors if (t.dtype, t.device) == key]))
+        for key, block in blocks.items()
+    }
+    zeros = []
+    for tensor in tensors:
+        part = next(rest[tensor.dtype, tensor.device])
+        if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+            zeros.append(part.view(tensor.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2))
+        else:
+            zeros.append(part.view(tensor.shape))
+    return zeros
+
+
+def with_zero_gradients(value: Tensor, others: Sequence[Tensor], is_own: bool = False) -> Tensor:
+    """The value, behind which every other tensor has a gradient, if only of zero.
+
+    Within the forward of a supernet its output takes care of that, and the value is returned as it is.
+
+    Args:
+        value: any tensor.
+        others: tensors that had no part in it.
+        is_own: nothing else holds the value, so that it need not be copied.
+    """
+    if (forward := _running.get()) is not None:
+        forward.owe(others)
+    elif torch.is_grad_enabled() and any(tensor.requires_grad for tensor in others):
+        [value] = _behind([value], others, is_own)
+    return value
