@@ -165,7 +165,7 @@ class _WithProducts(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.layout, matrix, count, *totals_and_values = inputs
         totals, values, together = totals_and_values[:count], totals_and_values[count:], output[-1]
-        ctx.are_real = [total is None or not total.is_complex() for total in totals]
+        ctx.are_complex = [None if total is None else total.is_complex() for total in totals]
         ctx.number = len(values)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(together)
@@ -184,8 +184,8 @@ class _WithProducts(torch.autograd.Function):
             scores = torch.bmm(gradient.to(together.dtype), together.transpose(1, 2))
         if not ctx.is_together:
             back = layout.apart(torch.bmm(matrix.to(gradient.dtype).transpose(1, 2), gradient))
-        through = [torch.real(g) if real else g for g, real in zip(sums, ctx.are_real, strict=True)]
-        return None, scores, None, *through, *back
+        totals = [None if c is None else g if c else torch.real(g) for g, c in zip(sums, ctx.are_complex, strict=True)]
+        return None, scores, None, *totals, *back
 
 
 class _Layout(NamedTuple):
