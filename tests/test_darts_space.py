@@ -158,7 +158,7 @@ def test_factorized_reduction_sees_every_pixel():
         op.conv_b.weight.fill_(1)
     x = torch.arange(16.0).view(1, 1, 4, 4)
     expected = torch.stack([x[0, 0, ::2, ::2], x[0, 0, 1::2, 1::2]])
-    torch.testing.assert_close(op.body(x)[0], expected)
+    torch.testing.assert_close(op.halves(x)[0], expected)
 
 
 def test_noise_ignores_its_input():

@@ -8,8 +8,8 @@ always zero says so by ``adds_nothing``.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
-from typing import cast
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -155,35 +155,49 @@ class NormalizedPool(nn.Module):
 
 
 class _ReLUThenBN(nn.Module):
-    """ReLU, convolutions, batch norm: the edges of a source share the ReLU, and the batch norm applies the weight.
+    """ReLU, convolutions, batch norm.
 
-    The ReLU of a node is one tensor, computed and kept for the backward pass once rather than by every candidate of
-    every edge. ``w BN(x) = (w / sigma) (x - mu)``: the batch norm multiplies by a number for each channel anyhow, so
-    that with the operation weight in that number no multiplication of the whole output is left to do.
+    The edges of a source share the ReLU: it is one tensor, computed and kept for the backward pass once rather than by
+    every candidate. ``w BN(x) = (w / sigma) (x - mu)``: the last batch norm multiplies by a number for each channel
+    anyhow, so that with the operation weight in that number no multiplication of the whole output is left to do.
+
+    Operations of one shape run together, channels side by side: their convolutions as one grouped convolution, their
+    batch norms as one. At the few channels of a supernet, a kernel's launch and its passes over memory cost more than
+    its arithmetic.
     """
 
     bn: nn.BatchNorm2d
 
-    def body(self, x: Tensor) -> Tensor:
-        """What is between ReLU and batch norm."""
+    @property
+    def layers(self) -> Sequence[Layer]:
+        """What is between the ReLU and the last batch norm: convolutions, batch norms, ``F.relu``."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.body(F.relu(x)))
+        x = F.relu(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.bn(x)
 
     @property
     def sharing_key(self) -> Hashable | None:
-        return id(self) if _is_plain(self.bn) and type(self).forward is _ReLUThenBN.forward else None
+        if not _is_plain(self.bn) or type(self).forward is not _ReLUThenBN.forward:
+            return None
+        keys = [*map(_key_of, self.layers), _key_of(self.bn)]
+        return id(self) if None in keys else (type(self).__name__, *keys)
 
     def contributions(self, ops: Sequence[_ReLUThenBN], source: Source, weights: Sequence[Tensor]) -> Tensor:
-        return scaled_batch_norm([self.bn], self.body(source.relu), weights)
+        x = source.relu
+        for depth, layers in enumerate(zip(*(op.layers for op in ops), strict=True)):
+            x = _side_by_side(layers, x, is_shared=depth == 0)
+        return scaled_batch_norm([op.bn for op in ops], x, weights)
+
+
+Layer = Callable[[Tensor], Tensor]
 
 
 class ReLUConvBN(_ReLUThenBN):
     """ReLU, convolution, batch norm: the convolution of NAS-Bench-201.
-
-    Several of one shape on one source run as a single wider convolution and batch norm: at the few channels of a
-    supernet, a kernel's launch and its passes over memory cost more than its arithmetic, and the input is read once.
 
     Args:
         in_channels, out_channels: C of input and output.
@@ -205,26 +219,9 @@ class ReLUConvBN(_ReLUThenBN):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=False)
         self.bn = nn.BatchNorm2d(out_channels, affine=affine)
 
-    def body(self, x: Tensor) -> Tensor:
-        return self.conv(x)
-
     @property
-    def sharing_key(self) -> Hashable | None:
-        conv, bn = self.conv, self.bn
-        if type(self) is not ReLUConvBN or type(conv) is not nn.Conv2d or not _is_plain(bn):
-            return None
-        if conv.bias is not None or conv.groups > 1 or conv.padding_mode != "zeros":  # a convolution put there later
-            return None
-        shape = (conv.weight.shape, conv.stride, conv.padding, conv.dilation)
-        return ("relu_conv_bn", *shape, bn.affine, bn.track_running_stats, bn.training, bn.eps, bn.momentum)
-
-    def contributions(  # type: ignore[override]
-        self, ops: Sequence[ReLUConvBN], source: Source, weights: Sequence[Tensor]
-    ) -> Tensor:
-        conv = self.conv
-        kernels = torch.cat([op.conv.weight for op in ops]) if len(ops) > 1 else conv.weight
-        y = F.conv2d(source.relu, kernels, None, conv.stride, conv.padding, conv.dilation)
-        return scaled_batch_norm([op.bn for op in ops], y, weights)
+    def layers(self) -> Sequence[Layer]:
+        return [self.conv]
 
 
 class DilConv(_ReLUThenBN):
@@ -236,8 +233,9 @@ class DilConv(_ReLUThenBN):
         self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
         self.bn = nn.BatchNorm2d(channels, affine=affine)
 
-    def body(self, x: Tensor) -> Tensor:
-        return self.pointwise(self.depthwise(x))
+    @property
+    def layers(self) -> Sequence[Layer]:
+        return [self.depthwise, self.pointwise]
 
 
 class SepConv(_ReLUThenBN):
@@ -250,9 +248,9 @@ class SepConv(_ReLUThenBN):
         self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
         self.bn = nn.BatchNorm2d(channels, affine=affine)
 
-    def body(self, x: Tensor) -> Tensor:
-        x = self.first.bn(self.first.body(x))
-        return self.pointwise(self.depthwise(F.relu(x)))
+    @property
+    def layers(self) -> Sequence[Layer]:
+        return [*self.first.layers, self.first.bn, F.relu, self.depthwise, self.pointwise]
 
 
 class FactorizedReduce(_ReLUThenBN):
@@ -271,7 +269,12 @@ class FactorizedReduce(_ReLUThenBN):
         self.conv_b = nn.Conv2d(in_channels, out_channels // 2, 1, bias=False)
         self.bn = nn.BatchNorm2d(out_channels, affine=affine)
 
-    def body(self, x: Tensor) -> Tensor:
+    @property
+    def layers(self) -> Sequence[Layer]:
+        return [self.halves]
+
+    def halves(self, x: Tensor) -> Tensor:
+        """Even and odd pixels, each with half of the channels."""
         # A stride of 1 on every second pixel rather than a stride of 2: the same, but oneDNN's weight gradient of a
         # strided 1x1 convolution of fewer than 8 (AVX-512: 16) channels writes out of bounds (oneDNN issue 6035).
         return torch.cat([self.conv_a(x[:, :, ::2, ::2]), self.conv_b(x[:, :, 1::2, 1::2])], dim=1)
@@ -286,13 +289,46 @@ class Conv7x1And1x7(_ReLUThenBN):
         self.conv_b = nn.Conv2d(channels, channels, (7, 1), (stride, 1), (3, 0), bias=False)
         self.bn = nn.BatchNorm2d(channels, affine=affine)
 
-    def body(self, x: Tensor) -> Tensor:
-        return self.conv_b(self.conv_a(x))
+    @property
+    def layers(self) -> Sequence[Layer]:
+        return [self.conv_a, self.conv_b]
 
 
 def _depthwise(channels: int, kernel_size: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
     padding = dilation * (kernel_size - 1) // 2
     return nn.Conv2d(channels, channels, kernel_size, stride, padding, dilation, groups=channels, bias=False)
+
+
+# Layers side by side
+
+
+def _key_of(layer: Layer) -> Hashable | None:
+    """Equal for layers that may run side by side; None: this one may not."""
+    if layer is F.relu:
+        return "relu"
+    if type(layer) is nn.Conv2d and layer.bias is None and layer.padding_mode == "zeros":
+        return (layer.weight.shape, layer.stride, layer.padding, layer.dilation, layer.groups)
+    if isinstance(layer, nn.BatchNorm2d) and _is_plain(layer):
+        return (layer.num_features, layer.affine, layer.track_running_stats, layer.training, layer.eps, layer.momentum)
+    return None
+
+
+def _side_by_side(layers: Sequence[Any], x: Tensor, is_shared: bool) -> Tensor:
+    """Layers of one kind, each on its own block of channels; ``is_shared``: all of them on the same input."""
+    first, number = layers[0], len(layers)
+    if first is F.relu or _key_of(first) is None:  # the latter is alone
+        return first(x)
+    if isinstance(first, nn.BatchNorm2d):
+        return scaled_batch_norm(layers, x)
+    if number == 1:
+        return first(x)
+    groups = number * first.groups
+    if is_shared and first.groups == 1:
+        groups = 1  # one wider convolution, by which the input is read once
+    elif is_shared:
+        x = torch.cat([x] * number, dim=1)
+    kernels = torch.cat([layer.weight for layer in layers])
+    return F.conv2d(x, kernels, None, first.stride, first.padding, first.dilation, groups)
 
 
 # Batch norm
@@ -303,15 +339,22 @@ def _is_plain(bn: nn.BatchNorm2d) -> bool:
     return type(bn) is nn.BatchNorm2d and bn.momentum is not None
 
 
-def scaled_batch_norm(norms: Sequence[nn.BatchNorm2d], y: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """``cat([w * bn(part), ...])`` over the channel blocks of ``y`` as one batch norm; updates running statistics."""
+def scaled_batch_norm(norms: Sequence[nn.BatchNorm2d], y: Tensor, weights: Sequence[Tensor] | None = None) -> Tensor:
+    """``cat([w * bn(part), ...])`` over the channel blocks of ``y`` as one batch norm; updates running statistics.
+
+    Args:
+        norms: of one kind, each for as many channels of ``y`` as it has.
+        y: ``(B, C, H, W)``.
+        weights: a scalar for each norm; None: 1.
+    """
     first, widths = norms[0], [norm.num_features for norm in norms]
     with in_forward() as forward:
-        scale = forward.once("scale", weights, lambda: _expanded(weights, widths), *widths)
-        shift = None
+        scale = shift = None
+        if weights is not None:
+            scale = forward.once("scale", weights, lambda: _expanded(weights, widths), *widths)
         if first.affine:
-            shift = scale * torch.cat([norm.bias for norm in norms])
-            scale = scale * torch.cat([norm.weight for norm in norms])
+            own = [torch.cat([norm.weight for norm in norms]), torch.cat([norm.bias for norm in norms])]
+            scale, shift = own if scale is None else (scale * of for of in own)
         if not first.track_running_stats:
             return F.batch_norm(y, None, None, scale, shift, True, 0.0, first.eps)
         if not first.training:

@@ -140,6 +140,7 @@ def darts_steps(size: Size, cells: int) -> Variants:
     return {
         "published dense": Variant(lambda: published_step(dense, *both, train, val), "196, 196"),
         "smooth": search_step(our_step(supernet, phi=False), train, val),
+        "sparse, one operation an edge active": search_step(our_step(supernet, True, darts_active()), train, val),
     }
 
 
@@ -174,10 +175,13 @@ def darts_supernet(size: Size, cells: int) -> Any:
 
 
 def darts_single_operations(supernet: nn.Module) -> SearchStep[ArchParameterGroup]:
-    """Every operation of the space is on some edge."""
+    return our_step(supernet, True, darts_active(), gap=200 * SPARSE)
+
+
+def darts_active() -> dict[str, set[str]]:
+    """One operation an edge; every operation of the space is on some edge."""
     labels = [f"{kind} {edge}" for kind in DartsGenotype.CELLS for edge in darts.EDGES]
-    winners = {label: {darts.PRIMITIVES[i % len(darts.PRIMITIVES)]} for i, label in enumerate(labels)}
-    return our_step(supernet, True, winners, gap=200 * SPARSE)
+    return {label: {darts.PRIMITIVES[i % len(darts.PRIMITIVES)]} for i, label in enumerate(labels)}
 
 
 # A user's supernet
