@@ -125,9 +125,7 @@ def add_(tensors: Sequence[Tensor], others: Sequence[Tensor] | float) -> None:
 
 def added(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
     """Each tensor plus its counterpart."""
-    if len(tensors) < 2 or torch.compiler.is_compiling():  # formats such as ONNX know no operator on lists
-        return [tensor + other for tensor, other in zip(tensors, others, strict=True)]
-    return list(torch._foreach_add(list(tensors), list(others)))
+    return list(torch._foreach_add(list(tensors), list(others))) if tensors else []
 
 
 def copy_(tensors: Sequence[Tensor], others: Iterable[Tensor]) -> None:

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._utils.torch_private import added
 from ..supernet.execution import Weights
 from ..supernet.forward import with_zero_gradients
 from ..supernet.mixed_op import MixedOp, fan_out, is_idle
 from ..supernet.partial import PartlyMixed, joined, split_channels
+from ..supernet.sums import add_each
 from .primitives import FactorizedReduce, ReLUConvBN
 
 __all__ = ["Cell", "DenseCell", "ResidualReduction", "TwoInputCell"]
@@ -127,7 +127,7 @@ def _add(values: dict[int, Tensor], targets: Sequence[int], outputs: Sequence[Te
         return
     new = dict(zip(targets, outputs, strict=True))
     there = [target for target in targets if target in values]
-    values |= new | dict(zip(there, added([values[t] for t in there], [new[t] for t in there]), strict=True))
+    values |= new | dict(zip(there, add_each([values[t] for t in there], [new[t] for t in there]), strict=True))
 
 
 class DenseCell(Cell):

@@ -187,9 +187,11 @@ class _ReLUThenBN(nn.Module):
         return id(self) if None in keys else (type(self).__name__, *keys)
 
     def contributions(self, ops: Sequence[_ReLUThenBN], source: Source, weights: Sequence[Tensor]) -> Tensor:
-        x = source.relu
-        for depth, layers in enumerate(zip(*(op.layers for op in ops), strict=True)):
-            x = _side_by_side(layers, x, is_shared=depth == 0)
+        x, number = source.relu, len(ops)
+        if number > 1 and cast(nn.Conv2d, self.layers[0]).groups > 1:  # each channel goes its own way from here on
+            x = source.once(("relu", number), lambda _: torch.cat([source.relu] * number, dim=1))
+        for layers in zip(*(op.layers for op in ops), strict=True):
+            x = _side_by_side(layers, x)
         return scaled_batch_norm([op.bn for op in ops], x, weights)
 
 
@@ -313,21 +315,15 @@ def _key_of(layer: Layer) -> Hashable | None:
     return None
 
 
-def _side_by_side(layers: Sequence[Any], x: Tensor, is_shared: bool) -> Tensor:
-    """Layers of one kind, each on its own block of channels; ``is_shared``: all of them on the same input."""
-    first, number = layers[0], len(layers)
-    if first is F.relu or _key_of(first) is None:  # the latter is alone
-        return first(x)
-    if isinstance(first, nn.BatchNorm2d):
+def _side_by_side(layers: Sequence[Any], x: Tensor) -> Tensor:
+    """Layers of one kind on their blocks of channels, or convolutions on all channels where there is but one block."""
+    first = layers[0]
+    if isinstance(first, nn.BatchNorm2d) and _is_plain(first):
         return scaled_batch_norm(layers, x)
-    if number == 1:
+    if first is F.relu or len(layers) == 1:
         return first(x)
-    groups = number * first.groups
-    if is_shared and first.groups == 1:
-        groups = 1  # one wider convolution, by which the input is read once
-    elif is_shared:
-        x = torch.cat([x] * number, dim=1)
     kernels = torch.cat([layer.weight for layer in layers])
+    groups = x.shape[1] // kernels.shape[1]
     return F.conv2d(x, kernels, None, first.stride, first.padding, first.dilation, groups)
 
 

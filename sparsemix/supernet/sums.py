@@ -16,7 +16,7 @@ from torch import Tensor
 from .._utils.torch_private import added
 from .forward import Forward
 
-__all__ = ["Sums", "Total"]
+__all__ = ["Sums", "Total", "add_each"]
 
 
 class Total(NamedTuple):
@@ -186,6 +186,31 @@ class _WithProducts(torch.autograd.Function):
             back = layout.apart(torch.bmm(matrix.to(gradient.dtype).transpose(1, 2), gradient))
         totals = [None if c is None else g if c else torch.real(g) for g, c in zip(sums, ctx.are_complex, strict=True)]
         return None, scores, None, *totals, *back
+
+
+def add_each(totals: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
+    """Each total plus its counterpart, in one operator."""
+    alike = {(tensor.dtype, tensor.shape) for tensor in (*totals, *others)}
+    # A compiler joins them anyway, and formats such as ONNX know no operator on lists.
+    if len(totals) < 2 or len(alike) > 1 or torch.compiler.is_compiling():
+        return [total + other for total, other in zip(totals, others, strict=True)]
+    return [*_AddEach.apply(len(totals), *totals, *others)]
+
+
+class _AddEach(torch.autograd.Function):
+    """PyTorch's own derivative of the operator would keep all of its inputs."""
+
+    @staticmethod
+    def forward(count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(added(tensors[:count], tensors[count:]))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        return None, *gradients, *gradients
 
 
 class _Layout(NamedTuple):
