@@ -29,6 +29,7 @@ __all__ = [
     "is_batch_norm",
     "is_compiled",
     "is_view",
+    "is_watched",
     "lerp_",
     "map_tensors",
     "norms",
@@ -50,6 +51,13 @@ def is_view(operator: Any) -> bool:
 def has_forward_hooks(module: nn.Module) -> bool:
     """Whether somebody watches or changes what the module is given or returns."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether the module or any inside it has forward hooks; faster than a walk through ``module.modules()``."""
+    if has_forward_hooks(module):
+        return True
+    return any(child is not None and is_watched(child) for child in module._modules.values())
 
 
 def forward_pre_hooks(module: nn.Module) -> list[Any]:

@@ -75,6 +75,7 @@ class _Part(NamedTuple):
     name: str
     candidate: Any
     weight: Tensor
+    can_share: bool
 
 
 def mix(source: Source, edges: Sequence[Edge]) -> list[Tensor]:
@@ -88,11 +89,10 @@ def mix(source: Source, edges: Sequence[Edge]) -> list[Tensor]:
         sums = Sums(forward)
         for parts in _groups(source, edges, Execution.FULL):
             run = _run(parts, source, [part.weight for part in parts])
+            shapes.check(parts, run)
             if isinstance(run, Tensor):
-                shapes.check(parts, run.chunk(len(parts), dim=1))
                 sums.add([part.edge for part in parts], run)
             else:
-                shapes.check(parts, [value for value, _ in run])
                 for part, (value, weight) in zip(parts, run, strict=True):
                     sums.add_weighted(part.edge, value, weight)
         with torch.no_grad():
@@ -100,8 +100,8 @@ def mix(source: Source, edges: Sequence[Edge]) -> list[Tensor]:
                 # A score is of the output itself, without its weight.
                 unit = forward.once("unit", (), partial(torch.ones_like, parts[0].weight))
                 run = _run(parts, source, [unit] * len(parts))
+                shapes.check(parts, run)
                 values = run.chunk(len(parts), dim=1) if isinstance(run, Tensor) else [value for value, _ in run]
-                shapes.check(parts, values)
                 for part, value in zip(parts, values, strict=True):
                     sums.score(part.edge, value, part.weight)
         totals = sums.totals()
@@ -117,19 +117,20 @@ def _groups(source: Source, edges: Sequence[Edge], wanted: Execution) -> Iterabl
         ):
             if execution is wanted:
                 key = None if source.keywords else sharing_key(candidate)
-                if key is None or any(part.candidate is candidate for part in groups.get(key, ())):
+                part = _Part(index, name, candidate, weight, key is not None)
+                if key is None or any(other.candidate is candidate for other in groups.get(key, ())):
                     key = (index, name)  # one module on several edges runs once for each
-                groups.setdefault(key, []).append(_Part(index, name, candidate, weight))
+                groups.setdefault(key, []).append(part)
     return groups.values()
 
 
 def _run(parts: Sequence[_Part], source: Source, weights: Sequence[Tensor]) -> Tensor | list[Contribution]:
     """What candidates that may run together contribute."""
-    first = parts[0].candidate
-    if source.keywords or sharing_key(first) is None:
-        [part], [weight] = parts, weights
-        return [(part.candidate(source.x, **source.keywords), weight)]
-    run = first.contributions([part.candidate for part in parts], source, weights)
+    first = parts[0]
+    if not first.can_share:
+        [weight] = weights
+        return [(first.candidate(source.x, **source.keywords), weight)]
+    run = first.candidate.contributions([part.candidate for part in parts], source, weights)
     return run if isinstance(run, Tensor) else [*run]
 
 
@@ -158,11 +159,16 @@ class _Shapes:
         self.source = source
         self.first: dict[int, tuple[str, torch.Size]] = {}
 
-    def check(self, parts: Sequence[_Part], values: Sequence[Tensor | None]) -> None:
-        for part, value in zip(parts, values, strict=True):
-            if value is not None:
-                first, shape = self.first.setdefault(part.edge, (part.name, value.shape))
-                check_same_shape(first, shape, part.name, value.shape, self.source.x.shape)
+    def check(self, parts: Sequence[_Part], run: Tensor | list[Contribution]) -> None:
+        if isinstance(run, Tensor):
+            batch, channels, *sides = run.shape
+            shapes: list[torch.Size | None] = [torch.Size((batch, channels // len(parts), *sides))] * len(parts)
+        else:
+            shapes = [None if value is None else value.shape for value, _ in run]
+        for part, shape in zip(parts, shapes, strict=True):
+            if shape is not None:
+                first, expected = self.first.setdefault(part.edge, (part.name, shape))
+                check_same_shape(first, expected, part.name, shape, self.source.x.shape)
 
 
 # Nothing

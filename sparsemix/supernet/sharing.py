@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .._utils.torch_private import has_forward_hooks, is_compiled
+from .._utils.torch_private import is_compiled, is_watched
 
 __all__ = ["Contribution", "SharesWork", "Source", "adds_nothing", "sharing_key"]
 
@@ -83,7 +83,7 @@ def sharing_key(candidate: nn.Module) -> Hashable | None:
     A candidate with hooks is called, so that they see it run; a compiled one, so that it runs compiled.
     """
     key = getattr(candidate, "sharing_key", None)
-    if key is None or is_compiled(candidate) or any(map(has_forward_hooks, candidate.modules())):
+    if key is None or is_compiled(candidate) or is_watched(candidate):
         return None
     return key
 
