@@ -1,6 +1,6 @@
 """Compare methods: each searches the same space with several seeds, and a table shows what they found.
 
-``sparsemix compare`` does it on the spaces of the commands, :func:`compare` on a supernet of your own.
+``sparsemix compare`` compares on the command line's search spaces, :func:`compare` on your own supernet.
 """
 
 from __future__ import annotations
@@ -43,30 +43,30 @@ def compare(
     read_out: Callable[[ArchParameterGroup, float], Any] = Choice,
     time_steps: int = 0,
 ) -> Table:
-    """Search a supernet of your own by several methods with several seeds, and compare what they find.
+    """Search your own supernet with several methods and seeds, and compare the results.
 
-    Every search has its run folder, ``OUTPUT/METHOD-seedN``. Called again, it goes on with what was interrupted, and
-    repeats nothing that has finished. ``OUTPUT/comparison.md``, ``.csv`` and ``.png`` hold the comparison.
+    Every search has its own run folder, ``OUTPUT/METHOD-seedN``. A second call resumes interrupted searches and skips
+    finished ones. ``OUTPUT/comparison.md``, ``.csv`` and ``.png`` hold the comparison.
 
     Args:
-        build: makes the supernet, a model that contains mixed operations; called after the seed has been set. What a
-            method prescribes for the supernet (PC-DARTS: its share of channels) is passed as keyword arguments.
+        build: makes the supernet, a model that contains mixed operations; called after the seed has been set, with the
+            method's supernet options (PC-DARTS: its share of channels) as keyword arguments.
         pairs: the images, in the same order for all seeds; or a function that opens them for a seed.
         methods: names, or methods of your own.
-        seeds: each method searches with each of them.
-        output: folder for all of it.
+        seeds: every method searches once with each seed.
+        output: folder for all runs and the comparison.
         settings: name -> value of a :class:`~sparsemix.runs.config.SearchConfig`, the same for all methods.
-        read_out: (arch, temperature) -> what is found; by default a candidate for each row.
-        time_steps: rounds in which the search steps of all methods are timed in turn; 0: they are not.
+        read_out: (arch, temperature) -> the architecture found; by default one candidate for each row.
+        time_steps: number of rounds in which the search steps of all methods are timed in turn; 0: no timing.
 
     Returns:
         The table; ``.markdown()`` and ``.plain()`` print it.
 
     Raises:
         ValueError: before anything runs: an unknown method or setting, the same method or seed twice, a run folder
-            that holds another search, or times without ``darts``, to which they are relative.
-        RuntimeError: at the end, when the table has been written: some runs failed; names their log files.
-        Interrupted: by Ctrl-C or SIGTERM; the search that was running has saved where it was.
+            that holds another search, or timing without ``darts``, to which times are relative.
+        RuntimeError: some runs failed. Raised at the end, after the table has been written; names their log files.
+        Interrupted: on Ctrl-C or SIGTERM; the running search has saved its state.
 
     Example:
         See ``docs/compare.md``.
@@ -92,7 +92,7 @@ def compare(
             raise Interrupted(
                 f"stopped with {len(waiting) - place + 1} of {len(waiting)} runs left: call compare again to go on"
             ) from stopped
-        except Exception as error:  # whatever it is, the others do not depend on it
+        except Exception as error:  # the other runs do not depend on this one
             log = folder.with_name(f"{name}.log")
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(traceback.format_exc())
@@ -104,15 +104,15 @@ def compare(
 
 
 def in_folders(configs: Sequence[SearchConfig], seeds: Sequence[int], output: Path) -> list[SearchConfig]:
-    """The runs of a comparison: of each method's configuration one a seed, in its own folder, begun or gone on with.
+    """The runs of a comparison, one for each method and seed, each in its own folder; a run that has begun is resumed.
 
     Args:
-        configs: one a method.
-        seeds: each method searches with each of them.
+        configs: one per method.
+        seeds: every method searches once with each seed.
         output: folder of the comparison.
 
     Raises:
-        ValueError: no method or seed, one of them twice, or methods whose settings name different spaces or data sets.
+        ValueError: no method or no seed, one named twice, or methods set to different spaces or data sets.
     """
     for what, values in (("method", [config.method.name for config in configs]), ("seed", [*map(str, seeds)])):
         if not values:
@@ -144,7 +144,7 @@ def unfinished(configs: Sequence[SearchConfig]) -> list[SearchConfig]:
     left = []
     for config in configs:
         folder = _folder(config)
-        if config.run.resume:  # by whatever version it was made; the search adds what is not of the configuration
+        if config.run.resume:  # any version may have made it; the search adds entries that a configuration lacks
             movable = config.MOVABLE | {"version", "precision"} | ({"space"} - config.settings.keys())
             RunFolder(folder, config.as_json(), resume=True, movable=movable)
         if not (folder / "summary.json").exists():
@@ -158,13 +158,13 @@ def conclude(
     time_steps: int = 0,
     notes: Sequence[str] = (),
 ) -> Table:
-    """Write the comparison of those runs that have finished, into the folder of their folders.
+    """Write the comparison of all finished runs into the parent of their run folders.
 
     Args:
-        configs: all runs, as :func:`in_folders` gives them.
+        configs: all runs, as returned by :func:`in_folders`.
         make: makes the search of a configuration, to time its steps.
-        time_steps: rounds in which steps are timed; 0: they are not.
-        notes: paragraphs below the table, before what is said here of the runs.
+        time_steps: number of rounds in which steps are timed; 0: no timing.
+        notes: paragraphs below the table, before this function's own notes on the runs.
 
     Returns:
         The table.
@@ -201,12 +201,12 @@ def conclude(
 def _in_the_middle(
     make: Callable[[SearchConfig], Search], config: SearchConfig, folder: Path, runs: Sequence[Sequence[dict[str, Any]]]
 ) -> Callable[[], Search]:
-    """Makes the search of a configuration, with what a finished one had learnt and decided before its middle epoch."""
+    """A function that makes the search, with a finished run's alphas, betas and decisions before its middle epoch."""
 
     def made() -> Search:
         search = make(configured(config, {"output": folder / _name(config), "resume": False, "log_with": None}))
         before = config.size.epochs // 2
-        if runs and before:  # which operations run depends on the alphas, and fresh ones are all alike
+        if runs and before:  # the alphas decide which operations run, and fresh alphas are all alike
             record = runs[0][min(before, len(runs[0])) - 1]
             learnt = {"alphas": search.arch.named_parameters(), "betas": search.arch.named_betas()}
             with torch.no_grad():
@@ -221,7 +221,7 @@ def _in_the_middle(
 
 
 def _about(by_method: Mapping[str, Sequence[SearchConfig]]) -> str:
-    """What the runs have in common, and in which settings, beside their own, the methods differ."""
+    """A note on what the runs share, and on the settings, other than their own, in which the methods differ."""
     firsts = [configs[0] for configs in by_method.values()]
     own = {name for config in firsts for name in config.method.settings} | {"method", "seed", "output", "resume"}
     differing: dict[str, dict[str, list[str]]] = {}  # setting -> value -> methods
@@ -234,7 +234,7 @@ def _about(by_method: Mapping[str, Sequence[SearchConfig]]) -> str:
     seeds = ", ".join(str(config.run.seed) for config in next(iter(by_method.values())))
     text = f"Mean ± standard deviation over the seeds {seeds}; sparsemix {__version__}."
     if not differing:
-        return f"{text} But for their own settings, the methods have the same."
+        return f"{text} Apart from their own settings, all methods use the same settings."
     each = []
     for name, by_value in differing.items():
         usual = max(by_value, key=lambda value: len(by_value[value]))

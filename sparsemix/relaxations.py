@@ -1,8 +1,8 @@
 """From architecture parameters to operation weights: pure functions, and small modules that hold their temperatures.
 
 A relaxation maps a row of alphas, one for each candidate operation of an edge, to as many weights. It acts on the
-last dimension; rows shorter than the widest are padded with ``-inf`` and must receive weight 0 there. It remembers
-nothing: whether the batch is a sparse one, and whatever it draws, follows from the :class:`Moment` that it is given.
+last dimension; rows shorter than the widest are padded with ``-inf`` and must receive weight 0 there. A relaxation is
+stateless: its :class:`Moment` argument says whether the batch is sparse, and determines everything that it draws.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Moment:
     Both updates of a step, all processes and a resumed run see the same moment, and so the same draws.
 
     Attributes:
-        seed: of the search.
-        epoch, step: counted from 0, the step within its epoch.
+        seed: the search's seed.
+        epoch, step: both counted from 0; ``step`` counts within the epoch.
         phi: whether the batch is a sparse one (Eq. 15).
 
     Example:
@@ -63,7 +63,7 @@ class Moment:
 
 
 NEVER = Moment()
-"""The moment of a relaxation that is asked outside of a search."""
+"""The moment of a relaxation that is evaluated outside a search."""
 
 Relaxation = Callable[[Tensor, Moment], Tensor]
 """(alphas ``(rows, M)``, moment) -> operation weights of the same shape."""
@@ -221,11 +221,11 @@ class SparsemaxSmoothSoftmax(SparseSmoothSoftmax):
 class OfSoftmax(nn.Module):
     """A relaxation of ``softmax(alpha)`` in place of alpha.
 
-    While alphas are small, ``softmax(alpha)`` is about ``1 / M + (alpha - mean) / M``, so that M candidates are relaxed
-    at about M times the temperature. Published SP-DARTS code for S1 to S4 does so in the weights update.
+    While alphas are small, ``softmax(alpha)`` is about ``1 / M + (alpha - mean) / M``: this relaxes M candidates at
+    about M times the temperature. Published SP-DARTS code for the spaces S1 to S4 does so in the weights update.
 
     Args:
-        relaxation: of the rows, such as :class:`SparseSmoothSoftmax`.
+        relaxation: the relaxation to apply, such as :class:`SparseSmoothSoftmax`.
 
     Example:
         >>> relax = OfSoftmax(SparseSmoothSoftmax(sparse=1e-3, smooth=1e-2))
@@ -238,15 +238,15 @@ class OfSoftmax(nn.Module):
         self.relaxation = relaxation
 
     def forward(self, alpha: Tensor, moment: Moment = NEVER) -> Tensor:
-        absent = alpha == -math.inf  # padding has weight 0 in the inner softmax, and must have it in the outer one
+        absent = alpha == -math.inf  # padding gets weight 0 in the inner softmax, and must in the relaxation, too
         return self.relaxation(softmax(alpha).masked_fill(absent, -math.inf), moment)
 
 
 class StraightThrough(nn.Module):
     """Hard forward, soft gradient: one-hot weights whose gradient is that of the softmax at a temperature.
 
-    ``one_hot(argmax alpha) + a - stopgrad(a)`` with ``a = softmax(alpha / t)``. The weights of all but the strongest
-    candidate are exactly 0, so that only that one runs; the alphas then learn from it alone.
+    ``one_hot(argmax alpha) + a - stopgrad(a)`` with ``a = softmax(alpha / t)``. All weights except the strongest
+    candidate's are exactly 0: only this candidate runs, and the alphas learn from it alone.
 
     Example:
         >>> StraightThrough()(torch.tensor([0.1, 0.3]))
@@ -270,7 +270,7 @@ class Argmax(nn.Module):
     An exact tie goes to the lower index. There is no gradient; use it to evaluate, not to train.
 
     Attributes:
-        keeps_one: one candidate of each row is chosen, for which all of them compete.
+        keeps_one: whether the candidates of a row compete and exactly one is chosen.
 
     Example:
         >>> Argmax()(torch.tensor([[0.1, 0.3, 0.3]]))

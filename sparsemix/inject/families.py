@@ -37,9 +37,9 @@ class Site:
     layer: nn.Module
     """The layer itself, with its weights."""
     input: torch.Size
-    """Shape of what it is given, ..."""
+    """Shape of the layer's input, with the example's batch size."""
     output: torch.Size
-    """... and of what it returns, both with the example's batch size."""
+    """Shape of the layer's output, with the example's batch size."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Family:
     """Candidates for a kind of layer.
 
     Args:
-        build: maps a site to a mapping name -> module, which includes the layer itself, in the order of the alphas.
+        build: maps a site to its candidates, name -> module in the order of the alphas, including the layer itself.
         applies: tells whether a layer can be replaced; None: this cannot be told from the layer, so ``where`` is
             required.
         needs: a description of the replaceable layers, for error messages.
@@ -60,8 +60,8 @@ class Family:
 
 # Convolutions
 
-_DYNAMIC = (Conv2dSame, StdConv2dSame, ScaledStdConv2dSame)  # timm's, that pad as TensorFlow does, for any kernel
-_SCALED = (ScaledStdConv2d, ScaledStdConv2dSame)  # timm's, that standardise their kernel and scale it by its size
+_DYNAMIC = (Conv2dSame, StdConv2dSame, ScaledStdConv2dSame)  # timm's with TensorFlow's padding, for any kernel
+_SCALED = (ScaledStdConv2d, ScaledStdConv2dSame)  # timm's with standardised kernels, scaled by their size
 _CONVOLUTIONS = (nn.Conv2d, StdConv2d, *_DYNAMIC, *_SCALED)
 
 
@@ -85,7 +85,7 @@ def _has_even_channels(layer: Any) -> bool:
 
 
 def _convolution(layer: nn.Conv2d, size: int, dilation: int, groups: int) -> nn.Conv2d:
-    """A convolution as this one, with another kernel."""
+    """A convolution like this one, with another kernel."""
     options: dict[str, Any] = {"stride": layer.stride, "dilation": dilation, "groups": groups}
     options["bias"] = layer.bias is not None
     if type(layer) not in _DYNAMIC:
@@ -101,7 +101,7 @@ def _convolution(layer: nn.Conv2d, size: int, dilation: int, groups: int) -> nn.
 
 
 def _with_weights(new: nn.Conv2d, old: nn.Conv2d) -> nn.Conv2d:
-    """Start from the old kernel: its centre, or itself in the centre of zeros."""
+    """Initialise with the old kernel, cropped to its centre or padded with zeros."""
     margin = (new.kernel_size[0] - old.kernel_size[0]) // 2
     with torch.no_grad():
         new.weight.copy_(F.pad(old.weight, (margin,) * 4))  # a negative margin crops
@@ -156,9 +156,10 @@ def _groups(site: Site) -> dict[str, nn.Module]:
 
 
 def _scaled(new: nn.Module, last: nn.Conv2d, site: Site) -> nn.Module:
-    """Start with outputs of the layer's size: where weights cannot be taken over, a mixture is to be of equals.
+    """Scale a candidate that cannot take over the layer's weights, so that both start with outputs of the same spread.
 
-    Its last convolution gets the layer's bias, and is scaled so that standard normal inputs come out as spread.
+    Its last convolution gets the layer's bias, and is scaled so that for standard normal inputs the standard deviation
+    of its outputs is the layer's.
     """
     layer: Any = site.layer
     x = torch.randn(8, *site.input[1:], generator=torch.Generator().manual_seed(0))
@@ -207,7 +208,7 @@ def _norms(site: Site) -> dict[str, nn.Module]:
 
 
 def _rms_norm(layer: Any) -> nn.Module:
-    """Without the mean and the shift, and with the scale of a layer norm."""
+    """An RMS norm with the scale of a layer norm, without its mean and shift."""
     affine, shape = layer.elementwise_affine, layer.normalized_shape
     rms: Any = RmsNorm2d(shape[0], layer.eps, affine) if isinstance(layer, LayerNorm2d) else None
     rms = nn.RMSNorm(shape, layer.eps, affine) if rms is None else rms
@@ -221,7 +222,7 @@ def _rms_norm(layer: Any) -> nn.Module:
 
 
 class _Identity(nn.Module):
-    """As ``nn.Identity``, wherever the layer is given keyword arguments (an attention's mask)."""
+    """Like ``nn.Identity``, but accepts the layer's keyword arguments (an attention's mask)."""
 
     def forward(self, x: Tensor, **ignored: Any) -> Tensor:
         return x
@@ -274,10 +275,10 @@ def _shortcut(site: Site) -> nn.Module:
 
 
 def _pooling(site: Site) -> nn.Module:
-    """Average pooling with the block's stride, and rounded as it rounds.
+    """Average pooling with the block's stride and rounding.
 
-    One size does not tell them: 5 -> 2 is stride 2, rounded down, and stride 3, rounded up. Therefore the block runs on
-    another size, too, if it can.
+    One size does not determine them: 5 -> 2 may be stride 2, rounded down, or stride 3, rounded up. The block therefore
+    also runs on a second size, if it can.
     """
     shapes = [(site.input, site.output)]
     larger = torch.Size((*site.input[:2], *(2 * size + 1 for size in site.input[2:])))
@@ -297,7 +298,7 @@ def _pooling(site: Site) -> nn.Module:
 
 
 def _stride(sizes: list[tuple[int, int]], up: bool) -> int:
-    """The smallest stride that maps each size to the other, rounded up or down; 0: there is none."""
+    """The smallest stride that maps each input size to its output size, rounded up or down; 0 if there is none."""
     rounded = math.ceil if up else math.floor
     return next((s for s in range(1, 65) if all(out == rounded(given / s) for given, out in sizes)), 0)
 
@@ -327,13 +328,13 @@ FAMILIES = {
 }
 """name -> family.
 
-- ``kernel``: 3, 5 and 7, and the layer's own, from its own weights; ``dilation``: 1, 2 and 3, likewise. Both take the
-  convolutions of PyTorch and timm's that pad dynamically or standardise their kernels.
-- ``separable``: full, or depthwise and pointwise; ``groups``: 1, 2, 4 and 8 where they divide the channels. Both start
-  with outputs of the layer's spread.
+- ``kernel``: 3, 5 and 7, and the layer's own, initialised with its weights; ``dilation``: 1, 2 and 3, likewise. Both
+  accept PyTorch's convolutions, and timm's with dynamic padding or standardised kernels.
+- ``separable``: full, or depthwise and pointwise; ``groups``: 1, 2, 4 and 8 where they divide the channels. Initial
+  outputs of both have the spread of the layer's.
 - ``activation``: ReLU, SiLU, GELU and Hardswish, and the layer's own.
-- ``norm``: batch norm, or group norm with its scale and shift and groups of 8 channels or the next larger divisor;
-  layer norm, or RMS norm with its scale.
-- ``token_mixer``: an attention, token MLP or convolution, the identity, or the mean of neighbours.
+- ``norm``: batch norm, or group norm with the same scale and shift, in groups of 8 channels or the next larger divisor;
+  layer norm, or RMS norm with the same scale.
+- ``token_mixer``: the layer (an attention, token MLP or convolution), the identity, or the mean of neighbours.
 - ``skip``: a block, or a shortcut.
 """

@@ -38,29 +38,29 @@ STATES: dict[str, Callable[[nn.Module], bool]] = {
 
 @dataclass
 class Call:
-    """What a layer was given in the model's forward, what it returned, and what became of that."""
+    """A layer's inputs and output in the model's forward, and how later modules changed the output."""
 
     inputs: tuple[Any, ...]
     keywords: dict[str, Any]
     output: Any
     version: int
-    """Of the output, when it was returned and after every follower: in-place changes are counted."""
+    """The output's version, which counts in-place changes, when it was returned and after every follower."""
     followers: list[nn.Module] = field(default_factory=list)
-    """Modules after it that change its output in place, and have to work out of place from now on."""
+    """Later modules that change the layer's output in place, and must work out of place from now on."""
     is_changed_by_a_function: bool = False
 
     def compare(self) -> None:
-        """Note whether the output has changed in the meantime, outside of its followers."""
+        """Record whether anything other than its followers has changed the output since."""
         self.is_changed_by_a_function |= version(self.output) > self.version
 
 
 def replace(
     model: nn.Module, layers: Mapping[str, nn.Module], calls: Mapping[str, Call], example: Tensor | None
 ) -> None:
-    """Put new modules in their places, in the mode of the old ones; they and their followers work out of place.
+    """Replace layers and keep their training mode; the new layers and their followers work out of place.
 
     Raises:
-        ValueError: the model goes on running an old one; they are all in their places again.
+        ValueError: the model still runs an old layer; all old layers have been put back.
     """
     old = {path: model.get_submodule(path) for path in layers}
     for path, layer in layers.items():
@@ -85,7 +85,7 @@ def _put(model: nn.Module, path: str, layer: nn.Module) -> None:
 
 
 def check_replaceable(model: nn.Module, paths: Sequence[str]) -> None:
-    """Insist that these layers can be replaced."""
+    """Check that these layers can be replaced."""
     everywhere = list(model.named_modules(remove_duplicate=False))
     mixed = [path for path, module in everywhere if isinstance(module, MixedOp)]
     parents: dict[nn.Module, list[str]] = {}
@@ -113,7 +113,7 @@ def check_replaceable(model: nn.Module, paths: Sequence[str]) -> None:
 
 
 def observe(model: nn.Module, paths: Sequence[str], example: Tensor | None) -> dict[str, Call]:
-    """What each of these layers is given and returns when the model runs on the example; no state is touched."""
+    """The inputs and output of each of these layers when the model runs on the example; no state changes."""
     if example is None:
         config = getattr(model, "pretrained_cfg", None) or {}
         if "input_size" not in config:
@@ -193,7 +193,7 @@ def candidates_of(
 
 
 def _try(candidate: nn.Module, x: Tensor, call: Call) -> torch.Size:
-    """The shape of the candidate's output; an error where it could not be trained in this place."""
+    """The shape of the candidate's output; an error if the candidate could not be trained in this position."""
     before = version(x)
     with torch.no_grad():
         output = candidate(x, **call.keywords)
@@ -209,7 +209,7 @@ def _try(candidate: nn.Module, x: Tensor, call: Call) -> torch.Size:
             changed = candidate(given, **call.keywords).mul_(1)
             if version(given) > before:
                 raise ValueError("what follows changes its output in place (by a function), and with it its input")
-            torch.autograd.grad(changed.sum(), x, allow_unused=True)  # an error where the output is needed as it was
+            torch.autograd.grad(changed.sum(), x, allow_unused=True)  # fails if backward needs the unchanged output
     return output.shape
 
 
@@ -227,7 +227,7 @@ def _initialised_anew(layer: nn.Module, path: str) -> nn.Module:
 
 
 def _memory_format(model: nn.Module) -> torch.memory_format:
-    """That of the model's convolutions."""
+    """The memory format of the model's convolutions."""
     kernels = [parameter for parameter in model.parameters() if parameter.dim() == 4]
     last = any(not k.is_contiguous() and k.is_contiguous(memory_format=torch.channels_last) for k in kernels)
     return torch.channels_last if last else torch.preserve_format

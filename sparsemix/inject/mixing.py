@@ -44,15 +44,15 @@ def mix_(
 ) -> MixedLayers:
     """Replace layers of a model by mixed operations, in place.
 
-    Each chosen layer becomes a :class:`~sparsemix.MixedOp` of its candidates, the layer itself among them with its
-    weights. The model is run once on ``example`` to see the shapes; every candidate is built and tried before the first
+    Each chosen layer becomes a :class:`~sparsemix.MixedOp` of its candidates, including the layer itself with its
+    weights. The model runs once on ``example`` to find the shapes; every candidate is built and tried before the first
     layer is replaced, so an error leaves the model unchanged. Candidates share their input, and later layers must not
     modify the tensors that candidates keep for the backward pass. Therefore ``inplace`` is switched off in the
-    candidates and in the modules that receive their output. Hooks registered on a layer stay on that candidate.
+    candidates and in the modules that receive their output. A layer's hooks stay on the layer, now a candidate.
 
     Args:
-        model: any module tree, such as the backbone of a larger one. Not compiled; the chosen layers neither frozen,
-            quantised, parametrised nor scripted.
+        model: any module, such as the backbone of a larger model. It must not be compiled, and the chosen layers must
+            not be frozen, quantised, parametrised or scripted.
         candidates: the name of a family (``"kernel"``, ``"dilation"``, ``"separable"``, ``"groups"``,
             ``"activation"``, ``"norm"``, ``"token_mixer"``, ``"skip"``; see :data:`~sparsemix.inject.FAMILIES`), a
             :class:`~sparsemix.inject.Family` of your own, or a mapping name -> factory. A factory gets a
@@ -60,12 +60,12 @@ def mix_(
         where: selects the layers: a path pattern (``"layer3.*.conv2"``; ``*`` also matches dots), a type, a function
             ``where(path, layer)`` that returns true for them, or a list of these. A family skips layers that it cannot
             replace; by default it takes every layer outside mixed operations that it can replace.
-        share: layers with one label share one row of alphas: the first ``share`` parts of the path (1: ``layer3`` of
-            ``layer3.0.conv2``; 2: ``blocks.3`` of ``blocks.3.1.conv_dw``), or ``share(path)``. By default every layer
-            has its own row. If an earlier call used the label for other candidates, the new ones are added to its row.
+        share: layers with the same label share a row of alphas. The label is the first ``share`` parts of the path (1:
+            ``layer3`` of ``layer3.0.conv2``; 2: ``blocks.3`` of ``blocks.3.1.conv_dw``), or ``share(path)``. By default
+            every layer has its own row. If an earlier call used the label for other candidates, the names of the new
+            candidates are added to the label, and these layers get a row of their own.
         keep_weights: False: initialise the layers anew.
-        example: an input, any batch size. By default zeros of the size that a timm model names in its
-            ``pretrained_cfg``.
+        example: an input, any batch size. By default zeros of the input size in a timm model's ``pretrained_cfg``.
 
     Returns:
         path -> mixed operation, in module order; a dictionary with a short ``repr``. Hand the model to an
@@ -74,9 +74,9 @@ def mix_(
     Raises:
         ValueError: nothing is chosen (the layers that exist are listed); a layer that does not run, has several
             parents, is mixed already or lies inside another chosen one; candidates that disagree in shape, or work in
-            place by functions (those that do so in training alone are not noticed); a layer that is frozen, quantised,
-            parametrised, pruned or scripted; a compiled model, or one that a group holds already.
-        TypeError: an argument of another type.
+            place by functions (not detected if they do so only in training); a layer that is frozen, quantised,
+            parametrised, pruned or scripted; a compiled model, or one that already has an ArchParameterGroup.
+        TypeError: an argument of the wrong type.
 
     Example:
         >>> import torch
@@ -105,7 +105,7 @@ def mix_(
         ops[path] = MixedOp(found, label(path, found))
     _check_shared(ops)
     for path, op in ops.items():
-        device = reference_tensor(model, path).device  # the candidates are there already
+        device = reference_tensor(model, path).device  # the candidates are already on it
         op.alpha.data, op.allowed = op.alpha.data.to(device), op.allowed.to(device)
     replace(model, ops, calls, example)
     return ops
@@ -150,7 +150,7 @@ def choose_(
         example: as for :func:`mix_`.
 
     Raises:
-        ValueError: the model lacks a layer, or a layer has no candidates or none of that name; and as :func:`mix_`.
+        ValueError: the model lacks a layer, or a layer has no candidate of the chosen name; also as :func:`mix_`.
 
     Example:
         >>> import torch
@@ -186,7 +186,7 @@ def choose_(
 def _chosen(
     model: nn.Module, families: Sequence[Family], path: str, name: str | Sequence[str], call: Call
 ) -> nn.Module:
-    """The candidate of that name, or what several make, of the first family that has it here."""
+    """The candidate of that name, or a module of several or none, from the first family that has them here."""
     names = (name,) if isinstance(name, str) else tuple(name)
     layer, others, errors = model.get_submodule(path), [], []
     for family in families:
@@ -238,7 +238,7 @@ def _check_whole(model: nn.Module) -> None:
 
 
 def _select(model: nn.Module, family: Family, where: Where | None, candidates: Candidates) -> list[str]:
-    """The paths of the layers that are meant."""
+    """The paths of the selected layers."""
     if where is None and family.applies is None:
         raise ValueError(f"mix_: {candidates!r} needs where=, such as 'layer3.*' or a type; {_layers(model)}")
     mixed = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, MixedOp))
@@ -261,9 +261,9 @@ def _select(model: nn.Module, family: Family, where: Where | None, candidates: C
 
 
 def _without_fused(model: nn.Module, paths: list[str], are_named: bool) -> list[str]:
-    """Without the layers whose weights an outer block folds into one convolution when it is re-parameterised.
+    """The paths without layers that an outer block folds into one convolution when it is re-parameterised.
 
-    timm's ``reparameterize_model`` does so; among other candidates it would fail there, or change the output.
+    timm's ``reparameterize_model`` does this; if such a layer were mixed, it would fail or change the output.
     """
     inside = {path: block for path in paths if (block := _fused_by(model, path)) is not None}
     if not inside or (len(inside) < len(paths) and not are_named):
@@ -278,17 +278,17 @@ def _without_fused(model: nn.Module, paths: list[str], are_named: bool) -> list[
 
 
 def _fused_by(model: nn.Module, path: str) -> str | None:
-    """The outermost block above a layer that has a way to fold it."""
+    """The outermost block that contains a layer and can fold it."""
     layer = model.get_submodule(path)
     if not [*layer.parameters(), *layer.buffers()]:
-        return None  # an activation stays what it is
+        return None  # an activation is not folded
     above = (path[:i] for i, letter in enumerate(path) if letter == ".")
     blocks = ((outer, model.get_submodule(outer)) for outer in above)
     return next((outer for outer, block in blocks if not isinstance(block, MixedOp) and _can_be_folded(block)), None)
 
 
 def _can_be_folded(block: nn.Module) -> bool:
-    """As timm's ``reparameterize_model`` finds it."""
+    """Whether timm's ``reparameterize_model`` would fold the block."""
     ways = (getattr(block, name, None) for name in ("fuse", "reparameterize", "switch_to_deploy"))
     return any(map(callable, ways))
 

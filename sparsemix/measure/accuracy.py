@@ -1,4 +1,4 @@
-"""What a search is judged by: accuracy, discretisation gap, leakage, skip connections, and the cost of a threshold."""
+"""Accuracy, the discretisation gap, and the batch-norm statistics with which they are measured."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def renewed_statistics(model: nn.Module, batches: Batches) -> Iterator[None]:
     the batches, without training (the mean of the batches' statistics, as in ``torch.optim.swa_utils.update_bn``).
 
     Args:
-        model: in the state in which it is to be evaluated; batch norms that do not run keep what they have.
+        model: in the state in which it will be evaluated; batch norms that do not run keep their statistics.
         batches: (images, labels).
     """
     norms = [m for m in model.modules() if is_batch_norm(m) and m.track_running_stats]
@@ -93,12 +93,12 @@ class Discretization:
 def discretization(
     arch: Architecture, batches: Batches, relaxation: Any = None, statistics: Batches | None = None
 ) -> Discretization:
-    """Measure what is lost when only the chosen operations stay, without retraining (Fig. 3b).
+    """Measure the accuracy lost when only the chosen operations are kept, without retraining (Fig. 3b).
 
     Args:
-        arch: of the supernet.
-        batches: (images, labels); gone through twice.
-        relaxation: under which the supernet is evaluated; the group's present one by default.
+        arch: the supernet's architecture parameters.
+        batches: (images, labels); iterated over twice.
+        relaxation: the relaxation under which the supernet is evaluated; by default the group's present one.
         statistics: training batches on which batch-norm statistics are renewed before each of the two evaluations, see
             :func:`renewed_statistics`; None: running statistics as training left them.
     """

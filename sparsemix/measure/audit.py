@@ -21,12 +21,13 @@ __all__ = ["Audit", "audit"]
 
 @dataclass(frozen=True)
 class Audit:
-    """How far a threshold takes a step from the dense computation: relative errors ``|sparse - dense| / |dense|``.
+    """The relative errors ``|sparse - dense| / |dense|`` that a threshold causes in a search step.
 
     Attributes:
-        loss, output: of the loss and the model's output in a weights update, where weak operations do not run.
-        gradient, cosine: of alpha's gradient, where weak operations are scored, and the cosine between the two.
-        update: of the step that alpha's optimizer would take; None where none was given.
+        loss, output: errors of the loss and the model's output in a weights update, where weak operations do not run.
+        gradient, cosine: error of alpha's gradient, where weak operations are scored, and the cosine between the sparse
+            and the dense gradient.
+        update: error of the step that alpha's optimizer would take; None without an optimizer.
         executed: share of the operations that run in full.
     """
 
@@ -103,7 +104,7 @@ def _audited(
 
 
 def _numbers(output: Any) -> Iterator[Tensor]:
-    """A model's output, flat: the floating-point tensors in sequences and mappings of whatever else."""
+    """The floating-point tensors of a model's output, flattened, including those in sequences and mappings."""
     if isinstance(output, Tensor):
         if output.is_floating_point() or output.is_complex():
             yield output.detach().flatten()
@@ -115,7 +116,7 @@ def _numbers(output: Any) -> Iterator[Tensor]:
 def _optimizer_step(
     optimizer: torch.optim.Optimizer, alphas: Sequence[nn.Parameter], gradients: Sequence[Tensor]
 ) -> Tensor:
-    """The step of a copy of the optimizer for these gradients."""
+    """The step that a copy of the optimizer takes with these gradients."""
     optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if missing := sum(id(alpha) not in held for alpha in alphas):

@@ -52,7 +52,7 @@ def macs(module: nn.Module, x: Tensor, **keywords: Any) -> float:
 
 @contextmanager
 def _frozen(module: nn.Module) -> Iterator[None]:
-    """Within the context no parameter requires gradients: the counter fails at a view of one that does."""
+    """A context in which no parameter requires gradients: the counter fails on views of parameters that do."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     try:
         for parameter in trained:
@@ -147,15 +147,15 @@ class CostTable:
 
 
 def measure_costs(arch: Architecture, example: Tensor, unit: Unit = "macs") -> CostTable:
-    """Measure every candidate once, on the input that it is given when the model runs on ``example``.
+    """Measure every candidate once, on the input that it receives when the model runs on ``example``.
 
     Args:
         arch: architecture parameters of the model.
-        example: an input of the model, of the image size that matters.
-        unit: ``"parameters"``, ``"macs"`` or ``"seconds"``, the latter two of one image.
+        example: an input of the model, at the image size of interest.
+        unit: ``"parameters"``, ``"macs"`` or ``"seconds"``, the latter two per image.
 
     Raises:
-        ValueError: another unit.
+        ValueError: an unknown unit.
 
     Example:
         >>> from sparsemix import ArchParameterGroup
@@ -167,7 +167,7 @@ def measure_costs(arch: Architecture, example: Tensor, unit: Unit = "macs") -> C
         raise ValueError(f"measure_costs: the unit must be one of {', '.join(_MEASURES)}, got {unit!r}")
     check_architecture(arch, "measure_costs")
     example = fitting(example, arch.model)
-    images = 1 if unit == "parameters" else len(example)  # not what a candidate sees: windows, patches
+    images = 1 if unit == "parameters" else len(example)  # of the model; a candidate may see windows or patches
     calls: dict[MixedOp, list[tuple[Tensor | None, dict[str, Any]]]] = {op: [] for op in arch.operations}
 
     def record(op: Any, inputs: tuple[Any, ...], given: dict[str, Any]) -> None:
@@ -186,10 +186,10 @@ def measure_costs(arch: Architecture, example: Tensor, unit: Unit = "macs") -> C
     for label, ops in arch.rows.items():
         for op in ops:
             for name, candidate in op.candidates.items():
-                uses = [(None, {})] if unit == "parameters" else calls[op]  # those count however often it runs
+                uses = [(None, {})] if unit == "parameters" else calls[op]  # parameters count once, not per call
                 rows[label][name] += sum(measure(candidate, x, **keywords) for x, keywords in uses) / images
     measured = CostTable(unit, 0.0, rows)
-    firsts = {label: ops[0].names[0] for label, ops in arch.rows.items()}  # what is chosen may be nothing
+    firsts = {label: ops[0].names[0] for label, ops in arch.rows.items()}  # the group's own choice may be empty
     fixed = measure(arch.discretize(firsts), example) / images - measured.of(firsts)
     return CostTable(unit, max(float(fixed), 0.0), rows)
 
@@ -199,7 +199,7 @@ class CostTerm:
 
     ``E[cost] = fixed + sum_rows sum_m a_m c_m``. Without a budget the term is ``weight E[cost] / dearest``; with one,
     ``weight max(0, E[cost] / budget - 1)``, which is zero within the budget. In a weights update it is a constant. If
-    edges are weighted, the weights are those used in the forward, ``beta_e a_em``: an edge counts by its share.
+    edges are weighted, ``a_m`` is the weight used in the forward, ``beta_e a_em``.
 
     Args:
         arch: architecture parameters of the model.

@@ -25,11 +25,11 @@ def dominant_eigenvalue(
         loss: a scalar with a graph.
         parameters: the variables of the Hessian, such as ``arch.parameters()``.
         products: maximum number of Hessian-vector products, each about as expensive as two backward passes.
-        seed: of the first vector.
-        reduce: averages a list of tensors over processes, in place, where each has a part of the loss.
+        seed: seed of the random start vector.
+        reduce: averages a list of tensors over processes, in place; needed if each process has a part of the loss.
 
     Raises:
-        ValueError: the loss depends on none of the parameters, or cannot be differentiated twice by them.
+        ValueError: the loss depends on none of the parameters, or is not twice differentiable with respect to them.
 
     Example:
         >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
@@ -56,14 +56,14 @@ def dominant_eigenvalue(
 
 
 def largest_eigenvalue(product: Callable[[Tensor], Tensor], start: Tensor, products: int) -> float:
-    """The largest eigenvalue of a symmetric matrix, by the method of Lanczos.
+    """The largest eigenvalue of a symmetric matrix, by the Lanczos method.
 
-    Power iteration would find the largest by size, which may be a negative one.
+    Power iteration would find the eigenvalue of largest magnitude, which may be negative.
 
     Args:
         product: vector -> matrix times vector.
-        start: a vector that is orthogonal to no eigenvector of interest.
-        products: how many at most; as many as rows make it exact.
+        start: a vector that is not orthogonal to any eigenvector of interest.
+        products: maximum number of products; with as many as the matrix has rows, the result is exact.
     """
     basis = [start / start.norm()]
     diagonal: list[Tensor] = []
@@ -71,7 +71,7 @@ def largest_eigenvalue(product: Callable[[Tensor], Tensor], start: Tensor, produ
     for _ in range(min(products, len(start))):
         vector = product(basis[-1])
         diagonal.append(vector @ basis[-1])
-        for _ in range(2):  # once more, since a single pass leaves what rounding put back
+        for _ in range(2):  # twice, since one pass leaves rounding errors along known vectors
             for known in basis:
                 vector = vector - (vector @ known) * known
         beside.append(vector.norm())

@@ -26,8 +26,8 @@ class Leakage:
         weight: ``1 - max_m a_m``, the weight that does not belong to the strongest operation k; for a weighted edge,
             multiplied by the edge weight, ``beta_e (1 - max_m a_m)``.
         output: ``|rest| / (|a_k o_k(x)| + |rest|)`` with ``rest = sum_{m != k} a_m o_m(x)`` and the Euclidean norm over
-            a batch: the share of the edge's output that comes from the others. 1 where the strongest operation is
-            ``none`` and yet something passes; 0 where nothing passes at all.
+            a batch: the share of the edge's output that comes from the others. 1 if the strongest operation is
+            ``none`` and others pass something; 0 if nothing passes.
     """
 
     weight: float
@@ -40,12 +40,12 @@ def leakage(arch: Architecture, x: Tensor) -> dict[str, Leakage]:
     Batch norms normalise by the batch's own statistics, as in training.
 
     Args:
-        arch: of the supernet.
-        x: a batch of its input.
+        arch: the supernet's architecture parameters.
+        x: a batch of the supernet's inputs.
 
     Returns:
-        Label -> :class:`Leakage`. For a row shared by several mixed operations, this is the mean over them; rows none
-        of whose mixed operations ran are left out.
+        Label -> :class:`Leakage`. A row shared by several mixed operations gets the mean over those that ran; a row is
+        left out if none of them ran.
 
     Example:
         >>> from torch import nn

@@ -7,14 +7,14 @@ from ..supernet.group import ArchParameterGroup
 __all__ = ["UNDECIDED_WITHIN", "undecided"]
 
 UNDECIDED_WITHIN = 2.0
-"""Temperatures by which the strongest alpha leads where a row is decided: it then has more than 88 % of the weight of
-any two."""
+"""A row is decided if its strongest alpha leads by at least this many temperatures. The softmax of the two strongest
+alphas then gives the first more than 88 %."""
 
 
 def undecided(
     arch: ArchParameterGroup, temperature: float, within: float = UNDECIDED_WITHIN
 ) -> dict[str, list[str]] | None:
-    """Rows in which other operations come close to the strongest one; each lists all of these, strongest first.
+    """Rows in which other operations come close to the strongest one, each with the close operations, strongest first.
 
     Args:
         arch: the architecture parameters; operations that are not allowed do not count.
@@ -22,7 +22,7 @@ def undecided(
         within: an operation is close if its alpha is less than ``within t`` below the strongest alpha.
 
     Returns:
-        Label -> names. None if operations do not compete for their row, because several may be kept.
+        Label -> names. None if several operations of a row may be kept, so that they do not compete.
 
     Example:
         >>> import torch

@@ -60,7 +60,7 @@ def _held(optimizer: Any) -> set[int]:
 
 
 def _check_weights(arch: Arch, weight_optimizer: Any) -> None:
-    """Insist that the weights' optimizer trains this model, and warn of weights that it leaves out."""
+    """Check that the weights' optimizer trains this model, and warn about weights that it leaves out."""
     weights = [weight for weight in arch.weight_parameters() if weight.requires_grad]
     held = _held(weight_optimizer)
     missing = sum(id(weight) not in held for weight in weights)
@@ -79,7 +79,7 @@ def _check_weights(arch: Arch, weight_optimizer: Any) -> None:
 
 
 def _check_optimizers(arch: Arch, weight_optimizer: Any, alpha_optimizer: Any) -> None:
-    """Insist that each optimizer holds its own of the two sets of parameters."""
+    """Check that each optimizer holds its own parameters: the weights, or the alphas."""
     alphas = {id(alpha) for alpha in arch.parameters()}
 
     among_weights, among_alphas = _held(weight_optimizer), _held(alpha_optimizer)
@@ -117,9 +117,9 @@ class SearchStep(Generic[Arch]):
         weight_optimizer: over ``arch.weight_parameters()``.
         alpha_optimizer: over ``arch.parameters()``, the alphas and, where edges are weighed, the betas.
         order: ``"first"``: alpha's gradient at the present weights; ``"second"``: through a virtual step of the
-            weights, which must be trained by SGD; ``"single"``: no bilevel problem, both are updated by one backward
-            pass of the training loss and the validation batch is not used.
-        weights_first: the weights' update before the alphas' (Algorithm 1), or after (DARTS code).
+            weights, which must be trained by SGD; ``"single"``: not bilevel, one backward pass of the training loss
+            updates both and the validation batch is not used.
+        weights_first: update the weights before the alphas (Algorithm 1), or after them (DARTS code).
         max_norm: the weights' gradient is clipped to this norm; None: no clipping.
         clip_alphas: include alpha's gradients, present and stale, in the norm used for clipping, as published
             NAS-Bench-201 code does. This shrinks the weights' update; off by default.
@@ -137,7 +137,7 @@ class SearchStep(Generic[Arch]):
             anything else. At a step, the loss depends on no alpha, or the alphas have been replaced since.
         TypeError: ``arch`` does not hold architecture parameters; at a step, the loss is not a scalar tensor with a
             graph.
-        RuntimeError: at a step, another group has been made for the model since, and this one was released.
+        RuntimeError: at a step, the group has been released, because another one was made for the model.
 
     Warns:
         UserWarning: the weights' optimizer lacks some of the model's weights; or a second step is made under the same
@@ -248,7 +248,7 @@ class SearchStep(Generic[Arch]):
         return loss
 
     def gradients(self, batch: Any, tensors: Sequence[Tensor]) -> tuple[Gradients, Tensor]:
-        """The gradients of a batch's loss by any tensors that it depends on, and the loss; nothing is updated.
+        """The gradients of a batch's loss with respect to any tensors, and the loss; nothing is updated.
 
         For methods that perturb or measure. Batches are split and gradients averaged over processes as in the updates.
         """
@@ -282,7 +282,7 @@ class SearchStep(Generic[Arch]):
             self.reduce(gradients)
         alphas = self.arch.parameters()
         if [*map(id, alphas)] != [*map(id, self._alphas)]:
-            _check_optimizers(self.arch, self.weight_optimizer, self.alpha_optimizer)  # which still hold the old ones
+            _check_optimizers(self.arch, self.weight_optimizer, self.alpha_optimizer)  # may still hold the old ones
             self._alphas = alphas
         for alpha, gradient in zip(alphas, gradients, strict=True):
             alpha.grad = gradient

@@ -1,7 +1,7 @@
 """DARTS: a softmax of the alphas mixes the operations of an edge, in every batch.
 
-Source: Liu et al., "DARTS: Differentiable Architecture Search". In first order (DARTS-V1) this is what a search does by
-itself. DARTS-0.1 is a baseline of Zhang and Ding (Table VI): alphas that move fast become sparse by themselves.
+Source: Liu et al., "DARTS: Differentiable Architecture Search". First-order DARTS (DARTS-V1) is the default search.
+DARTS-0.1 is a baseline of Zhang and Ding (Table VI): a large learning rate alone makes the operation weights sparse.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ _NB201_AUTHORS: dict[str, Any] = {
     "eval_temperature": 1e-4,
 }
 ORIGINAL: dict[str, Any] = {**SETTINGS, "weights_first": False, "sampling": "anew"}
-"""The same as its code runs it: the alphas first, on batches that are drawn anew."""
+"""The same, as run by the DARTS code: alphas are updated first, on batches that are drawn anew."""
 
 
 def _presets(**changes: Any) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
     """The presets of DARTS with some settings changed."""
     presets: dict[str, dict[str, dict[str, Any]]] = {
         "nb201": {"nas-bench-201": _NB201, "authors": _NB201_AUTHORS},
-        # none is among its operations
+        # its operations include none
         "darts": {"original": {**ORIGINAL, "space": "darts-none"}, "proxy": ORIGINAL},
         "robust": {"original": ORIGINAL},
         "timm": {"default": SETTINGS},
@@ -71,7 +71,7 @@ def _without(setting: str, presets: Mapping[str, Presets]) -> dict[str, Presets]
 
 
 PLAIN = _without("eval_temperature", _presets())
-"""The presets of DARTS for methods that are evaluated in their own way."""
+"""The presets of DARTS for methods with an evaluation of their own."""
 
 METHODS = (
     Method("darts", (Darts(),), "softmax of the alphas, always at temperature 1", _presets()),

@@ -17,12 +17,12 @@ __all__ = ["METHODS", "SkipStopping"]
 
 @dataclass(frozen=True)
 class SkipStopping(Part):
-    """The search ends at two skip connections in the normal cell, or after epochs without a change of ranks."""
+    """The search ends at two skip connections in the normal cell, or when operations' ranks no longer change."""
 
     max_skips: int = 2
     """Skip connections in the normal cell that end the search."""
     stable_epochs: int = 10
-    """Epochs without a change in the ranks of any edge's operations that end the search."""
+    """Number of epochs without a change in any edge's operation ranks that ends the search."""
 
     def __post_init__(self) -> None:
         if self.max_skips < 1 or self.stable_epochs < 1:

@@ -32,9 +32,9 @@ def concentration(alpha: Tensor) -> Tensor:
 
 
 class DirichletSample(nn.Module):
-    """A draw of ``Dir(elu(alpha) + 1)`` for each row, with the gradient of the draw by alpha (Eq. 3).
+    """A draw of ``Dir(elu(alpha) + 1)`` for each row, differentiable with respect to alpha (Eq. 3).
 
-    Gamma draws, normalised, are Dirichlet draws; PyTorch differentiates them by their path.
+    Normalised Gamma draws are Dirichlet draws; PyTorch differentiates them pathwise.
 
     Example:
         >>> weights = DirichletSample()(torch.zeros(1, 3), Moment(step=1))
@@ -70,7 +70,7 @@ class DrNAS(Part):
     """Operation weights are a draw of a Dirichlet distribution."""
 
     kl: float = 0.0
-    """Weight of the divergence KL(Dir(elu(alpha) + 1) || Dir(1)) in the alphas' loss; by default alphas are decayed."""
+    """Weight of the divergence KL(Dir(elu(alpha) + 1) || Dir(1)) in the alphas' loss; default: weight decay only."""
 
     def __post_init__(self) -> None:
         if self.kl < 0:
@@ -95,9 +95,9 @@ class Progressive(Part):
     """Stages of equal length, each with fewer operations per edge and a larger share of channels (section 3.3)."""
 
     stage_parts: tuple[int, ...] = (1,)
-    """K of each stage: of every node's channels one in K is mixed, the others pass."""
+    """K of each stage: one in K of a node's channels is mixed, the others pass through."""
     stage_operations: tuple[int, ...] = ()
-    """Operations an edge keeps in each stage, the strongest; none given: all of them in all stages."""
+    """Number of operations (the strongest) that an edge keeps in each stage; empty: all, in all stages."""
     frozen_epochs: int = 0
     """Epochs at the beginning of each stage in which the alphas are not trained."""
 
@@ -114,7 +114,7 @@ class Progressive(Part):
             raise ValueError(f"Progressive: frozen_epochs must not be negative, got {self.frozen_epochs}")
 
     def _stage(self, epoch: int, epochs: int) -> tuple[int, int]:
-        """The stage of an epoch, and how many of its epochs came before; epochs past the search are of the last."""
+        """An epoch's stage, and its position in it; epochs after the search belong to the last stage."""
         length = -(-epochs // len(self.stage_parts))
         stage = min(epoch // length, len(self.stage_parts) - 1)
         return stage, epoch - stage * length

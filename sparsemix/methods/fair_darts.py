@@ -1,7 +1,7 @@
 """Fair DARTS: every operation of an edge has a weight of its own, between 0 and 1, and none competes with another.
 
 Source: Chu et al., "Fair DARTS: Eliminating Unfair Advantages in Differentiable Architecture Search". Presets follow
-its published code, which searches the DARTS space only. One difference: nodes that nothing leads to are left out of a
+its published code, which searches the DARTS space only. One difference: nodes without incoming edges are left out of a
 genotype.
 """
 
@@ -73,14 +73,14 @@ def separation(weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FairDARTS(Part):
-    """Sigmoids in place of the softmax, a loss that drives them to 0 or 1, and a threshold that says what is kept."""
+    """Sigmoids in place of the softmax, a loss that drives them to 0 or 1, and a threshold for the operations kept."""
 
     zero_one: float = 10.0
     """Weight of the zero-one loss, -mean((sigmoid(alpha) - 0.5)^2), in the alphas' loss."""
     keep_from: float = 0.85
-    """Least weight of the operations that are kept."""
+    """Minimum weight for an operation to be kept."""
     most_an_edge: int | None = None
-    """Most operations that are kept on an edge, the strongest; None: all that are strong enough."""
+    """Maximum number of operations (the strongest) kept on an edge; None: all that reach the minimum weight."""
 
     def __post_init__(self) -> None:
         if self.zero_one < 0 or not 0 < self.keep_from < 1 or (self.most_an_edge is not None and self.most_an_edge < 1):
@@ -131,7 +131,7 @@ _DARTS: dict[str, Any] = {
     "most_an_edge": 1,
 }
 _ONE: dict[str, Any] = {"alpha_lr": 3e-3, "alpha_betas": (0.9, 0.999), "most_an_edge": 1}
-# not published: the space has one operation on each edge, and none where nothing is kept
+# not published: this space has one operation on each edge, which is none if no operation is kept
 _NB201: dict[str, Any] = {**ORIGINAL, **_ONE, "without": ("none",)}
 
 METHODS = (

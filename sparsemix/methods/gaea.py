@@ -89,14 +89,14 @@ class GAEA(Part):
     eta: float = 0.1
     """Learning rate of the exponentiated gradient."""
     floor: float = 1e-5
-    """Least operation weight, before the weights of a row are normalised."""
+    """Minimum operation weight before a row is normalised."""
 
     def __post_init__(self) -> None:
         if not self.eta > 0 or not 0 <= self.floor < 1:
             raise ValueError(f"GAEA: need eta > 0 and floor in [0, 1), got eta={self.eta} and floor={self.floor}")
 
     def prepare_(self, arch: ArchParameterGroup) -> None:
-        """Begin in the middle of every simplex."""
+        """Start at the centre of every simplex."""
         arch.edge_relaxation = Simplex()
         with torch.no_grad():
             for alpha in arch.parameters():

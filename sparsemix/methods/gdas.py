@@ -3,9 +3,9 @@
 Source: Dong and Yang, "Searching for a Robust Neural Architecture in Four GPU Hours". Presets are their published code,
 AutoDL-Projects.
 
-That code draws anew in every forward, and adds the weights of the operations that do not run to the output as numbers
-(zero forward), through which a gradient reaches their alphas. Here both updates see one draw, and an alpha's gradient
-is that of the operation that ran.
+The published code draws anew in every forward, and adds to the output the weights of the operations that do not run
+(0 in the forward), so that these weights receive gradients, too. Here both updates use the same draw, and the alphas
+receive gradients only through the operation that ran.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class GumbelArgmax(nn.Module):
     """A sample of the softmax of the alphas: weight 1 for one candidate of a row, 0 for the rest.
 
     ``one_hot(argmax l) + s - stopgrad(s)`` with ``s = softmax(l / tau)``, ``l = log softmax(alpha) + g`` and Gumbel
-    noise g, one number for each entry of each row, which follows from the moment alone (Eq. 3 and 4).
+    noise g, one number for each entry of each row, determined by the moment alone (Eq. 3 and 4).
 
     Args:
         tau: temperature of the gradient; the samples do not depend on it.
@@ -58,7 +58,7 @@ class GumbelArgmax(nn.Module):
 
 
 def with_gumbel_noise(alpha: Tensor, moment: Moment) -> Tensor:
-    """``log softmax(alpha) + g``, with a Gumbel number g for each entry that follows from the moment alone."""
+    """``log softmax(alpha) + g``, with Gumbel noise g, one number for each entry, determined by the moment alone."""
     uniform = torch.rand(alpha.shape, generator=moment.generator("gumbel"), dtype=torch.float64)
     gumbel = -(-uniform.clamp_min(torch.finfo(torch.float64).tiny).log()).log()
     return alpha.log_softmax(-1) + gumbel.to(alpha)

@@ -1,4 +1,4 @@
-"""What a search method is: parts that each change something about a search, and their composition.
+"""Search methods: parts, each of which changes something about a search, and compositions of parts.
 
 A method is a file in this folder. It holds a :class:`Part`, whose fields are the method's settings, and ``METHODS``:
 the names under which it can be chosen, with the published settings. No other code needs to refer to it.
@@ -22,7 +22,7 @@ from .bilevel import SearchStep
 __all__ = ["Columns", "Evidence", "Method", "Part", "Phase", "Plan", "Presets", "Records", "Step"]
 
 Plan = Mapping[str, Any]
-"""What a method has fixed for an epoch, such as its temperature: numbers, strings and lists, as JSON holds them."""
+"""A method's values for an epoch, such as its temperature: numbers, strings and lists that JSON can hold."""
 
 Records = Sequence[Mapping[str, Any]]
 """The records of a search's epochs so far, as ``records.jsonl`` holds them."""
@@ -41,8 +41,8 @@ class Phase:
     """A stretch of epochs that begins with a fresh optimizer state and a learning-rate schedule of its own.
 
     Attributes:
-        epochs: its length.
-        lr: its initial learning rate of the weights, as a share of the search's initial one.
+        epochs: length of the phase.
+        lr: initial learning rate of the weights in this phase, as a share of the search's initial learning rate.
     """
 
     epochs: int
@@ -88,7 +88,7 @@ class Part:
     mixes: ClassVar[bool] = True
     """Whether the weights are trained in mixtures of operations, and not one operation at a time."""
     needs_mixtures: ClassVar[str | None] = None
-    """What this part does with a mixture, if it does not go with parts that train none; None if it does."""
+    """If this part needs trained mixtures: what it does with them, for error messages. None if it needs none."""
 
     def objection(self, other: Part) -> str | None:
         """Why this part cannot be combined with another one; None if it can."""
@@ -104,7 +104,7 @@ class Part:
         return {}
 
     def check(self, arch: ArchParameterGroup, epochs: int) -> None:
-        """Insist that the settings fit the supernet and the length of the search; nothing has been written yet."""
+        """Check that the settings fit the supernet and the length of the search, before anything is written."""
 
     def prepare_(self, arch: ArchParameterGroup) -> None:
         """Change the supernet or its alphas, before optimizers are made."""
@@ -124,7 +124,7 @@ class Part:
     # An epoch
 
     def plan(self, arch: ArchParameterGroup, epoch: int, epochs: int) -> Plan:
-        """Values that apply to the epoch about to begin. Rows are compared and read out at ``temperature``."""
+        """Values for the epoch about to begin; ``temperature`` is the one at which rows are compared and read out."""
         return {}
 
     def shape_(self, arch: ArchParameterGroup, pairs: Any, optimizer: torch.optim.Optimizer, plan: Plan) -> None:
@@ -142,7 +142,7 @@ class Part:
         return {}
 
     def trains_alphas(self, epoch: int, epochs: int) -> bool:
-        """Whether the alphas are updated in an epoch; all parts must want it."""
+        """Whether the alphas are updated in an epoch; all parts of a method must agree."""
         return True
 
     def relaxation(self, plan: Plan) -> Relaxation:
@@ -150,7 +150,7 @@ class Part:
         return Softmax()
 
     def evaluation(self, plan: Plan) -> Relaxation:
-        """The relaxation under which the supernet is evaluated; draws nothing."""
+        """The relaxation under which the supernet is evaluated; it must not draw random numbers."""
         return Softmax()
 
     # A step
@@ -160,7 +160,7 @@ class Part:
         return False
 
     def passes(self, moment: Moment, plan: Plan) -> Sequence[bool]:
-        """Every phi under which the batch is run; the losses are added up. By default the one that was drawn."""
+        """The values of phi for which the batch runs; the losses are summed. By default only the phi drawn."""
         return [moment.phi]
 
     def around_weights(self, step: Step, batch: Any, plan: Plan) -> AbstractContextManager[None]:
@@ -168,21 +168,21 @@ class Part:
         return nullcontext()
 
     def penalty(self, arch: ArchParameterGroup, plan: Plan) -> Tensor | None:
-        """What is added to the loss of the alphas."""
+        """A term that is added to the alphas' loss; None: no term."""
         return None
 
     # After an epoch
 
     def measure(self, step: Step, batch: Any, plan: Plan) -> Plan:
-        """What is recorded of the supernet at the end of an epoch, on a batch of the alphas' images."""
+        """Measurements of the supernet to record at the end of an epoch, on a batch of the alphas' images."""
         return {}
 
     def stops(self, records: Records) -> bool:
-        """Whether the search is over, from its records alone; asked before every epoch."""
+        """Whether the search is over, judged by its records alone; called before every epoch."""
         return False
 
     def result(self, records: Records) -> int:
-        """Which record's architecture is the result; by default that of the last epoch."""
+        """Index of the record whose architecture is the result; by default the last one."""
         return len(records) - 1
 
     # Variants
@@ -265,7 +265,7 @@ class Method:
     def columns(self) -> Columns:
         return {name: column for part in self.parts for name, column in part.columns.items()}
 
-    # What all parts have their say in
+    # Combined from all parts
 
     def check(self, arch: ArchParameterGroup, epochs: int) -> None:
         for part in self.parts:
@@ -296,7 +296,7 @@ class Method:
             yield
 
     def measure(self, step: Step, draw: Callable[[], Any], plan: Plan) -> dict[str, Any]:
-        """What all parts record; ``draw`` gives the batch, which is loaded only where a part measures something."""
+        """The measurements of all parts; ``draw`` loads the batch, and is called only if a part measures something."""
         measuring = (part for part in self.parts if _defines(part, "measure"))
         return _merged(part.measure(step, draw(), plan) for part in measuring)
 
@@ -307,7 +307,7 @@ class Method:
     def stops(self, records: Records) -> bool:
         return any(part.stops(records) for part in self.parts)
 
-    # What one part decides
+    # Taken from the one part that defines it
 
     def supernet(self) -> Mapping[str, Any]:
         return self._deciding("supernet").supernet()
@@ -337,7 +337,7 @@ class Method:
         return self._deciding("result").result(records)
 
     def at_temperature(self, temperature: float) -> Method:
-        """A copy of the method in which the one part with a temperature uses another one.
+        """A copy of the method in which the part with a temperature uses ``temperature``.
 
         Raises:
             ValueError: no part has a temperature that is searched.

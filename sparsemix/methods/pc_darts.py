@@ -20,10 +20,10 @@ __all__ = ["METHODS", "PCDARTS", "pc_presets"]
 
 @dataclass(frozen=True)
 class PCDARTS(Part):
-    """A share of the channels is mixed, edges are weighed at their node, and alphas begin to train later."""
+    """A share of the channels is mixed, the edges into a node are weighted, and alphas start to train later."""
 
     channel_parts: int = 4
-    """K: of every node's channels one in K is mixed, the others pass."""
+    """K: one in K of a node's channels is mixed, the others pass through."""
     frozen_epochs: int = 15
     """Epochs at the beginning in which the alphas are not trained."""
 

@@ -1,8 +1,8 @@
-"""DARTS+PT: operations are chosen by what the supernet loses without them, not by the size of their alphas.
+"""DARTS+PT: operations are chosen by the accuracy that the supernet loses without them, not by their alphas.
 
 Source: Wang et al., "Rethinking Architecture Selection in Differentiable NAS", Algorithm 1. Presets are their published
-code, which differs in this: it measures in training mode, where batch norms take each batch's statistics (here they are
-renewed before each measurement), and on NAS-Bench-201 it decides the last edge an epoch earlier, at a constant rate.
+code. Differences: that code measures in training mode, where batch norms use each batch's statistics (here statistics
+are renewed before each measurement); on NAS-Bench-201 it decides the last edge an epoch earlier, at a constant rate.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ T = TypeVar("T")
 
 
 class Without(nn.Module):
-    """A relaxation with some weights set to 0; the others stay what they are and are not normalised again.
+    """A relaxation with some weights set to 0; the other weights do not change and are not renormalised.
 
     Args:
-        relaxation: of the rows.
-        row: which row, by its position.
-        candidate: which of its candidates; None: all of them.
+        relaxation: the relaxation of all rows.
+        row: index of the row.
+        candidate: index of the candidate in this row; None: all candidates.
 
     Example:
         >>> from sparsemix.relaxations import Softmax
@@ -65,7 +65,7 @@ class PT(Part):
     edges_per_node: int | None = None
     """Edges that each node keeps; by default all."""
     fixed_alphas: bool = False
-    """Never train the alphas: the supernet is an even mixture all along."""
+    """Never train the alphas: operations are mixed evenly throughout."""
 
     needs_mixtures: ClassVar[str | None] = "measures a mixture without one of its operations"
 
@@ -102,7 +102,7 @@ class PT(Part):
         return {"decided": {row: [*names] for row, names in left.items() if len(names) < 2}}
 
     def _thin_out(self, arch: ArchParameterGroup, rows: Sequence[str], accuracy: Callable[[], float]) -> None:
-        """Remove the edges of a node without which the supernet stays most accurate."""
+        """Remove edges of a node: those whose removal lowers the supernet's accuracy least."""
         without = {}
         for row in rows:
             with arch.using(Without(arch.relaxation, [*arch.rows].index(row))):
@@ -111,7 +111,7 @@ class PT(Part):
             arch.restrict(row, ())
 
     def _crowded_nodes(self, arch: ArchParameterGroup) -> dict[str, dict[str, list[str]]]:
-        """Kind of cell -> node -> the rows that lead to it, of nodes that have more of them than they may keep."""
+        """Kind of cell -> node -> rows that lead to it, for nodes with more such rows than they may keep."""
         leading: dict[str, list[str]] = {}
         for row, (op, *_) in arch.rows.items():
             if op.node is not None and op.allowed_names:
@@ -123,7 +123,7 @@ class PT(Part):
 def needed(
     arch: ArchParameterGroup, row: str, accuracy: Callable[[], float], among: Sequence[str] | None = None
 ) -> str:
-    """The candidate without which the supernet is least accurate, of those allowed or of some of them."""
+    """The candidate whose removal lowers the supernet's accuracy most, among ``among`` or all allowed candidates."""
     position, names = [*arch.rows].index(row), arch.rows[row][0].names
     without = {}
     for name in arch.rows[row][0].allowed_names if among is None else among:
@@ -133,7 +133,7 @@ def needed(
 
 
 def by_kind(labels: Iterable[str]) -> dict[str, list[str]]:
-    """Kind of cell -> labels: ``normal`` of ``normal 3<-1``. Where labels name no kind, all are of one."""
+    """Kind of cell -> labels: ``normal`` of ``normal 3<-1``. Labels without a kind form one group."""
     kinds: dict[str, list[str]] = {}
     for label in labels:
         kinds.setdefault(label.rpartition(" ")[0], []).append(label)

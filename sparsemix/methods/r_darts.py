@@ -1,7 +1,7 @@
-"""R-DARTS: DARTS with a stronger regularisation of the weights, by their decay or by augmentation.
+"""R-DARTS: DARTS with stronger regularisation of the weights, by weight decay or by augmentation.
 
-Source: Zela et al., "Understanding and Robustifying Differentiable Architecture Search", section 5. Each of the two
-searches several times, with every value of its regulariser, and keeps the best network: the values are presets.
+Source: Zela et al., "Understanding and Robustifying Differentiable Architecture Search", section 5. Both variants
+search once with every value of their regulariser and keep the best network; each value is a preset.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["METHODS", "RampedAugmentation"]
 
 @dataclass(frozen=True)
 class RampedAugmentation(Part):
-    """Edges are dropped and images cut out with probabilities that rise linearly to the last epoch."""
+    """Drop path and cutout, with probabilities that rise linearly to the last epoch."""
 
     drop_path: float = 0.2
     """Probability of dropping an edge, in the last epoch."""

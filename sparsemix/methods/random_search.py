@@ -24,8 +24,8 @@ def choose_at_random_(arch: ArchParameterGroup, moment: Moment, name: str = "arc
 
     Args:
         arch: the architecture parameters.
-        moment: from which the draw follows.
-        name: of the draw; another one gives another architecture at the same moment.
+        moment: determines the draw.
+        name: name of the draw; another name gives another architecture at the same moment.
     """
     generator = moment.generator(name)
     with torch.no_grad():
@@ -39,7 +39,7 @@ def choose_at_random_(arch: ArchParameterGroup, moment: Moment, name: str = "arc
 class RandomSearch(Part):
     """Every few epochs another architecture, drawn at random, is trained from scratch; the most accurate is the result.
 
-    The architectures have the size of the supernet, and share the epochs of the search among them.
+    The architectures are as large as the supernet; the search's epochs are divided among them.
     """
 
     epochs_each: int = 1
@@ -76,7 +76,7 @@ class RandomSearch(Part):
         return Argmax()
 
     def result(self, records: Records) -> int:
-        """The most accurate architecture of those that were trained to their end."""
+        """The most accurate of the fully trained architectures."""
         ends = range(self.epochs_each - 1, len(records), self.epochs_each)
         measured = [i for i in ends if "discretized_accuracy" in records[i]]
         return max(measured, key=lambda i: records[i]["discretized_accuracy"], default=len(records) - 1)

@@ -1,4 +1,4 @@
-"""The methods by name: what the files of this folder have in ``METHODS``, and compositions ``a+b`` of them."""
+"""The methods by name: those listed in ``METHODS`` of this folder's files, and their compositions ``a+b``."""
 
 from __future__ import annotations
 

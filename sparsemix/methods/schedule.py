@@ -17,7 +17,7 @@ def sparse_probability(epoch: int, epochs: int, p_low: float = 0.0, p_up: float 
     """The probability p of a sparse batch in an epoch (Eq. 20).
 
     0 while ``epoch < warmup_epochs``, then ``p_low + (p_up - p_low) (epoch + 1 - i_wp) / (I - i_wp)``. The paper counts
-    epochs from 1 to I; counted from 0, as here, paper's epoch i is ``epoch + 1``. The last epoch has p_up.
+    epochs from 1 to I; here they count from 0, so the paper's epoch i is ``epoch + 1``. In the last epoch p is p_up.
 
     Args:
         epoch: from 0; past the end of the search p stays at ``p_up``.
@@ -36,11 +36,11 @@ def sparse_probability(epoch: int, epochs: int, p_low: float = 0.0, p_up: float 
 
 
 def is_sparse(moment: Moment, p: float) -> bool:
-    """phi of one batch: a draw from Bernoulli(p), the same whenever and wherever it is asked for (Algorithm 1).
+    """phi of one batch: a draw from Bernoulli(p) that is the same in every call and process (Algorithm 1).
 
     Args:
-        moment: of the batch.
-        p: probability that it is sparse.
+        moment: the batch's moment.
+        p: probability that the batch is sparse.
 
     Example:
         >>> is_sparse(Moment(seed=0, epoch=3, step=4), p=0.0), is_sparse(Moment(seed=0, epoch=3, step=4), p=1.0)
@@ -54,7 +54,7 @@ class _HasMoment(Protocol):
 
 
 def _check_bound(arch: _HasMoment) -> None:
-    """A group that another one has replaced no longer reaches its model."""
+    """Raise an error if another group has replaced this one, which then no longer reaches its model."""
     if callable(check := getattr(arch, "check_bound", None)):
         check()
 
@@ -62,8 +62,8 @@ def _check_bound(arch: _HasMoment) -> None:
 class BatchMixedScheduler:
     """Batch-mixed sparse training (Algorithm 1): draws phi ~ Bernoulli(p) for each batch and sets ``arch.moment``.
 
-    Called as timm's schedulers are: ``step(epoch)`` at the start of an epoch, ``step_update(num_updates)`` before each
-    batch. One phi serves both updates of a step, and every edge. It is a pure function of (seed, epoch, step).
+    Called like timm's schedulers: ``step(epoch)`` at the start of an epoch, ``step_update(num_updates)`` before each
+    batch. Both updates of a step and all edges use the same phi, a pure function of (seed, epoch, step).
 
     Args:
         arch: an :class:`~sparsemix.ArchParameterGroup`, or any object that has a ``moment``.
@@ -73,8 +73,8 @@ class BatchMixedScheduler:
         p_up: p in the last epoch, at least ``p_low``. With a p_up above 1, as in published code for S1 to S4, p reaches
             1 before the end and stays there.
         warmup_epochs: i_wp, number of initial epochs without sparse batches; less than ``epochs``.
-        hold_epoch: from this epoch on p stays what it was in the epoch before (a detail of some published runs); None:
-            p rises to the end.
+        hold_epoch: from this epoch on, p keeps the value of the epoch before (as in some published runs); None: p
+            rises to the end.
         seed: of the draws.
 
     Attributes:
@@ -83,8 +83,8 @@ class BatchMixedScheduler:
 
     Raises:
         ValueError: an argument outside the ranges above, a negative epoch or update, or a state of another schedule.
-        TypeError: ``arch`` has no ``moment``; a model has none, its group has.
-        RuntimeError: the group has been released, for instance by a second one on the same model.
+        TypeError: ``arch`` has no ``moment``, for instance because it is a model and not its group.
+        RuntimeError: the group has been released, for instance by a second group on the same model.
 
     Example:
         >>> from types import SimpleNamespace
@@ -160,7 +160,7 @@ class BatchMixedScheduler:
         return is_sparse(Moment(self.settings["seed"], epoch, step), self.probability(epoch))
 
     def step(self, epoch: int, metric: float | None = None) -> None:
-        """Begin an epoch; ``metric`` is accepted as timm's loops pass it, and not used."""
+        """Begin an epoch; ``metric``, which timm's loops pass, is ignored."""
         self._begun = epoch
         self.step_update(epoch * self._steps)
 
@@ -190,7 +190,7 @@ class BatchMixedScheduler:
                 stacklevel=3,
             )
         begun = self._begun
-        if begun is None or epoch == begun or (epoch, step) == (begun + 1, 0):  # timm's loops end an epoch with that
+        if begun is None or epoch == begun or (epoch, step) == (begun + 1, 0):  # how timm's loops end an epoch
             return
         self._begun = None
         warnings.warn(

@@ -1,7 +1,7 @@
 """SDARTS: the weights are trained under perturbed operation weights, drawn at random or the worst ones nearby.
 
 Source: Chen and Hsieh, "Stabilizing Differentiable Architecture Search via Perturbation-based Regularization". Presets
-are their published code. The alphas' update sees the weights as they are.
+are their published code. The alphas' update uses unperturbed operation weights.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def on_simplex(weights: Tensor) -> Tensor:
 
 
 class Shaken(nn.Module):
-    """A relaxation with uniform noise of [-radius, radius] on its weights, back on the simplex (SDARTS-RS, Eq. 7).
+    """A relaxation with uniform noise of [-radius, radius] on its weights, put back on the simplex (SDARTS-RS, Eq. 7).
 
     Args:
-        relaxation: of the rows.
-        radius: epsilon, of the weights.
+        relaxation: the relaxation whose weights are perturbed.
+        radius: epsilon.
     """
 
     def __init__(self, relaxation: Relaxation, radius: float) -> None:
@@ -68,7 +68,7 @@ class Given(nn.Module):
 
 
 def _noisy(weights: Tensor, exists: Tensor, radius: float, moment: Moment) -> Tensor:
-    """With noise that follows from the moment; weights that do not exist stay 0."""
+    """The weights plus noise that the moment determines; padding is ``-inf``, which :func:`on_simplex` turns into 0."""
     noise = torch.rand(weights.shape, generator=moment.generator("perturbation"), dtype=torch.float64)
     return (weights + radius * (2 * noise - 1).to(weights)).where(exists, -torch.inf)
 
@@ -85,17 +85,17 @@ def shaken(step: SearchStep[Any], radius: float) -> AbstractContextManager[None]
 
 @contextmanager
 def attacked(step: SearchStep[Any], batch: Any, radius: float, steps: int = 7) -> Iterator[None]:
-    """A context in which operation weights are those nearby at which a batch's loss is largest (SDARTS-ADV, Eq. 8).
+    """A context that perturbs operation weights within ``radius`` to maximise a batch's loss (SDARTS-ADV, Eq. 8).
 
-    ``steps`` ascents by ``2 radius / steps`` along the sign of the gradient from a random start, each put back within
-    ``radius`` of the weights and on the simplex (projected gradient descent in the maximum norm). Where the loss does
-    not rise, the weights stay what they are. The model is in evaluation mode meanwhile, as in published code.
+    The attack makes ``steps`` ascents by ``2 radius / steps`` along the sign of the gradient, from a random start. Each
+    is put back within ``radius`` of the weights and on the simplex (projected gradient descent in the maximum norm). If
+    the loss falls, the weights are not perturbed. The attack runs in evaluation mode, as in published code.
 
     Args:
         step: the search step, whose loss is attacked.
-        batch: of the weights' update.
+        batch: the batch of the weights' update.
         radius: epsilon.
-        steps: of the ascent.
+        steps: number of ascent steps.
     """
     arch = step.arch
     with torch.no_grad():

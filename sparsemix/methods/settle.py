@@ -1,7 +1,7 @@
-"""Rows that stay undecided are settled by measurement: of the few cells in question the most accurate is kept.
+"""Undecided rows are settled by measurement: the most accurate of the few cells in question is kept.
 
-Where two operations of an edge help together, their alphas stay tied, whatever the temperature, and the last epoch
-takes one of them by chance. The cells that differ in such rows alone are cut out of the supernet and measured.
+If two operations of an edge help each other, their alphas stay tied at any temperature, and the last epoch takes one of
+them by chance. The cells in question, which differ only in such rows, are taken from the supernet and measured.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ __all__ = ["METHODS", "Settle", "in_question"]
 
 
 def in_question(close: Mapping[str, Sequence[str]], most: int) -> list[dict[str, str]]:
-    """The cells that undecided rows leave open, each row -> operation; the cell of strongest operations comes first.
+    """The cells that undecided rows leave open, each as row -> operation; the cell of strongest operations comes first.
 
-    Rows with the fewest close operations come first; those that would make it more than ``most`` cells are left out.
+    Rows with the fewest close operations are taken first; a row that would make more than ``most`` cells is left out.
 
     Example:
         >>> in_question({"a": ["skip", "conv"], "b": ["conv", "pool", "none"]}, most=3)
@@ -38,17 +38,17 @@ def in_question(close: Mapping[str, Sequence[str]], most: int) -> list[dict[str,
 
 @dataclass(frozen=True)
 class Settle(Part):
-    """Before the last epochs, undecided rows keep the operations of the most accurate of the cells in question.
+    """Before the last epochs, the most accurate of the cells in question decides the undecided rows.
 
-    Each cell is measured without training, on the images of the alphas, with batch-norm statistics of its own.
+    Each cell is measured without training, on the alphas' images, with its own batch-norm statistics.
     """
 
     settle_epochs: int = 1
-    """Epochs at the end of the search that train what was settled."""
+    """Epochs at the end of the search that train the settled rows."""
     settle_within: float = UNDECIDED_WITHIN
-    """Rows are undecided whose strongest alpha leads by less than so many temperatures."""
+    """A row is undecided if its strongest alpha leads by less than this many temperatures."""
     settle_cells: int = 32
-    """Most cells that are measured; rows that would make more stay as they are."""
+    """Maximum number of cells to measure; rows that would make more are not settled."""
 
     needs_mixtures: ClassVar[str | None] = "settles rows whose alphas have been trained"
 
@@ -80,7 +80,7 @@ class Settle(Part):
         return {"settled": best, "settled_accuracy": accuracy, "settled_among": others}
 
     def _accuracy(self, arch: ArchParameterGroup, cell: Mapping[str, str], evidence: Evidence) -> float:
-        """Of the supernet with this cell alone."""
+        """Accuracy of the supernet with this cell alone."""
         allowed = {row: arch.rows[row][0].allowed_names for row in cell}
         try:
             for row, name in cell.items():

@@ -1,8 +1,8 @@
-"""SGAS: every few epochs the edge whose choice is clearest gets its operation for good.
+"""SGAS: every few epochs the edge with the clearest choice is decided for good.
 
-Source: Li et al., "SGAS: Sequential Greedy Architecture Search". Presets are their published code, which also makes the
-batches larger by 8 images after every decision; here the batch size stays. ``sgas+pt`` takes, on that edge, the
-operation without which the accuracy falls most (Wang et al., "Rethinking Architecture Selection").
+Source: Li et al., "SGAS: Sequential Greedy Architecture Search". Presets are their published code, which also enlarges
+the batches by 8 images after every decision; here the batch size is constant. For that edge, ``sgas+pt`` chooses the
+operation whose removal lowers accuracy most (Wang et al., "Rethinking Architecture Selection").
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def edge_scores(rows: Sequence[Tensor], nothing: Sequence[Tensor], history: Sequ
     """How clear the choice on every edge is: importance times certainty, times stability where there is a history.
 
     Importance is the weight of all operations but ``none``; certainty is 1 minus the entropy of their shares, relative
-    to its maximum; stability is the mean overlap of the shares with those of earlier epochs. Each is brought to [0, 1]
-    over these edges (Eq. 3 to 8).
+    to its maximum; stability is the mean overlap of the shares with those of earlier epochs. Each is rescaled to
+    [0, 1] over these edges (Eq. 3 to 8).
 
     Args:
         rows: alphas of each edge ``(M,)``.
-        nothing: for each edge which of its operations are ``none``, bool ``(M,)``.
+        nothing: for each edge, a bool mask ``(M,)`` of its ``none`` operations.
         history: alphas of the edges in earlier epochs.
 
     Example:
@@ -58,7 +58,7 @@ def _shares(rows: Sequence[Tensor], nothing: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _to_unit(values: Tensor) -> Tensor:
-    """The values moved and scaled to [0, 1]; where all are equal, 1, so that they have no say."""
+    """The values rescaled to [0, 1]; if all are equal, 1, so that they have no effect."""
     low, high = values.aminmax()
     return (values - low) / (high - low) if high > low else torch.ones_like(values)
 
@@ -72,11 +72,11 @@ class SGAS(Part):
     decision_every: int = 5
     """Epochs between decisions."""
     edges_per_node: int | None = None
-    """Edges that each node keeps; the others are removed once it has them. By default all."""
+    """Edges that each node keeps; once these are decided, the others are removed. By default all."""
     history: int = 0
-    """Earlier epochs whose operation weights the stability of a choice is measured against; 0: not at all."""
+    """Number of earlier epochs over which the stability of a choice is measured; 0: stability is not used."""
     by_accuracy: bool = False
-    """Choose the operation without which the accuracy falls most, instead of the strongest."""
+    """Choose the operation whose removal lowers accuracy most, instead of the strongest."""
 
     needs_mixtures: ClassVar[str | None] = "decides in a mixture"
 
@@ -126,7 +126,7 @@ class SGAS(Part):
         return edge_scores([op.alpha.detach().cpu() for op in ops], nothing, history)
 
     def _chosen(self, arch: ArchParameterGroup, row: str, evidence: Evidence) -> str:
-        """The operation of an edge that is decided; where nodes drop edges, ``none`` is left to those."""
+        """The operation chosen for an edge. Never ``none`` if nodes drop edges, since that has the same effect."""
         op = arch.rows[row][0]
         names = [name for name in op.ranked() if name != "none" or self.edges_per_node is None]
         if self.by_accuracy:
@@ -134,7 +134,7 @@ class SGAS(Part):
         return names[0]
 
     def _close_node(self, arch: ArchParameterGroup, decided: str) -> None:
-        """Remove the other edges of a node that has all that it keeps."""
+        """Once a node has all the edges that it keeps, remove the others."""
         node = arch.rows[decided][0].node
         if self.edges_per_node is None or node is None:
             return
@@ -152,7 +152,7 @@ _SMALL: dict[str, Any] = {**_DARTS, "first_decision": 2, "decision_every": 1}  #
 
 
 def _presets(history: int) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
-    """SGAS with criterion 1, without history, or 2."""
+    """Presets of SGAS: criterion 1 without a history, criterion 2 with one."""
     of_space: dict[str, dict[str, dict[str, Any]]] = {
         "nb201": {"original": _NB201, "proxy": _SMALL_NB201},
         "darts": {"original": {**_DARTS, "space": "darts-none"}, "proxy": _SMALL},

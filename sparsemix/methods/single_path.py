@@ -22,7 +22,7 @@ __all__ = ["METHODS", "SinglePath", "UniformChoice"]
 
 
 class UniformChoice(nn.Module):
-    """Weight 1 for one candidate of each row, all equally likely, whatever the alphas; it follows from the moment.
+    """Weight 1 for one candidate of each row, drawn uniformly whatever the alphas; the moment determines the draw.
 
     Example:
         >>> UniformChoice()(torch.tensor([[9.0, 0.0, -torch.inf]]), Moment(step=2)).sum()
@@ -36,13 +36,13 @@ class UniformChoice(nn.Module):
 
 @dataclass(frozen=True)
 class SinglePath(Part):
-    """Every batch trains one architecture, drawn uniformly; before the last epoch the best of many is chosen.
+    """Every batch trains one architecture, drawn uniformly; before the last epoch the best of many samples is chosen.
 
-    The last epoch trains the one that was chosen.
+    The last epoch trains the chosen architecture.
     """
 
     samples: int = 100
-    """Architectures that are drawn and measured with the shared weights, of which the most accurate is chosen."""
+    """Number of architectures drawn and measured with the shared weights; the most accurate is chosen."""
 
     mixes: ClassVar[bool] = False
 

@@ -1,6 +1,6 @@
-"""SNAS: a soft sample of the operations mixes those of an edge, and the temperature of the sample falls.
+"""SNAS: the operations of an edge are mixed by soft samples whose temperature falls.
 
-Source: Xie et al., "SNAS: Stochastic Neural Architecture Search". FBNet (Wu et al.) relaxes in the same way.
+Source: Xie et al., "SNAS: Stochastic Neural Architecture Search". FBNet (Wu et al.) uses the same relaxation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["METHODS", "SNAS", "GumbelSoftmax"]
 
 
 class GumbelSoftmax(nn.Module):
-    """``softmax((log softmax(alpha) + g) / tau)`` with Gumbel noise g that follows from the moment (Eq. 4).
+    """``softmax((log softmax(alpha) + g) / tau)`` with Gumbel noise g that the moment determines (Eq. 4).
 
     Args:
         tau: temperature; towards 0 a sample becomes one-hot.

@@ -29,7 +29,7 @@ __all__ = ["METHODS", "SPDarts"]
 
 @dataclass(frozen=True)
 class SPDarts(Part):
-    """A softmax at two temperatures (Eq. 15): sparse in a share p of the batches that grows (Eq. 20), else smooth."""
+    """A softmax at two temperatures (Eq. 15): sparse in a growing share p of the batches (Eq. 20), else smooth."""
 
     sparse: float = 1.1e-3
     """Temperature of sparse batches, t_sp."""
@@ -50,7 +50,7 @@ class SPDarts(Part):
     warmup_smooth: float | None = None
     """Temperature of warm-up batches; by default t_sm."""
     hold_epoch: int | None = None
-    """Epoch, counted from 0, from which p stays what it was before; by default p rises to the end."""
+    """Epoch, counted from 0, from which p keeps the value of the epoch before; by default p rises to the end."""
     hold_sparse: float | None = None
     """Temperature t_sp from the hold epoch on, with t_sm in the same ratio; by default unchanged."""
     auto_temperature: bool = False
@@ -103,7 +103,7 @@ class SPDarts(Part):
         elif holds and self.hold_sparse is not None:
             sparse = self.hold_sparse
         warm = self.warmup_smooth if epoch < self.warmup_epochs else None
-        warmup = self.warmup_epochs if epochs > 1 else 0  # one epoch is to try things
+        warmup = self.warmup_epochs if epochs > 1 else 0  # a one-epoch search is a trial run
         rising = epoch if self.hold_epoch is None else min(epoch, self.hold_epoch - 1)
         return {
             "p": sparse_probability(rising, epochs, self.p_low, self.p_up, warmup),
@@ -168,7 +168,7 @@ _DARTS_AUTHORS: dict[str, Any] = {
     "read_out": "authors",
 }
 
-# the paper runs t_sp of 4e-4 to 7e-4 and takes the best
+# the paper tries t_sp from 4e-4 to 7e-4 and takes the best
 _ROBUST: dict[str, Any] = {**_DARTS, "sparse": 5e-4, "smooth": 5e-3, "eval_temperature": 5e-5}
 _ROBUST_AUTHORS: dict[str, Any] = {
     **_ROBUST,

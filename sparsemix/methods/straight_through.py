@@ -1,7 +1,7 @@
 """Straight-through top-1: the strongest operation of each edge runs, and the softmax's gradient trains the alphas.
 
-A plain control for methods that sample one operation: nothing is drawn, so that an operation that once leads is the
-only one that learns. Source of the estimator: Bengio et al., "Estimating or Propagating Gradients Through Stochastic
+A control for methods that sample one operation: nothing is drawn, so once an operation leads, it is the only one that
+learns. Source of the estimator: Bengio et al., "Estimating or Propagating Gradients Through Stochastic
 Neurons for Conditional Computation".
 """
 

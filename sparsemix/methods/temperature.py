@@ -19,14 +19,14 @@ def suggest(
     """Suggest temperatures from how far Adam moves an alpha in a search with this number of steps.
 
     A step of Adam moves an alpha by about its learning rate, whatever the gradient's size. Gradients of single batches
-    change sign, so that in n steps it gets about ``lr sqrt(n)`` far. A row of M candidates is decided when the winner
+    change sign, so in n steps an alpha moves about ``lr sqrt(n)``. A row of M candidates is decided when the winner
     leads by ``t ln((M - 1)(1 - leftover) / leftover)``, which leaves ``leftover`` for the others. A third of that
     distance should suffice for this lead, so that a choice can be made, reversed and made again:
 
         ``t_sp = lr sqrt(n) / (3 ln((M - 1)(1 - leftover) / leftover))``
 
-    NAS-Bench-201 as in the paper (50 epochs of 98 steps, M 5) gives 1.2e-3, where the paper takes 1.1e-3; the DARTS
-    space (50 epochs of 313 steps, M 7) gives 2.0e-3, where the paper takes 1e-3. It is a place to begin.
+    NAS-Bench-201 as in the paper (50 epochs of 98 steps, M = 5) gives 1.2e-3, where the paper uses 1.1e-3; the DARTS
+    space (50 epochs of 313 steps, M = 7) gives 2.0e-3, where the paper uses 1e-3. The result is a starting point.
 
     Args:
         arch: its widest row gives M.
@@ -62,7 +62,7 @@ def temperature_of_entropy(alphas: Tensor, share: float) -> float | None:
         share: in (0, 1).
 
     Returns:
-        The temperature; None where there is none, because the rows have no leader (all alphas equal).
+        The temperature; None if no row has a leader (all alphas equal).
 
     Example:
         >>> import torch
@@ -86,9 +86,9 @@ def temperature_of_entropy(alphas: Tensor, share: float) -> float | None:
 
 
 class EntropySchedule:
-    """Temperatures that need no number: t_sp is set each epoch so that the alphas' entropy at it falls as planned.
+    """Temperatures chosen automatically: t_sp is set each epoch so that the alphas' entropy at t_sp falls as planned.
 
-    Where t_sp is fixed, the search decides when its alphas have moved far enough; here t_sp goes with them. Call
+    With a fixed t_sp, rows are decided once their alphas have moved far enough; here t_sp follows the alphas. Call
     ``step(epoch)`` at the start of each epoch, beside :class:`~sparsemix.BatchMixedScheduler`.
 
     Args:
@@ -125,16 +125,16 @@ class EntropySchedule:
         self.ratio = ratio
 
     def share(self, epoch: int) -> float:
-        """The planned share of an epoch."""
+        """The entropy planned for an epoch, as a share of the greatest possible."""
         return self.start + (self.end - self.start) * min(1.0, epoch / max(self.epochs - 1, 1))
 
     def temperature(self, epoch: int) -> float | None:
-        """The t_sp at which the present alphas have that share; None while they have no leader."""
+        """The t_sp at which the present alphas have the epoch's planned entropy; None while no row has a leader."""
         alphas = padded([alpha for _, alpha in self.arch.named_parameters()])
         return temperature_of_entropy(alphas, self.share(epoch))
 
     def step(self, epoch: int, metric: float | None = None) -> None:
-        """Begin an epoch; while the alphas have no leader the relaxation stays what it is."""
+        """Begin an epoch; while no row has a leader, the relaxation does not change."""
         sparse = self.temperature(epoch)
         if sparse is not None:
             self.arch.relaxation = SparseSmoothSoftmax(sparse, self.ratio * sparse)
