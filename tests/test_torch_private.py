@@ -1,5 +1,7 @@
 """PyTorch's private names: what this project relies on, so that a change of PyTorch shows here first."""
 
+import collections
+import dataclasses
 import re
 from pathlib import Path
 
@@ -79,6 +81,40 @@ def test_many_tensors_at_once():
     assert [tensor.tolist() for tensor in tensors] == [[3.5, 3.5], [5, 5, 5]]
     private.copy_(tensors, iter(others))
     assert all(map(torch.equal, tensors, others))
+
+
+def test_lists_are_added_one_by_one():
+    tensors, others = [torch.ones(2), torch.ones(3)], [torch.full((2,), 3.0), torch.full((3,), 4.0)]
+    assert [tensor.tolist() for tensor in private.added(tensors, others)] == [[4, 4], [5, 5, 5]]
+    assert private.added([], []) == []
+
+
+def test_tensors_of_any_structure_are_replaced():
+    @dataclasses.dataclass(frozen=True)
+    class Output:
+        logits: torch.Tensor
+        states: list
+        name: str = "output"
+
+    pair = collections.namedtuple("Pair", ["x", "rest"])
+    given = pair(torch.ones(1), {"a": [torch.ones(2), 3], "b": Output(torch.ones(3), [torch.ones(4), None])})
+    doubled = private.map_tensors(lambda tensor: 2 * tensor, given)
+    assert type(doubled) is pair
+    assert [len(tensor) for tensor in private.tensors_in(doubled)] == [1, 2, 3, 4]
+    assert all(bool((tensor == 2).all()) for tensor in private.tensors_in(doubled))
+    assert all(bool((tensor == 1).all()) for tensor in private.tensors_in(given)), "the structure that was given stays"
+    assert (doubled.rest["a"][1], doubled.rest["b"].name, doubled.rest["b"].states[1]) == (3, "output", None)
+    module = nn.Linear(1, 1)
+    assert private.map_tensors(lambda tensor: 2 * tensor, module) is module
+
+
+def test_a_hook_anywhere_inside_is_seen():
+    module = nn.Sequential(nn.Sequential(nn.ReLU()), nn.Sequential())
+    assert not private.is_watched(module)
+    handle = module[0][0].register_forward_hook(lambda *_: None)
+    assert private.is_watched(module)
+    handle.remove()
+    assert not private.is_watched(module)
 
 
 def test_the_compiler_s_backends_and_limits():

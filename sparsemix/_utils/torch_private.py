@@ -5,7 +5,7 @@ Where PyTorch changes one of them, this file and its test are what breaks.
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeGuard
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 __all__ = [
     "DispatchMode",
@@ -98,14 +98,16 @@ def in_backward_pass() -> bool:
 
 
 def map_tensors(function: Callable[[Tensor], Any], structure: Any) -> Any:
-    """The same structure (lists, tuples, dictionaries, dataclasses), with each of its tensors replaced."""
+    """The same lists, tuples, dictionaries and objects (such as dataclasses), with each of their tensors replaced."""
 
     def replaced(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
             return function(leaf)
-        if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            fields = {field.name: getattr(leaf, field.name) for field in dataclasses.fields(leaf) if field.init}
-            return dataclasses.replace(leaf, **{name: map_tensors(function, value) for name, value in fields.items()})
+        attributes = {} if isinstance(leaf, nn.Module) else getattr(leaf, "__dict__", {})
+        found = {n: v for n, v in attributes.items() if any(isinstance(part, Tensor) for part in tree_leaves(v))}
+        if found:
+            leaf = copy.copy(leaf)
+            leaf.__dict__.update(tree_map_only(Tensor, function, found))
         return leaf
 
     return tree_map(replaced, structure)

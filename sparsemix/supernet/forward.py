@@ -71,7 +71,7 @@ class Forward:
         owed, self._without_part = [*self._without_part], {}
         if not owed or not torch.is_grad_enabled():
             return output
-        found = tensors_in(output)
+        found = {id(value): value for value in tensors_in(output)}.values()
         values = [v for v in found if v.requires_grad] or [v for v in found if v.is_floating_point()]
         replaced = dict(zip(map(id, values), _behind(values, owed), strict=True)) if values else {}
         return map_tensors(lambda value: replaced.get(id(value), value), output)

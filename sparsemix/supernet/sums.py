@@ -176,7 +176,9 @@ class _WithProducts(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         layout, (matrix, *values) = ctx.layout, ctx.saved_tensors
-        some = next(g for g in gradients if g is not None)
+        some = next((g for g in gradients if g is not None), None)
+        if some is None:
+            return (None,) * len(ctx.needs_input_grad)
         sums = [torch.zeros_like(some) if g is None else g for g in gradients[:-1]]
         gradient, scores, back = layout.together(sums), None, [None] * ctx.number
         if ctx.needs_input_grad[1]:
