@@ -1,1 +1,1 @@
-"""What everything may use: random streams, modes of modules, and plain pickles."""
+"""Helpers for all packages: random streams, module modes, tensors, private PyTorch names, and plain pickles."""

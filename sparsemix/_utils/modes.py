@@ -1,4 +1,4 @@
-"""Something for a while in another state, and then as it was before: a model's mode, its tensors, attributes."""
+"""Context managers that restore on exit: attributes, the modes of modules, parameters and buffers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["evaluating", "having", "restoring"]
 
 @contextmanager
 def having(owner: Any, **values: Any) -> Iterator[None]:
-    """Within the context these attributes have other values."""
+    """Context manager: set attributes of the owner; restore the previous values on exit."""
     previous = {name: getattr(owner, name) for name in values}
     try:
         for name, value in values.items():
@@ -30,7 +30,7 @@ def having(owner: Any, **values: Any) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within the context the model is in evaluation mode; afterwards each module is in the mode it was in."""
+    """Context manager: put the model into evaluation mode; on exit each module returns to its previous mode."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -42,9 +42,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def restoring(model: nn.Module) -> Iterator[None]:
-    """After the context, parameters, buffers and the random state are what they were before, to the last bit.
+    """Context manager: on exit, restore parameters, buffers and the random state, bit for bit.
 
-    What a forward makes for the first time (lazy modules) stays.
+    Parameters and buffers that a forward initialises for the first time (lazy modules) are kept.
     """
     tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if not is_lazy(tensor)]
     saved = [tensor.detach().clone() for tensor in tensors]

@@ -1,4 +1,4 @@
-"""Random numbers that are a function of what they are for."""
+"""Random generators seeded by a key that names their purpose."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ __all__ = ["seeded_generator"]
 def seeded_generator(*key: int | str) -> torch.Generator:
     """A CPU generator whose stream is a pure function of ``key``, such as ``("phi", seed, epoch, step)``.
 
-    Every draw of a search comes from one: the same on all processes, nothing to save for resuming, and the global
-    generator is never touched.
+    Every draw of a search uses such a generator: all processes draw the same numbers, resuming needs no saved generator
+    state, and the global generator is never touched.
 
     Example:
         >>> a = torch.rand(1, generator=seeded_generator("phi", 0, 3, 7))

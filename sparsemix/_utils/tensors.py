@@ -1,4 +1,4 @@
-"""Where a model's tensors are, and of which type."""
+"""The device and dtype of a model's tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["fitting", "reference_tensor"]
 
 
 def fitting(example: Tensor, model: nn.Module) -> Tensor:
-    """The example where the model is and, if it is of floating point, in its precision."""
+    """The example on the model's device and, if it is floating-point, in the model's dtype."""
     if not isinstance(example, Tensor):
         raise TypeError(f"an example must be a tensor, an input of the model; got a {type(example).__name__}")
     reference = reference_tensor(model)
@@ -17,7 +17,7 @@ def fitting(example: Tensor, model: nn.Module) -> Tensor:
 
 
 def reference_tensor(model: nn.Module, path: str = "") -> Tensor:
-    """A tensor of the layer's device and dtype; of the model's where the layer has none."""
+    """A tensor with the layer's device and dtype, or with the model's if the layer has no floating-point tensor."""
     for module in (model.get_submodule(path), model):
         for tensor in [*module.parameters(), *module.buffers()]:
             if tensor.is_floating_point():

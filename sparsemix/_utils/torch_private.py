@@ -1,6 +1,6 @@
-"""The one room for names of PyTorch that are private, each behind a name that says what it is for.
+"""All uses of private PyTorch names, each behind a name that states its purpose.
 
-Where PyTorch changes one of them, this file and its test are what breaks.
+If PyTorch changes one of them, only this file and its test break.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = [
 
 
 DispatchMode = TorchDispatchMode
-"""Base of contexts that see every operator that is dispatched."""
+"""Base class of context managers that see every dispatched operator."""
 
 
 def is_view(operator: Any) -> bool:
@@ -49,7 +49,7 @@ def is_view(operator: Any) -> bool:
 
 
 def has_forward_hooks(module: nn.Module) -> bool:
-    """Whether somebody watches or changes what the module is given or returns."""
+    """Whether the module has hooks, which may read or change its inputs or outputs."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
@@ -66,7 +66,7 @@ def forward_pre_hooks(module: nn.Module) -> list[Any]:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether calls go through ``torch.compile``: by ``module.compile()``, or as what ``torch.compile`` returned."""
+    """Whether calls go through ``torch.compile``: by ``module.compile()`` or a ``torch.compile`` wrapper."""
     return module._compiled_call_impl is not None or "_orig_mod" in module._modules
 
 
@@ -93,7 +93,7 @@ def version(tensor: Tensor) -> int:
 
 
 def in_backward_pass() -> bool:
-    """Whether autograd is at work, which runs parts of a model again where their activations were not kept."""
+    """Whether a backward pass is running, which recomputes parts of a model whose activations were not kept."""
     return torch._C._current_graph_task_id() != -1
 
 

@@ -17,12 +17,12 @@ __all__ = ["COMMANDS", "Command", "main"]
 
 
 class Command(NamedTuple):
-    """A command: the function ``main(args)`` of a module that is imported when it is used, and what it does.
+    """A command: a module whose function ``main(args)`` runs it, and a summary. The module is imported on use.
 
     Attributes:
         module: its module in this package.
-        summary: what it does, in a line.
-        flags: what is put before the flags that a user gives.
+        summary: what it does, in one line.
+        flags: flags that precede the user's flags.
     """
 
     module: str
@@ -40,12 +40,12 @@ COMMANDS: dict[str, Command] = {
         for space in ("s1", "s2", "s3", "s4")
     },
     "search timm": Command("timm_model", "search the layers of a model of timm's"),
-    "train": Command("train", "train what was found, a published architecture, or a model of timm's"),
+    "train": Command("train", "train a found or published architecture, or a timm model"),
     "pick": Command("pick", "search several times, train each result briefly, keep the best"),
-    "report": Command("report", "what finished runs found, as tables and figures"),
-    "compare": Command("compare", "several methods with several seeds, as a table"),
-    "reproduce": Command("reproduce", "a table or a figure of the paper, beside what the paper prints"),
-    "speed": Command("speed", "how long a search step takes here, against the published formulation"),
+    "report": Command("report", "show the results of finished runs, as tables and figures"),
+    "compare": Command("compare", "compare several methods with several seeds, as a table"),
+    "reproduce": Command("reproduce", "reproduce a table or figure of the paper, beside the printed numbers"),
+    "speed": Command("speed", "time a search step here, relative to the published formulation"),
     "table": Command("table", "make or read the table of NAS-Bench-201's accuracies"),
 }
 
@@ -75,10 +75,10 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _imported(module: str) -> Callable[[list[str]], None]:
-    """The function of a command.
+    """The ``main`` function of a command's module.
 
     Raises:
-        ImportError: a package is missing that only the commands need; says how to get it.
+        ImportError: a package that only the commands need is missing; the message says how to install it.
     """
     try:
         return import_module(f"{__name__}.{module}").main

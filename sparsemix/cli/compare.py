@@ -3,9 +3,8 @@
 sparsemix compare nb201 --methods darts sp-darts gdas --seeds 0 1 2 --output runs/compare -- --preset proxy
 sparsemix compare nb201 --methods darts gdas --output runs/c --dry-run -- --dataset cifar10    # commands for a cluster
 
-What comes after -- are flags of "sparsemix search SPACE", the same for all methods. Every run is such a search, in its
-own folder. Given again, the command goes on with what was interrupted, repeats nothing that has finished, and makes the
-table anew.
+The flags after -- are those of "sparsemix search SPACE" and apply to all methods. Every run is one such search, in its
+own folder. Running the command again resumes interrupted runs, skips finished ones, and rewrites the table.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ __all__ = ["main"]
 
 SPACES = [name.removeprefix("search ") for name in COMMANDS if name.startswith("search ")]
 OWN = {"--method": "--methods", "--seed": "--seeds", "--output": "--output", "--resume": "--output"}
-"""Flag of a search that the comparison gives it -> the comparison's own."""
+"""Flag of a search that the comparison sets -> the comparison's own flag."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -85,7 +84,7 @@ def _conclude(
 
 
 def _run_flags(config: SearchConfig) -> list[str]:
-    """The flags that make a search the run of this configuration."""
+    """The flags of a search that are specific to its run: method, seed, output folder and resuming."""
     flags = ["--method", config.method.name, "--seed", str(config.run.seed), "--output", str(config.run.output)]
     return [*flags, "--resume"] if config.run.resume else flags
 
@@ -100,14 +99,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("space", choices=SPACES, help="what is searched")
     parser.add_argument("--methods", nargs="+", required=True, metavar="METHOD", help="names, or a+b for two at once")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="by default 0 1 2")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="for the runs and the table")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder of the runs and the table")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores (default 1)")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands of the runs that are left instead")
+    parser.add_argument("--dry-run", action="store_true", help="only print the commands of the remaining runs")
     parser.add_argument(
         "--time-steps",
         type=int,
         default=0,
         metavar="ROUNDS",
-        help="time the search steps of all methods in turn, in so many rounds, once the runs have finished (default 0)",
+        help="after the runs, time the search steps of all methods in turn, in this many rounds (default 0)",
     )
     return parser

@@ -67,7 +67,7 @@ def make_search(config: DartsConfig) -> Search:
 
 
 def retrain_command(config: DartsConfig, folder: Path) -> str:
-    """The command that trains what a search in this folder found from scratch, by the protocol of its space."""
+    """The command that trains the result of the search in this folder from scratch, by the protocol of its space."""
     preset = "robust" if config.space in darts.robust.SPACES else "cifar"
     data = config.data
     flags = ["--genotype", str(folder / "genotype.json"), "--dataset", data.dataset, "--data", str(data.data)]

@@ -26,12 +26,12 @@ Config = TypeVar("Config", bound=SearchConfig)
 def split_command(
     parser: argparse.ArgumentParser, args: list[str] | None, own: Mapping[str, str]
 ) -> tuple[argparse.Namespace, list[str]]:
-    """Of a command that starts searches: its own flags, and behind ``--`` those of the searches.
+    """Split the command line of a command that starts searches: its own flags, and the searches' flags after ``--``.
 
     Args:
-        parser: of the command's own flags.
+        parser: parser of the command's own flags.
         args: the command line; by default the process's own.
-        own: flag that the command gives each search -> what is said before ``--`` instead.
+        own: flag of a search that the command sets -> the flag to give before ``--`` instead.
 
     Raises:
         ValueError: a flag of ``own`` is given to the searches; or the command runs under a launcher.
@@ -66,7 +66,7 @@ def search_config(
         space: settings of the space.
         args: the command line; by default the process's own.
         prog: the command's name, for its help.
-        overlay: settings between the preset's and the flags.
+        overlay: settings that override the preset; flags override them.
 
     Raises:
         SystemExit: a flag is unknown or malformed (shown with the usage), as command lines do.
@@ -118,9 +118,9 @@ def _method(name: str, prog: str | None) -> Method:
 def _parsed(
     config: Config, presets: Sequence[str], space: SpaceSettings, args: list[str] | None, prog: str | None
 ) -> Config:
-    """What a command line makes of a configuration. The method's own settings are a group of flags beside the others.
+    """The configuration with a command line applied. The method's own settings form further groups of flags.
 
-    The flags of a command depend on its method. tyro takes them from a class, which is therefore made here.
+    The flags of a command depend on its method. tyro reads flags from a class, so the class is created here.
     """
     parts = [(type(part).__name__.lower(), type(part), field(default=part)) for part in config.method.parts]
     shown = {
@@ -148,7 +148,7 @@ def _parsed(
 def peek_flags(
     args: list[str] | None, prog: str | None = None, **flags: tuple[Sequence[str] | None, str | None]
 ) -> dict[str, Any]:
-    """The values of a few flags that decide what the others start from: name -> (choices or None, default)."""
+    """The values of flags that determine the defaults of the others; ``flags``: name -> (choices or None, default)."""
     parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     for name, (choices, default) in flags.items():
         parser.add_argument(f"--{name}", choices=choices, default=default)

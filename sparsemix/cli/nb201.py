@@ -59,8 +59,10 @@ def make_search(config: NB201Config) -> Search:
 
 
 def true_accuracy(table: NB201Table, config: SearchConfig) -> Any:
-    """A judge of cells: test accuracy and rank in the table and the distance to its best, for the data set searched on,
-    and the accuracies on every data set of the table.
+    """A function that looks a cell up in the table.
+
+    It returns the test accuracy, its rank and its distance to the best one, all on one data set, by default the data
+    set searched on; and the accuracies on every data set of the table.
     """
     dataset = config.measurement.table_dataset or config.data.dataset
     if dataset not in table.DATASETS:

@@ -1,13 +1,13 @@
 """``sparsemix pick``: search several times, train each result briefly, and pick by validation accuracy.
 
-As is done on S1 to S4. ``peers``: four seeds; each result is trained for 100 epochs as it would be in full, on half of
-the training images, and judged on the other half. ``paper``: the same with one seed at each of t_sp 4e-4, 5e-4, 6e-4
-and 7e-4. ``proxy``: two seeds and a short training of a small network, which is a way to try the command and no
-published protocol.
+This is the protocol used on S1 to S4. ``peers``: four seeds; each result is trained for 100 epochs with the settings of
+a full training, on half of the training images, and evaluated on the other half. ``paper``: the same with one seed at
+each of t_sp 4e-4, 5e-4, 6e-4 and 7e-4. ``proxy``: two seeds and a short training of a small network, to try the
+command; not a published protocol.
 
-Every search and every training keeps its own run folder; what is finished is not done again, what was interrupted goes
-on when the command is given again. The images that judge are held out of the training images; none is a test image,
-but the searches have seen them.
+Every search and every training has its own run folder. Running the command again resumes interrupted runs and skips
+finished ones. Results are evaluated on held-out training images: no test images are used, but the searches have seen
+the held-out images.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Selection:
     """The searches, and the trainings that judge what they find."""
 
     selection: Literal["peers", "paper", "proxy"] = "proxy"
-    """The protocol that the flags of the selection start from."""
+    """Protocol that sets the defaults of the selection's flags."""
     seeds: tuple[int, ...] = (0, 1)
     """Seeds to search with, one search per seed (and temperature)."""
     temperatures: tuple[float, ...] = ()
@@ -87,7 +87,7 @@ def pick(config: PickConfig) -> dict[str, Any]:
 
 
 def searches(config: PickConfig, folder: Path) -> Iterator[tuple[str, DartsConfig]]:
-    """The searches by their names: every temperature with every seed."""
+    """(name, search) for every temperature and every seed."""
     method = config.method
     methods = {f"t{t:g}-": method.at_temperature(t) for t in config.selection.temperatures} or {"": method}
     search = DartsConfig(**{each.name: getattr(config, each.name) for each in fields(DartsConfig)})
@@ -98,7 +98,7 @@ def searches(config: PickConfig, folder: Path) -> Iterator[tuple[str, DartsConfi
 
 
 def training_of(config: PickConfig, genotype: str, output: Path) -> TrainingConfig:
-    """The training that judges what a search found, a file or a name; its seed is one and the same for all."""
+    """The training that evaluates a genotype, given as a file or a name; all trainings use the same seed."""
     selection, data = config.selection, config.data
     training = TrainingConfig.of_preset(selection.train_preset, data.dataset)
     given = {
@@ -113,12 +113,12 @@ def training_of(config: PickConfig, genotype: str, output: Path) -> TrainingConf
 
 
 def in_folder(config: AnyConfig, output: Path, seed: int) -> AnyConfig:
-    """A configuration that begins, or goes on with, the run of a folder."""
+    """A configuration that starts or resumes the run in a folder."""
     return configured(config, {"output": output, "resume": (output / "config.json").exists(), "seed": seed})
 
 
 def finished(config: DartsConfig | TrainingConfig) -> dict[str, Any] | None:
-    """The summary of a run that has been made already, by whatever version; another configuration is an error."""
+    """The summary of a finished run, made by any version, or None; a run with another configuration is an error."""
     folder = config.run.output
     if folder is None or not (folder / "summary.json").exists():
         return None

@@ -1,11 +1,11 @@
-"""``sparsemix report``: what finished searches and trainings found, as their folders hold it.
+"""``sparsemix report``: the results of finished searches and trainings, read from their run folders.
 
 sparsemix report runs/a                                # one run in full: runs/a/report.html
-sparsemix report runs/a runs/b runs/c                  # compared: report.html; tables, as Markdown where it is piped
-sparsemix report runs/a --watch                        # a search that is running, again every 30 seconds
+sparsemix report runs/a runs/b runs/c                  # compared: report.html; prints tables, as Markdown if piped
+sparsemix report runs/a --watch                        # a running search, updated every 30 seconds
 sparsemix report runs/a --figures figures              # every figure as SVG and PNG
 sparsemix report runs/a runs/b --figure search.png     # the course of the searches in one picture
-sparsemix report runs/a --audit-figure audit.png       # what thresholds would have changed along it
+sparsemix report runs/a --audit-figure audit.png       # what thresholds would have changed during the search
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _load(folders: Sequence[Path], may_be_running: bool = False) -> list[FinishedRun]:
-    """The runs that can be read; the others are named."""
+    """The runs that can be read; prints why the others are left out."""
     runs = []
     for folder in folders:
         try:
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sparsemix report", description="What finished runs found.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="run folders")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="HTML page; by default RUN/report.html, or report.html of several"
+        "--output", type=Path, metavar="FILE", help="HTML page; default RUN/report.html, for several runs report.html"
     )
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="also write each figure as SVG and PNG")
     parser.add_argument(
@@ -103,10 +103,10 @@ def _parser() -> argparse.ArgumentParser:
         type=_seconds,
         const=30,
         metavar="SECONDS",
-        help="write the page again while runs are going on (default 30)",
+        help="rewrite the page at this interval until all runs have finished (default 30)",
     )
     parser.add_argument("--figure", type=Path, metavar="FILE", help="also draw the course of the searches")
-    parser.add_argument("--audit-figure", type=Path, metavar="FILE", help="also draw the audits that they recorded")
+    parser.add_argument("--audit-figure", type=Path, metavar="FILE", help="also draw the audits of the searches")
     return parser
 
 

@@ -1,10 +1,10 @@
 """``sparsemix speed``: how long a search step takes, as ratios within one run.
 
 sparsemix speed                            # the table, and a whole schedule at the end
-sparsemix speed --json speed.json          # and its rows
+sparsemix speed --json speed.json          # also write its rows
 sparsemix speed --only "N 1|one candidate" # some of the comparisons
 
-Let nothing else run beside it.
+Run nothing else at the same time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``sparsemix search timm``: search inside a model of timm's: which kernels, activations, ... should its layers have?
+"""``sparsemix search timm``: search the layers of a timm model, such as their kernel sizes or activations.
 
 The run folder holds ``choice.json``, path -> candidate, and the weights of the network found;
 :func:`sparsemix.inject.choose_` builds that network again.
@@ -51,10 +51,10 @@ Amount = Annotated[
 
 @dataclass(frozen=True)
 class MixedModel:
-    """The model, and what is searched in it."""
+    """The timm model, the layers to search, and the cost to count."""
 
     model: str = "mobilenetv3_small_100"
-    """Model of timm's to search in, by name."""
+    """Name of the timm model to search."""
     pretrained: bool = False
     """Start from timm's trained weights of the model."""
     mix: str = "kernel"
@@ -73,7 +73,7 @@ class MixedModel:
     """Cost budget of the resulting network, such as 2.2M: only cost beyond it is added to the alphas' loss."""
 
 
-# A model has its own size, and there is no table of its accuracies.
+# These flags are hidden: a timm model fixes its own size, and has no benchmark table.
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def make_search(config: TimmConfig) -> Search:
 
 
 def prepared(config: TimmConfig) -> tuple[Search, Callable[[], None]]:
-    """The search, and what keeps the network that it has found."""
+    """The search, and a function that saves the network found."""
     accelerator = make_accelerator(config.run.device)
     set_seed(config.run.seed)
     pairs = open_pairs(**config.data_options(), device=accelerator.device)
@@ -146,7 +146,7 @@ def prepared(config: TimmConfig) -> tuple[Search, Callable[[], None]]:
 
 
 def keep(run: Search, mixed: MixedModel, table: CostTable, options: dict[str, Any], image: Tensor) -> None:
-    """The network that was found, beside the record of the search."""
+    """Save the network found, and print how to train and load it."""
     folder, arch = run.folder, run.arch
     folder.write("choice.json", choices(arch.model))
     folder.write("costs.json", {"unit": table.unit, "fixed": table.fixed, "rows": table.rows})

@@ -1,6 +1,6 @@
 """``sparsemix train``: train a network from scratch and report its test error.
 
-The network is that of a found or published genotype, or a timm model, as it is or with the layers that a search chose.
+The network is built from a found or published genotype, or is a timm model, unchanged or with the layers of a search.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .flags import training_config
 
 
 def resolved(config: TrainingConfig) -> TrainingConfig:
-    """With the genotype or the choice itself in place of where it is to be found, which may change."""
+    """The configuration with the genotype or choice itself in place of its file or name, whose content may change."""
     if (choice := config.network.choice) is not None:
         text = Path(choice).read_text() if choice.endswith(".json") else choice
         return configured(config, {"output": config.named_output(), "choice": json.dumps(json.loads(text))})

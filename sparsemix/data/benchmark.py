@@ -1,6 +1,6 @@
 """The split of NAS-Bench-201's own searches: which images train the weights, and which the alphas.
 
-The benchmark's test accuracies are of images that no search by this split has seen.
+The benchmark's test accuracies are measured on images that no search with this split has seen.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ def benchmark_split(dataset: str, root: Path, download: bool = False) -> tuple[I
 
     CIFAR-10: the two halves of the training images by the benchmark's list, its ``train`` and ``valid``. CIFAR-100 and
     ImageNet16-120: all training images, and the half of the test images that the benchmark calls ``x-valid``. Its test
-    accuracies are of the other half, ``x-test``.
+    accuracies are measured on the other half, ``x-test``.
 
     Args:
         dataset: one of :data:`BENCHMARK_SPLITS`.
         root: where the data set is.
-        download: fetch it if it is not there.
+        download: fetch the data set if it is missing.
 
     Raises:
-        ValueError: the benchmark has no such data set, or the images are not as many as its list is of.
-        FileNotFoundError: the data is not there.
+        ValueError: the benchmark has no split of the data set, or the number of images differs from that of its list.
+        FileNotFoundError: the data set is missing.
 
     Source: Dong and Yang, "NAS-Bench-201", section 2.2; the lists are those of the authors' AutoDL-Projects.
     """
@@ -57,6 +57,6 @@ def benchmark_split(dataset: str, root: Path, download: bool = False) -> tuple[I
 
 
 def _unpacked(bits: str) -> Tensor:
-    """A mask of images from its bits, eight a byte, the first image's highest."""
+    """A mask of images unpacked from bits, eight per byte, the first image in the highest bit."""
     packed = torch.frombuffer(bytearray(base64.b64decode(bits)), dtype=torch.uint8)
     return (packed[:, None] >> torch.arange(7, -1, -1) & 1).flatten().bool()

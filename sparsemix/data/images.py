@@ -21,8 +21,8 @@ class Images:
     Attributes:
         pixels: uint8, shape ``(N, H, W, C)``.
         labels: int64, shape ``(N,)``.
-        classes: their names.
-        mirror: whether a horizontally flipped image is still of its class.
+        classes: names of the classes.
+        mirror: whether a horizontally flipped image still belongs to its class.
     """
 
     pixels: Tensor
@@ -59,10 +59,10 @@ class Images:
 
 
 def check_alike(first: Images, second: Images, what: str) -> None:
-    """Insist that two sets of images agree in size, channels and classes.
+    """Check that two sets of images agree in size, channels and classes.
 
     Raises:
-        ValueError: they do not; says how.
+        ValueError: they differ; the message says how.
     """
     if first.pixels.shape[1:] != second.pixels.shape[1:] or first.classes != second.classes:
         raise ValueError(
@@ -83,7 +83,7 @@ def _class_ranks(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def stratified_subset(labels: Tensor, limit: int | None, seed: int) -> Tensor:
-    """Indices of ``limit`` images in which every class keeps its share, drawn with a seed; all of them for None."""
+    """Indices of ``limit`` images, drawn with a seed so that every class keeps its share; None: all images."""
     if limit is None or limit >= len(labels):
         return torch.arange(len(labels))
     if limit < 1:
@@ -93,7 +93,7 @@ def stratified_subset(labels: Tensor, limit: int | None, seed: int) -> Tensor:
 
 
 def halves(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of a weights half and an alpha half, drawn with a seed; they differ by one image, as in each class.
+    """Indices of a weights half and an alpha half, drawn with a seed; sizes differ by at most one, also in each class.
 
     Raises:
         ValueError: a class has fewer than two images.

@@ -37,7 +37,7 @@ class Pairs(Protocol):
     image_size: int
 
     def __len__(self) -> int:
-        """Pairs an epoch."""
+        """Number of pairs per epoch."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, Batch]]:
         """The pairs ((x, y), (x_val, y_val)) of an epoch, from the ``start``-th on; x is ``(B, C, H, W)``."""
@@ -46,10 +46,10 @@ class Pairs(Protocol):
         """Images of the alphas in order, without augmentation."""
 
     def cut_out(self, side: int, probability: float) -> None:
-        """From now on blank a square of that side, in pixels, in the weights' images with that probability."""
+        """From now on, blank a square of ``side`` pixels in each of the weights' images with this probability."""
 
     def statistics(self, images: int) -> Iterator[Batch]:
-        """Batches of about so many images of the weights, always the same, to renew batch-norm statistics on."""
+        """Batches with about ``images`` of the weights' images, always the same, for renewing batch-norm statistics."""
 
 
 class ResidentPairs:
@@ -62,14 +62,14 @@ class ResidentPairs:
         batch_size: images a batch; an incomplete last batch is kept.
         seed: of order and augmentation.
         device: where the images stay.
-        sampling: of alpha batches. ``"shuffled"``: each image once before any comes again; ``"replacement"``: each
-            image drawn on its own, as published NAS-Bench-201 code does; ``"anew"``: the images are shuffled anew for
-            every batch, as published DARTS code does.
-        validation_limit: evaluate on this many of the alpha images, every class keeping its share; None: on all.
+        sampling: how alpha batches are drawn. ``"shuffled"``: every image once before any image repeats;
+            ``"replacement"``: with replacement, as in published NAS-Bench-201 code; ``"anew"``: from a new shuffle for
+            every batch, as in published DARTS code.
+        validation_limit: evaluate on this many alpha images, every class keeping its share; None: on all.
 
     Raises:
-        ValueError: the batch size is not positive or exceeds the images, the sampling is unknown, the images are not
-            square, or those for the two updates disagree in size or classes.
+        ValueError: the batch size is not positive or exceeds the number of images, the sampling is unknown, the images
+            are not square, or the images for the two updates differ in size or classes.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class StreamedPairs:
 
 
 def _check_batch_size(size: int, weights: int, alphas: int) -> None:
-    """Insist that an epoch has a whole batch of each, since a single smaller step an epoch is hardly what was meant."""
+    """Check that each update has a full batch; a single smaller step per epoch is hardly intended."""
     if size < 1:
         raise ValueError(f"the batch size must be at least 1, got {size}")
     if min(weights, alphas) < size:
@@ -223,7 +223,7 @@ def _check_batch_size(size: int, weights: int, alphas: int) -> None:
 
 
 def check_image_size(image_size: int | None) -> None:
-    """Insist on a size that can be worked with.
+    """Check that the image size is usable.
 
     Raises:
         ValueError: it is below 4.
@@ -250,26 +250,26 @@ def open_pairs(
     """The images of a data set, split for weights and alphas and loaded as pairs.
 
     Args:
-        dataset: a name of :data:`DATASETS`, or ``"folder"`` for a folder of images with one folder a class.
-        root: where the data is, or goes when downloaded; for ``"folder"`` the folder itself.
-        batch_size: images a batch, of each half.
-        image_size: resize to this height and width; None: as the images are, and 224 for a folder whose images differ
-            in size.
+        dataset: a name of :data:`DATASETS`, or ``"folder"`` for a folder of images with one subfolder per class.
+        root: where the data is, or where to download it; for ``"folder"`` the folder itself.
+        batch_size: images per batch, for each of the two updates.
+        image_size: resize to this height and width; None: keep the images' size, or use 224 for a folder whose images
+            differ in size.
         limit: use this many images in all, every class keeping its share (for the split ``"benchmark"``: this many for
             the weights); None: all.
         seed: of the subset, the split, the order and the augmentation.
-        device: where batches are wanted.
-        download: fetch the data if it is not there (torchvision's data sets).
-        split: ``"halves"``: the training images in two, drawn with the seed; ``"benchmark"``: NAS-Bench-201's own,
-            see :func:`~sparsemix.data.benchmark_split`; ``"whole"``: all training images for both, so that what is
-            measured on the images of the alphas is a training accuracy.
+        device: device of the batches.
+        download: fetch the data if it is missing (torchvision's data sets).
+        split: ``"halves"``: two halves of the training images, drawn with the seed; ``"benchmark"``: the split of
+            NAS-Bench-201, see :func:`~sparsemix.data.benchmark_split`; ``"whole"``: all training images for both
+            updates, so that accuracies on the alpha images are training accuracies.
         sampling, validation_limit: see :class:`ResidentPairs`; streamed images are always shuffled.
         workers: see :class:`StreamedPairs`.
 
     Raises:
         ValueError: an unknown data set, a folder without images, a class without images, a limit or size too small; a
-            split or sampling that these images do not have.
-        FileNotFoundError: the data is not there.
+            split or sampling that these images do not support.
+        FileNotFoundError: the data is missing.
 
     Example:
         >>> pairs = open_pairs("digits", batch_size=32, limit=640)

@@ -17,7 +17,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Normalization:
-    """Channel means and deviations of images, by which theirs and others' pixels are normalised."""
+    """Normalises pixels by the channel means and standard deviations of a set of images."""
 
     def __init__(self, images: Images, device: torch.device | str) -> None:
         channels = images.pixels.flatten(0, 2).double()
@@ -34,9 +34,9 @@ class ResidentImages:
     """Images padded by an eighth of their size, on the device.
 
     Args:
-        images: square ones.
-        normalization: of the training images.
-        device: where they stay.
+        images: square images.
+        normalization: that of the training images.
+        device: where the images stay.
 
     Raises:
         ValueError: the images are not square.
@@ -65,7 +65,7 @@ class ResidentImages:
             indices: which images.
             generator: of the draws, on the CPU.
             cutout: side of a square around a random pixel that is blanked after normalisation; 0: none.
-            probability: that an image is cut out.
+            probability: probability of blanking the square in an image.
         """
         n = len(indices)
         shifts = torch.randint(2 * self.padding + 1, (2, n, 1), generator=generator)

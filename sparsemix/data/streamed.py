@@ -50,10 +50,10 @@ def image_loader(
     An incomplete last batch is kept, unless it is a single image, for which a batch norm may have no statistics.
 
     Args:
-        images: what is loaded; its transform is set.
+        images: the images to load; this sets their transform.
         size: height and width.
-        batch_size: images a batch.
-        workers: processes that decode.
+        batch_size: images per batch.
+        workers: decoding processes.
         training: random crops and flips, in an order drawn by ``loader.sampler.generator``.
         persistent: keep the workers from one epoch to the next.
         augmentation: further arguments of ``timm.data.create_transform``.
@@ -74,6 +74,6 @@ def image_loader(
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
-    """A batch where it is wanted, channels last in memory."""
+    """The batch on the device, channels last in memory."""
     x, y = batch
     return x.to(device, memory_format=torch.channels_last), y.to(device)

@@ -27,7 +27,7 @@ class TrainingData(Protocol):
     image_size: int
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Number of batches per epoch."""
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The augmented training batches of an epoch, from the ``start``-th on."""
@@ -40,9 +40,9 @@ class ResidentTraining:
     """Images that stay on the device; order and augmentation are pure functions of (seed, epoch, step).
 
     Args:
-        train, test: images to train on and to be judged on.
-        batch_size: images a batch; an incomplete last one is kept, unless it is one image, of which a batch norm may
-            have no statistics.
+        train, test: images to train on and to evaluate on.
+        batch_size: images per batch; an incomplete last batch is kept, unless it is a single image, for which a batch
+            norm may have no statistics.
         seed: of order and augmentation.
         device: where the images stay.
         cutout: side of the square that is blanked in each training image.
@@ -145,28 +145,28 @@ def open_training(
     download: bool = False,
     workers: int = 2,
 ) -> TrainingData:
-    """A data set to train on, and the images to be judged on.
+    """A data set to train on, with images to evaluate on.
 
     Args:
-        dataset: a name of :data:`DATASETS`, or ``"folder"`` for a folder of images with one folder a class.
-        root: where the data is, or goes when downloaded; for ``"folder"`` the folder of training images.
+        dataset: a name of :data:`DATASETS`, or ``"folder"`` for a folder of images with one subfolder per class.
+        root: where the data is, or where to download it; for ``"folder"`` the folder of training images.
         test_root: for ``"folder"``, the folder of test images.
-        holdout: in [0, 1): judge on this share of the training images, which are then not trained on; 0: on the test
-            images.
-        batch_size: images a batch.
-        image_size: resize to this height and width; None: as the images are, and 224 for a folder whose images differ
-            in size.
+        holdout: in [0, 1): evaluate on this share of the training images, which are then not trained on; 0: evaluate on
+            the test images.
+        batch_size: images per batch.
+        image_size: resize to this height and width; None: keep the images' size, or use 224 for a folder whose images
+            differ in size.
         limit: use this many training images in all, the held-out ones included; None: all.
-        cutout: see :class:`ResidentTraining`; larger images are not cut out.
+        cutout: see :class:`ResidentTraining`; not applied to larger images, which are streamed.
         seed: of the subset, the held-out images, the order and the augmentation.
-        device: where batches are wanted.
-        download: fetch the data if it is not there (torchvision's data sets).
+        device: device of the batches.
+        download: fetch the data if it is missing (torchvision's data sets).
         workers: processes that decode larger images.
 
     Raises:
         ValueError: an unknown data set; a holdout outside [0, 1); a folder with neither test images nor a holdout, or
-            with other classes than that of its test images.
-        FileNotFoundError: the data is not there.
+            whose classes differ from those of the test images.
+        FileNotFoundError: the data is missing.
 
     Example:
         >>> data = open_training("digits", holdout=0.2, batch_size=100)

@@ -289,8 +289,8 @@ def sparsemix_darts_cifar(
 ) -> DartsNetwork:
     """The network of a genotype for CIFAR-size images; 20 cells, C 36.
 
-    The genotype is an object, its notation, a JSON file, or a published name. ``search``: with the operations of the
-    supernet (no affine batch norms, poolings normalised), so that the supernet's weights fit.
+    The genotype is an object, its notation, a JSON file, or a published name. ``search``: use the operations of the
+    supernet (no affine batch norms, poolings normalised), so that the supernet's weights can be loaded.
     """
     cells = partial(darts.cell, read_genotype(genotype), search=search)
     return _create("sparsemix_darts_cifar", cells, pretrained, **kwargs)

@@ -1,4 +1,4 @@
-"""What all networks here have in common: timm's contract around a body and a linear classifier."""
+"""Base class of all networks here: the interface of timm models around a body and a linear classifier."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..supernet.group import labelled_rows
 
 __all__ = ["CIFAR_CFG", "Network"]
 
-# what timm knows of a network for CIFAR-10, but for the name of its first convolution
+# timm's default configuration of a CIFAR-10 network, without the name of its first convolution
 CIFAR_CFG: dict[str, Any] = {
     "url": "",
     "num_classes": 10,
@@ -26,11 +26,11 @@ CIFAR_CFG: dict[str, Any] = {
 
 
 class Network(nn.Module):
-    """A network of cells as timm knows models: a subclass builds its body, then calls :meth:`make_head`.
+    """A network of cells with the interface of timm models: a subclass builds its body, then calls :meth:`make_head`.
 
     Args:
         num_classes, in_chans: as timm's models take them.
-        channels, cells: sizes of the body, for the error that they are not positive.
+        channels, cells: sizes of the body; checked to be positive.
 
     Shapes:
         input ``(B, in_chans, H, W)``; output ``(B, num_classes)``.
@@ -82,7 +82,7 @@ class Network(nn.Module):
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
 
     def no_weight_decay(self) -> set[str]:
-        """The names of the alphas and betas: their decay, if any, is their own optimizer's."""
+        """The names of the alphas and betas; if they decay, it is by their own optimizer."""
         alphas = {id(parameter) for ops in labelled_rows(self).values() for parameter in (ops[0].alpha, ops[0].beta)}
         return {name for name, parameter in self.named_parameters() if id(parameter) in alphas}
 

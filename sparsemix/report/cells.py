@@ -12,7 +12,7 @@ from .drawing import COLOURS, ON_PAPER, Ink, sheet
 __all__ = ["Cell", "cells_of", "draw_cell"]
 
 KINDS = {"skip": 0, "none": 6, "pool": 2, "noise": 3, "conv": 1}
-"""What an operation's name contains -> its colour; the first that fits."""
+"""Part of an operation's name -> index of its colour; the first match applies."""
 
 
 class Cell(NamedTuple):

@@ -1,6 +1,6 @@
 """Methods compared on one space: one row per method, with mean and standard deviation over the seeds.
 
-As Table I of Zhang and Ding (SP-DARTS) has it.
+The layout is that of Table I of Zhang and Ding (SP-DARTS).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Compared(NamedTuple):
 
     Attributes:
         method: its name.
-        wanted: how many runs there are to be, one a seed.
-        runs: those that have finished.
-        step: what its search steps take, if they were measured, as :func:`~sparsemix.speed.steps.compare_steps` says.
+        wanted: number of planned runs, one per seed.
+        runs: the finished runs.
+        step: costs of a search step, if measured, as returned by :func:`~sparsemix.speed.steps.compare_steps`.
     """
 
     method: str
@@ -63,7 +63,7 @@ _STEP = {
 
 
 def _columns(compared: Sequence[Compared]) -> list[_Column]:
-    """Those of which some run has a number."""
+    """The columns for which at least one run has a value."""
     runs = [run for row in compared for run in row.runs]
     known = {
         (dataset, of): None
@@ -83,7 +83,7 @@ def _true(dataset: str, of: str) -> _Column:
 
 
 class _Statistic(NamedTuple):
-    """Over the runs that have the number."""
+    """Count, mean and standard deviation over the runs that have a value."""
 
     known: int
     mean: float | None
@@ -107,9 +107,9 @@ class _Statistic(NamedTuple):
 
 
 def comparison_table(compared: Sequence[Compared]) -> Table:
-    """A row a method: mean and standard deviation over the seeds, and the costs of a step where they were measured.
+    """One row per method: mean and standard deviation over the seeds, and the costs of a step if measured.
 
-    A number that no run of a method has is a dash, as is the deviation of a single one.
+    A dash stands for a value that no run of the method has, and for the deviation of a single value.
     """
     columns = _columns(compared)
     costs = {name: shown for name, shown in _STEP.items() if any(name in row.step for row in compared)}
@@ -124,7 +124,7 @@ def comparison_table(compared: Sequence[Compared]) -> Table:
 
 
 def _numbers(compared: Sequence[Compared]) -> Iterator[dict[str, object]]:
-    """The same as numbers: a dictionary a row."""
+    """The values of the table: one dictionary per row."""
     columns = _columns(compared)
     for row in compared:
         numbers: dict[str, object] = {"method": row.method, "n": len(row.runs)}
@@ -139,7 +139,7 @@ def _numbers(compared: Sequence[Compared]) -> Iterator[dict[str, object]]:
 
 
 def _every_run(compared: Sequence[Compared]) -> Iterator[dict[str, object]]:
-    """A dictionary a run: what the table is made of."""
+    """The values behind the table: one dictionary per run."""
     columns = _columns(compared)
     for row in compared:
         for run in row.runs:
@@ -149,9 +149,9 @@ def _every_run(compared: Sequence[Compared]) -> Iterator[dict[str, object]]:
 
 
 def draw_comparison(compared: Sequence[Compared], figure: str | Path) -> None:
-    """Accuracy by method: a dot a seed, and a line at their mean.
+    """Accuracy by method: one dot per seed, and a line at the mean.
 
-    True test accuracy on the data set that judged the cells, or where there is none the discretised accuracy.
+    The accuracy is the true test accuracy on the data set used to judge cells; without one, the discretised accuracy.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -174,11 +174,11 @@ def draw_comparison(compared: Sequence[Compared], figure: str | Path) -> None:
 
 
 def write_comparison(compared: Sequence[Compared], folder: Path, notes: Sequence[str] = ()) -> Table:
-    """Write ``comparison.md``, ``comparison.csv``, ``comparison.png`` and ``runs.csv``, a row a run, into a folder.
+    """Write ``comparison.md``, ``comparison.csv``, ``comparison.png`` and ``runs.csv``, one row per run, into a folder.
 
     Args:
         compared: the rows.
-        folder: where to.
+        folder: the folder to write to.
         notes: paragraphs below the table.
 
     Returns:

@@ -26,7 +26,7 @@ COMPARED: Mapping[str, tuple[str, float, str]] = {
 
 
 def draw_values(runs: Sequence[FinishedRun], groups: Sequence[str], field: str, factor: float, unit: str) -> Any:
-    """A line a group, a dot a run."""
+    """One line per group, one dot per run."""
     names = [*dict.fromkeys(groups)]
     figure, axis = sheet(5.2, 1.0 + 0.32 * len(names))
     for place, name in enumerate(names):
@@ -48,7 +48,7 @@ def draw_values(runs: Sequence[FinishedRun], groups: Sequence[str], field: str, 
 
 
 def draw_courses(runs: Sequence[FinishedRun], groups: Sequence[str], field: str, factor: float, label: str) -> Any:
-    """A line a run, a colour and dashes a group."""
+    """One curve per run; each group has its colour and line style."""
     from matplotlib.lines import Line2D
 
     names = [*dict.fromkeys(groups)]

@@ -1,4 +1,4 @@
-"""How a search went, in figures: each shows one thing over the epochs, from the records of the run."""
+"""The course of a search in figures: each shows one quantity over the epochs, from the records of the run."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Drawing(NamedTuple):
     """A figure of a run; by default lines over the epochs.
 
     Attributes:
-        name: of its file.
+        name: its file name, without the suffix.
         title: what it shows.
         caption: how to read it.
-        field: of the records that it needs; it is left out where no record has it.
-        label: of the vertical axis, with the unit.
-        factor: from the records' unit to that one.
-        lines: further fields that are drawn beside -> their names; the first name is that of ``field``.
-        lowest: of the vertical axis; None: as the values are.
-        draw: draws something else than lines.
+        field: record field that it needs; the figure is left out if no record has this field.
+        label: label of the vertical axis, with the unit.
+        factor: converts the records' unit to the label's.
+        lines: record fields to draw as lines -> their names; if empty, ``field`` alone.
+        lowest: lower end of the vertical axis; None: chosen from the values.
+        draw: draws the figure if it is not made of lines.
     """
 
     name: str
@@ -110,7 +110,7 @@ def _weights(run: FinishedRun) -> Any:
     sizes = [len(run.records[-1]["alphas"][row]) for row in rows]
     names = run.summary.get("candidates", {})
     labels = [f"{row}  {name}" for row in rows for name in names.get(row, ())]
-    if not 0 < len(labels) == len(columns[0]) <= 42:  # more would not be legible: a label a row
+    if not 0 < len(labels) == len(columns[0]) <= 42:  # more labels would be illegible: one label per row instead
         labels = rows
     return _heat(torch.stack(columns, 1), labels, sizes, _epochs(run.records), "operation weight")
 

@@ -1,6 +1,6 @@
-"""How figures look: a style for files, and one for pages whose lines and letters take the page's colours.
+"""Style of figures: one style for files, and one for pages, where lines and text take the page's colours.
 
-Colours are those of Okabe and Ito, which readers tell apart whatever their colour vision, on light and on dark.
+Colours are those of Okabe and Ito, which are distinguishable with any colour vision, on light and dark backgrounds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 
 
 class Ink(NamedTuple):
-    """Colours of letters and axes, of the grid, and of the ground."""
+    """Colours of text and axes, of the grid, and of the background."""
 
     text: str
     grid: str
@@ -27,12 +27,12 @@ class Ink(NamedTuple):
 
 ON_PAPER = Ink("#222222", "#cccccc", "#ffffff")
 ON_PAGE = Ink("#010203", "#040506", "#070809")
-"""Stand for the page's own colours, which :func:`as_svg` puts in their place."""
+"""Placeholders that :func:`as_svg` replaces by the page's own colours."""
 
 
 @contextmanager
 def style(ink: Ink = ON_PAPER) -> Iterator[None]:
-    """Within the context figures have this look."""
+    """Context manager: figures are drawn in this style."""
     from matplotlib import rc_context
 
     settings: Any = {
@@ -60,7 +60,7 @@ def style(ink: Ink = ON_PAPER) -> Iterator[None]:
 
 
 def sheet(width: float = 5.2, height: float = 3.0, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, Any]:
-    """A figure, in inches, and its axes; without the global state of pyplot."""
+    """A figure of this size in inches, and its axes, without the global state of pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -70,7 +70,7 @@ def sheet(width: float = 5.2, height: float = 3.0, rows: int = 1, columns: int =
 
 
 def over_epochs(axis: Any) -> None:
-    """Epochs are whole numbers."""
+    """Label the horizontal axis with epochs, as whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_xlabel("epoch")

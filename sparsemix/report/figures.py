@@ -16,7 +16,7 @@ _COURSE = {
     "entropy": "entropy at the training temperature, nats (Fig. 3a)",
     "leakage": "output leakage",
 }
-_FLOAT32 = 1e-7  # no error below the resolution of the numbers
+_FLOAT32 = 1e-7  # lower bound of the errors shown: the resolution of float32
 _AUDIT = {
     "loss": "loss of a weights update, relative error",
     "gradient": "alpha's gradient, relative error",
@@ -41,9 +41,9 @@ def draw_runs(runs: Sequence[FinishedRun], figure: str | Path) -> None:
 
 
 def draw_audits(runs: Sequence[FinishedRun], figure: str | Path) -> None:
-    """What thresholds change in each epoch: median, and as a band up to the 95th percentile.
+    """The errors caused by thresholds in each epoch: the median as a line, and a band up to the 95th percentile.
 
-    Only sparse batches are shown if the runs have any, because thresholds leave out most there.
+    If the runs have sparse batches, only these are shown, since thresholds skip most operations there.
 
     Raises:
         ValueError: no run recorded an audit.

@@ -1,6 +1,6 @@
-"""A report as one HTML file that opens without a network: what was found, how the search went, and by which settings.
+"""A report as one self-contained HTML file: what was found, how the search went, and the settings.
 
-One run is shown in full. Several are compared: means, spread, every single value, and the cell that each found.
+A single run is shown in full. Several runs are compared: means, spread, individual values, and the cell of each run.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Figure(NamedTuple):
     """A figure of the page.
 
     Attributes:
-        name: of its file, and what tells its identifiers from others'.
+        name: its file name without the suffix, and the prefix of its SVG identifiers.
         title, caption: what it shows, and how to read it.
         draw: draws it in an ink.
-        is_wide: it takes the whole width of the page.
+        is_wide: whether it takes the whole width of the page.
     """
 
     name: str
@@ -174,7 +174,7 @@ def _cells(run: FinishedRun, prefix: str = "", title: str = "") -> Iterator[Figu
 
 
 def _layers(run: FinishedRun) -> list[Table]:
-    """Of a model that has no cells: what each row of alphas chose."""
+    """For a model without cells: the choice of each row of alphas."""
     if cells_of(run.summary["genotype"]):
         return []
     return [Table(["layers", "chosen"], [part.split(": ", 1) for part in run.summary["genotype"].split(", ")])]
@@ -209,7 +209,7 @@ def _comparison(kind: str, runs: Sequence[FinishedRun]) -> Iterator[Section]:
 
 
 def _means(runs: Sequence[FinishedRun], groups: Sequence[str]) -> Table:
-    """A row a group: mean, standard deviation, and the lowest and highest value."""
+    """One row per group: mean, standard deviation, and the lowest and highest value."""
     names = [name for name in COMPARED if any(run.summary.get(name) is not None for run in runs)]
     rows = []
     for group in dict.fromkeys(groups):

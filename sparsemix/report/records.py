@@ -14,7 +14,7 @@ from ..runs.config import SearchConfig
 
 __all__ = ["FinishedRun", "group_names", "load_run", "middle_and_high"]
 
-LATE = 5  # the last epochs, in which a steady search no longer changes its mind
+LATE = 5  # number of last epochs, in which a stable search no longer changes its genotype
 
 # fields of a configuration in which runs of one group may differ
 _PER_RUN = SearchConfig.MOVABLE | {"seed", "audit_every", "audit_thresholds"}
@@ -24,18 +24,18 @@ class FinishedRun(NamedTuple):
     """A finished search or training.
 
     Attributes:
-        name: of its folder.
-        kind: what it can be compared with: ``"search of SPACE"``, or ``"training"``.
+        name: name of its folder.
+        kind: ``"search of SPACE"`` or ``"training"``; runs of the same kind can be compared.
         what: the method of a search; the genotype or model of a training.
         data: its images, such as ``"cifar10 16x16, 12800 images"``.
-        settings: the configuration, without what may differ within a group of runs.
-        summary: ``summary.json``; of a search also the mean output leakage, and of the last five epochs:
-            ``late_changes``, in how many of them the genotype changed; ``lead``, the smallest lead of a row's strongest
-            alpha over its second at the end; ``drift``, how far an alpha moved against its row's mean in an epoch, on
-            average; and ``early_drift``, the same for the first half of the search. The last three are in units of the
-            temperature at which the method's rows are read.
-        records: ``records.jsonl``, and in each that was evaluated the mean output leakage.
-        commands: ``commands.json``: what a reader may want to do -> the command that does it.
+        settings: the configuration, without the settings that may differ within a group of runs.
+        summary: ``summary.json``; for a search also ``leakage``, the mean output leakage; ``late_changes``, the number
+            of genotype changes in the last five epochs; ``lead``, the smallest lead, over all rows, of the strongest
+            alpha over the second strongest at the end; ``drift``, the mean absolute change per epoch of an alpha
+            minus its row's mean, in the last five epochs; and ``early_drift``, the same in the first half of the
+            search. The last three are in units of the temperature at which the method's rows are read.
+        records: ``records.jsonl``, with the mean output leakage added to each record that has been evaluated.
+        commands: ``commands.json``: task that a reader may have -> the command for it.
     """
 
     name: str
@@ -52,12 +52,12 @@ def load_run(folder: str | Path, may_be_running: bool = False) -> FinishedRun:
     """Read a finished run.
 
     Args:
-        folder: of the run.
-        may_be_running: a run that has not finished is read up to its last epoch.
+        folder: the run folder.
+        may_be_running: read an unfinished run up to its last finished epoch.
 
     Raises:
-        FileNotFoundError: the folder holds no finished run; or, of one that may be running, no epoch yet.
-        ValueError: it holds a run of an older version, whose records differ.
+        FileNotFoundError: the folder holds no finished run; with ``may_be_running``, no run with a finished epoch.
+        ValueError: the folder holds a run of an older version with a different format of records.
     """
     folder = Path(folder)
     if not (folder / "summary.json").is_file():
@@ -89,7 +89,7 @@ def load_run(folder: str | Path, may_be_running: bool = False) -> FinishedRun:
 
 
 def _summary(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """``summary.json``; of a run that goes on, what its last epochs say."""
+    """``summary.json``; for an unfinished run, the latest values in its records."""
     if (folder / "summary.json").is_file():
         return json.loads((folder / "summary.json").read_text())
     records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
@@ -117,7 +117,7 @@ def _late(records: Sequence[dict[str, Any]], temperature: float) -> dict[str, fl
 
 
 def _drift(records: Sequence[dict[str, Any]]) -> float:
-    """How far an alpha moves from one record to the next, against its row's mean; on average."""
+    """The mean absolute change of an alpha minus its row's mean, from one record to the next."""
     rows = [[_centred(row) for row in record["alphas"].values()] for record in records]
     moves = [
         abs(new - old)
@@ -129,13 +129,13 @@ def _drift(records: Sequence[dict[str, Any]]) -> float:
 
 
 def _centred(row: Sequence[float]) -> list[float]:
-    """A row of alphas against its mean, which no softmax sees."""
+    """A row of alphas minus its mean, which does not affect the softmax."""
     mean = statistics.fmean(row)
     return [value - mean for value in row]
 
 
 def group_names(runs: Sequence[FinishedRun]) -> list[str]:
-    """For each run the name of its group: what it is, and the settings that tell it from others of the same."""
+    """The group name of each run: its method or network, and the settings in which runs with the same one differ."""
     names = []
     for run in runs:
         others = [other.settings for other in runs if other.what == run.what]
@@ -145,6 +145,6 @@ def group_names(runs: Sequence[FinishedRun]) -> list[str]:
 
 
 def middle_and_high(values: Sequence[float]) -> tuple[float, float]:
-    """Median and 95th percentile, the latter never below the value that 95 % of the others do not exceed."""
+    """Median and 95th percentile; between two values, the percentile is the higher one."""
     ordered = sorted(values)
     return statistics.median(ordered), ordered[math.ceil(0.95 * (len(ordered) - 1))]

@@ -86,7 +86,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def table(runs: Sequence[FinishedRun]) -> Table:
-    """Runs of one kind, and mean and standard deviation over those that differ only in their seed."""
+    """A table of runs of one kind, with mean and standard deviation over runs that differ only in their seed."""
     if runs[0].kind == "training":
         return _table(runs, _TRAINING, "network", [run.what for run in runs])
     return _table(runs, _OUTCOME, "found", [run.summary["genotype"] for run in runs])
@@ -104,7 +104,7 @@ def steadiness_table(runs: Sequence[FinishedRun]) -> Table | None:
 
 
 def _table(runs: Sequence[FinishedRun], columns: Columns, last: str, last_values: Sequence[str]) -> Table:
-    """A row a run, then one a group; columns that some run lacks are left out."""
+    """One row per run, then one per group of several runs; a column that any run lacks is left out."""
     columns = {name: column for name, column in columns.items() if all(name in run.summary for run in runs)}
     named = ["run", "data"] if runs[0].kind == "training" else ["run", "method", "data"]
     rows = []

@@ -1,1 +1,1 @@
-"""The tables and figures of Zhang and Ding (SP-DARTS), made again."""
+"""Reproduction of the tables and figures of Zhang and Ding (SP-DARTS)."""

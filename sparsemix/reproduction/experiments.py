@@ -1,4 +1,4 @@
-"""What is searched for the paper's tables and figures on NAS-Bench-201, and what the paper prints there.
+"""The searches behind the paper's tables and figures on NAS-Bench-201, and the numbers that the paper prints.
 
 Source: Zhang and Ding, "Robustifying DARTS by Eliminating Information Bypass Leakage", Tables I and VI, Fig. 3, and the
 ablations that section III and IV speak of. Baselines are searched with the settings that their own sources publish.
@@ -23,10 +23,10 @@ class Row(NamedTuple):
 
     Attributes:
         name: as the paper calls it.
-        run: name of its runs; rows of several tables that have one run in common name the same.
+        run: name of its runs; rows of different tables that share their runs have the same name here.
         settings: of the search.
-        printed: mean and deviation of each of :data:`COLUMNS`, in percent; none where the paper prints none.
-        seconds: of its search, where the paper prints them.
+        printed: mean and deviation of each of :data:`COLUMNS`, in percent; empty if the paper prints none.
+        seconds: search time that the paper prints, or None.
     """
 
     name: str
@@ -42,8 +42,8 @@ class Experiment(NamedTuple):
     Attributes:
         title: what it shows.
         rows: of the table.
-        is_timed: the rows' search steps are timed; nothing is searched.
-        remark: what a reader has to know beside it.
+        is_timed: whether only search steps are timed, without searches.
+        remark: a note for readers of the table.
     """
 
     title: str
@@ -53,7 +53,7 @@ class Experiment(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """A size of the searches: settings that override a row's, and what a reader has to know of it."""
+    """A size of the searches: settings that override a row's, and a note for readers."""
 
     settings: Settings
     remark: str

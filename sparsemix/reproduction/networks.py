@@ -1,4 +1,4 @@
-"""What is searched and trained for the paper's tables on the DARTS space and on S1 to S4, and what it prints there.
+"""The searches and trainings behind the paper's tables on the DARTS space and S1 to S4, and the numbers it prints.
 
 Source: Zhang and Ding, "Robustifying DARTS by Eliminating Information Bypass Leakage", Tables III and V.
 """
@@ -18,9 +18,9 @@ class Network(NamedTuple):
     """A network that is trained.
 
     Attributes:
-        search: name of the search that finds it; None where its architecture is known.
+        search: name of the search that finds it; None if its architecture is known.
         settings: flags of ``sparsemix train``.
-        is_transfer: it is trained on ImageNet.
+        is_transfer: whether it is trained on ImageNet.
     """
 
     search: str | None
@@ -32,11 +32,11 @@ class Entry(NamedTuple):
     """A number of a table.
 
     Attributes:
-        row, column: where it stands.
-        network: of which it is.
-        field: of the training's summary.
-        factor: from the summary's unit to the table's.
-        printed: mean and, where there is one, standard deviation.
+        row, column: its place in the table.
+        network: name of the network that it describes.
+        field: field of the training's summary that holds it.
+        factor: converts the summary's unit to the table's.
+        printed: the paper's mean and, if given, standard deviation.
     """
 
     row: str
@@ -55,7 +55,7 @@ class NetworkTable(NamedTuple):
         searches: name -> flags of ``sparsemix pick``.
         networks: name -> network.
         entries: its numbers, row by row.
-        remark: what a reader has to know beside it.
+        remark: a note for readers of the table.
     """
 
     title: str
@@ -69,10 +69,10 @@ class NetworkScale(NamedTuple):
     """A size of searches and trainings: settings that override a table's own.
 
     Attributes:
-        search: of ``sparsemix pick``.
-        training: of ``sparsemix train``.
-        transfer: of the training on ImageNet; None: on the folders that ``--imagenet`` names.
-        remark: what a reader has to know of it.
+        search: settings of ``sparsemix pick``.
+        training: settings of ``sparsemix train``.
+        transfer: settings of the training on ImageNet; None: the table's own, on the folders given by ``--imagenet``.
+        remark: a note for readers of the table.
     """
 
     search: Settings
@@ -103,7 +103,7 @@ NETWORK_SCALES = {
 
 
 class _Row(NamedTuple):
-    """A row of Table III: what finds or names its network, and the numbers printed, blank where there are none."""
+    """A row of Table III: its search method or published network, and the printed numbers, empty if there are none."""
 
     name: str
     method: str = ""

@@ -1,4 +1,4 @@
-"""The paper's tables with what was found here beside what it prints."""
+"""The paper's tables, with the results obtained here beside the printed numbers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _OF = {"valid": "validation", "test": "test"}
 
 
 def accuracy_table(experiment: Experiment, found: Mapping[str, Sequence[FinishedRun]]) -> Table:
-    """A row of the paper each: true accuracies found here, those that the paper prints, and their difference.
+    """The table, row by row: true accuracies found here, those that the paper prints, and their difference.
 
     Args:
         experiment: the table.
-        found: name of a row's runs -> those that have finished.
+        found: name of a row's runs -> its finished runs.
     """
     true = [column for column in COLUMNS if any(_values(run, column) for runs in found.values() for run in runs)]
     headings = ["", "n", *(f"{dataset} {_OF[of]}, %: here / paper / difference" for dataset, of in true)]
@@ -42,7 +42,7 @@ def accuracy_table(experiment: Experiment, found: Mapping[str, Sequence[Finished
 
 
 def time_table(experiment: Experiment, ratios: Mapping[str, float]) -> Table:
-    """A row a method: time of a step here, and of a search in the paper, relative to those of DARTS-V1."""
+    """One row per method: step time here and search time in the paper, each relative to DARTS-V1."""
     reference = next(row.seconds for row in experiment.rows if row.settings["method"] == "darts")
     rows = []
     for row in experiment.rows:
@@ -53,11 +53,11 @@ def time_table(experiment: Experiment, ratios: Mapping[str, float]) -> Table:
 
 
 def network_table(table: NetworkTable, trained: Mapping[str, Sequence[FinishedRun]]) -> Table:
-    """The paper's table: in each place the number found here, the one that the paper prints, and their difference.
+    """The paper's table; each cell shows the number found here, the printed number, and their difference.
 
     Args:
         table: the table.
-        trained: name of a network -> its trainings that have finished.
+        trained: name of a network -> its finished trainings.
     """
     columns, rows = dict.fromkeys(entry.column for entry in table.entries), dict.fromkeys(e.row for e in table.entries)
     cells = {(entry.row, entry.column): _entry(entry, trained.get(entry.network, ())) for entry in table.entries}
@@ -128,7 +128,7 @@ def _names() -> list[str]:
 
 
 def _values(run: FinishedRun, column: tuple[str, str]) -> list[float]:
-    """The true accuracy of what a run found, or nothing where no table was at hand."""
+    """The true accuracy of the architecture that a run found; empty if the run had no benchmark table."""
     dataset, of = column
     value = run.summary.get("true_accuracies", {}).get(dataset, {}).get(of)
     return [] if value is None else [value]
@@ -142,7 +142,7 @@ def _mean(values: Sequence[float], form: str) -> str:
 
 
 def _beside(values: Sequence[float], printed: Sequence[float] | None) -> str:
-    """Ours, the paper's, and the difference of the means; the paper prints a mean and, mostly, a deviation."""
+    """Our result, the paper's, and the difference of the means; the paper prints a mean and usually a deviation."""
     ours = _mean(values, "{:.2f}")
     if printed is None:
         return ours

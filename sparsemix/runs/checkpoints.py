@@ -42,8 +42,8 @@ class Checkpoints:
     content matches its checksum, so a damaged one costs only the time since the previous one.
 
     Args:
-        folder: where they are.
-        keep: how many of the newest checkpoints to keep, at least 1; that of the best epoch is kept as well.
+        folder: the folder of the checkpoints.
+        keep: number of newest checkpoints to keep, at least 1; the best epoch's checkpoint is kept as well.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
@@ -55,14 +55,14 @@ class Checkpoints:
         """Write the state after ``step`` steps of an epoch, and delete the checkpoints that are not kept.
 
         Args:
-            state: what :meth:`load` gives back.
-            epoch, step: how far the run has come.
-            best: the epoch at whose beginning the best checkpoint was taken; that one stays.
+            state: the state that :meth:`load` returns.
+            epoch, step: progress of the run.
+            best: the epoch at whose start the best checkpoint was taken; that checkpoint is kept.
 
         Raises:
-            OSError: it could not be written; the earlier ones are all there.
+            OSError: the checkpoint could not be written; all earlier ones remain.
         """
-        while self._damaged:  # not to be counted among those that are kept
+        while self._damaged:  # damaged checkpoints do not count towards those kept
             damaged = self._damaged.pop()
             damaged.replace(damaged.with_suffix(".damaged"))
         buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What a search of any supernet finds: a candidate for each row, or what is kept of several."""
+"""The result of a search on any supernet: the candidate, or candidates, kept for each row."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class DataSettings:
     """Processes that decode images too large to stay in memory."""
 
     def options(self) -> dict[str, Any]:
-        """The arguments with which :mod:`sparsemix.data` opens the data set, as far as they are here."""
+        """The arguments with which :mod:`sparsemix.data` opens the data set, as far as these settings define them."""
         names = ("dataset", "image_size", "limit", "download", "workers")
         return {"root": self.data, **{name: getattr(self, name) for name in names}}
 
@@ -205,7 +205,7 @@ class Config:
     run: RunSettings = field(default_factory=RunSettings)
     data: DataSettings = field(default_factory=DataSettings)
 
-    # Settings that do not say what a run computes, but where, and how it is read out: a resumed run may change them.
+    # Settings of where a run computes and how it is read out, not of what it computes: a resumed run may change them.
     MOVABLE: ClassVar[frozenset[str]] = frozenset(
         {"output", "resume", "device", "data", "download", "workers", "save_every", "log_with"}
     )
@@ -233,14 +233,14 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def configured(config: AnyConfig, settings: Mapping[str, Any]) -> AnyConfig:
-    """A configuration with other values for some settings, whichever groups they belong to.
+    """A copy of a configuration with some settings changed, whichever groups they belong to.
 
     Args:
-        config: what the settings are put into.
-        settings: name -> value; ``method`` is a name, and then the settings of that method may be given too.
+        config: the configuration to copy.
+        settings: name -> value; ``method`` takes a name, and settings of that method may then be given too.
 
     Raises:
-        ValueError: a setting that this configuration does not have, or a value that it cannot have.
+        ValueError: an unknown setting, or an invalid value.
 
     Example:
         >>> config = configured(SearchConfig(), {"epochs": 10, "sparse": 2e-3, "smooth": 2e-2})
@@ -269,7 +269,7 @@ def configured(config: AnyConfig, settings: Mapping[str, Any]) -> AnyConfig:
 
 @dataclass(frozen=True)
 class SearchConfig(Config):
-    """Settings of a search, as ``config.json`` in its run folder holds them: a preset's, overridden by flags."""
+    """Settings of a search, stored in ``config.json`` in its run folder: a preset's settings, overridden by flags."""
 
     method: Method = field(default_factory=lambda: find_method("sp-darts"))
     """Search method, or two that go together (sdarts-rs+pt)."""
@@ -287,7 +287,7 @@ class SearchConfig(Config):
     MOVABLE: ClassVar[frozenset[str]] = Config.MOVABLE | {"table", "table_dataset", "average_epochs"}
 
     def data_options(self) -> dict[str, Any]:
-        """The arguments, but for the device, with which :func:`sparsemix.data.open_pairs` opens the data set."""
+        """The arguments of :func:`sparsemix.data.open_pairs`, except the device."""
         return {
             **self.data.options(),
             "batch_size": self.size.batch_size,

@@ -1,4 +1,4 @@
-"""A search of a supernet that is made by a function, on images that are at hand."""
+"""A search on a user's own supernet, built by a function, and on the user's own data."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from .search import Search
 
 __all__ = ["custom_config", "custom_search"]
 
-# What methods say of any model's layers, which is what they know of a supernet that is none of the spaces.
+# The space of any model's layers: a custom supernet takes the methods' settings for it.
 _ANY_MODEL = SpaceSettings("timm", {}, {})
 
 
 def custom_config(method: str | Method, settings: Mapping[str, Any] | None = None) -> SearchConfig:
-    """The configuration of a search of any supernet: what was published for the method, then these settings.
+    """The configuration of a search on any supernet: the method's published settings, overridden by ``settings``.
 
     Args:
         method: its name, or the method itself.
         settings: name -> value, of any group of the configuration or of the method.
 
     Raises:
-        ValueError: no such method, or a setting that it, or a search, does not have.
+        ValueError: an unknown method, or a setting that neither the method nor a search has.
 
     Example:
         >>> custom_config("darts-v2", {"epochs": 3}).optimization.order
@@ -57,14 +57,14 @@ def custom_search(
     """A search, ready to run; its run folder has been made.
 
     Args:
-        build: makes the supernet, a model that contains mixed operations; called after the seed has been set. What the
-            method prescribes for the supernet (PC-DARTS: its share of channels) is passed as keyword arguments.
+        build: makes the supernet, a model that contains mixed operations; called after the seed has been set, with the
+            method's supernet options (PC-DARTS: its share of channels) as keyword arguments.
         pairs: the images, or a function that opens them for a seed.
         config: the configuration.
-        read_out: (arch, temperature) -> what is found; see :class:`~sparsemix.runs.search.Search`.
+        read_out: (arch, temperature) -> the architecture found; see :class:`~sparsemix.runs.search.Search`.
 
     Raises:
-        ValueError: the method prescribes something for the supernet that ``build`` does not accept.
+        ValueError: ``build`` does not accept the method's supernet options.
     """
     options = config.method.supernet()
     try:

@@ -15,7 +15,7 @@ from rich.text import Text
 __all__ = ["Display"]
 
 _REDRAW_EVERY = 0.25
-"""Seconds between two updates of the running epoch; what it shows may have to wait for the device."""
+"""Minimum seconds between two updates of the running epoch; an update may have to wait for the device."""
 
 
 class Display:

@@ -35,7 +35,7 @@ _TRAINING: Columns = {
 
 
 def compact(value: float) -> str:
-    """A count as ``2.20M``; below a thousand as it is.
+    """A number in short form, such as ``2.20M``; below a thousand, as it is.
 
     Example:
         >>> compact(2.2e6), compact(0.0125)
@@ -48,8 +48,8 @@ def search_columns(planned: Columns, judged: Columns, has_skips: bool) -> Column
     """Columns of a search.
 
     Args:
-        planned: what the method fixes for an epoch, such as p.
-        judged: what is known of the genotype, such as its true accuracy.
+        planned: columns for values that the method plans per epoch, such as p.
+        judged: columns for the evaluation of the genotype, such as its true accuracy.
         has_skips: whether the space has skip connections to count.
     """
     columns = {**_LOSSES, **planned, **_MEASURED, **judged, **_CHANGED}
@@ -113,13 +113,13 @@ _TIMES: Columns = {
 
 
 def closing_lines(summary: Mapping[str, Any], rows: int, folder: Path, following: str) -> str:
-    """What a search found, how decided it is, and what to do next.
+    """A search's result, how many of its rows are decided, and the next commands.
 
     Args:
         summary: of the search.
-        rows: how many rows of alphas were searched.
-        folder: where it is written.
-        following: what to do next.
+        rows: number of rows of alphas searched.
+        folder: the run folder.
+        following: lines with the next commands.
     """
     lines = [_accuracies(summary)]
     undecided = summary.get("undecided")
@@ -152,7 +152,7 @@ def closing_lines(summary: Mapping[str, Any], rows: int, folder: Path, following
 
 
 def _accuracies(summary: Mapping[str, Any]) -> str:
-    """What cutting the architecture out costs."""
+    """The accuracy that is lost by cutting the architecture out of the supernet."""
     if "discretized_accuracy" not in summary:
         return (
             f"accuracies were not measured until epoch {summary['result_epoch'] + 1}, whose architecture is the result"

@@ -1,4 +1,4 @@
-"""The steps of an epoch, as searches and trainings take them: seeded, shown, saved every so often, and stopped."""
+"""The steps of an epoch, for searches and trainings: seeding, display, periodic checkpoints, and stopping."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Progress:
     """How far an epoch is; a checkpoint within the epoch holds it.
 
     Attributes:
-        step: finished steps.
-        seconds: that they took.
-        plan: what was fixed when the epoch began; empty: it has not begun.
+        step: number of finished steps.
+        seconds: time that these steps took.
+        plan: values fixed at the start of the epoch; empty: the epoch has not begun.
         totals: name -> sum over the steps.
-        audits: what was measured on the way.
+        audits: audits made during the epoch.
     """
 
     step: int = 0
@@ -57,10 +57,10 @@ class Steps:
 
     Args:
         parallel: the processes; they stop after the same step.
-        save: writes a checkpoint of now.
-        stop: set, it asks for a stop.
-        epochs: length of the run.
-        settings: of the run.
+        save: writes a checkpoint of the current state.
+        stop: event that is set to request a stop.
+        epochs: number of epochs of the run.
+        settings: the run's settings.
         display: shows how far the run is.
     """
 

@@ -28,9 +28,9 @@ class RunFolder:
         writes: whether this process writes; of several processes, only one writes and the others read checkpoints.
 
     Raises:
-        FileExistsError: the folder holds a run, and ``resume`` was not asked for.
-        FileNotFoundError: ``resume`` was asked for, and it holds none.
-        OSError: it cannot be written.
+        FileExistsError: the folder holds a run, and ``resume`` is False.
+        FileNotFoundError: ``resume`` is True, and the folder holds no run.
+        OSError: the folder cannot be written.
         ValueError: the run was configured differently; names the fields with both values.
     """
 
@@ -92,21 +92,21 @@ class RunFolder:
         self._write_records([*self.records, record])
 
     def save_checkpoint(self, state: Mapping[str, Any], epoch: int, step: int = 0, best: int | None = None) -> None:
-        """Write a checkpoint of after ``step`` steps of an epoch, the records with it; see :class:`Checkpoints`.
+        """Write a checkpoint after ``step`` steps of an epoch, including the records; see :class:`Checkpoints`.
 
         Args:
             state: tensors, containers and numbers.
-            epoch, step: how far the run has come.
-            best: the epoch whose checkpoint, taken when it began, is worth keeping.
+            epoch, step: progress of the run.
+            best: the epoch at whose start the best checkpoint was taken; that checkpoint is kept.
         """
         if self._writes:
             self._checkpoints.save({**state, "records": json.dumps(self.records)}, epoch, step, best)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The newest good checkpoint, or None if the run was stopped before its first; the records become its own."""
+        """The newest undamaged checkpoint, or None if there is none; its records are restored."""
         with warnings.catch_warnings():
             if not self._writes:
-                warnings.simplefilter("ignore")  # who writes has said it
+                warnings.simplefilter("ignore")  # the writing process has already warned
             state = self._checkpoints.load()
         self._write_records([] if state is None else json.loads(state.pop("records")))
         return state

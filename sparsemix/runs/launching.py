@@ -1,4 +1,4 @@
-"""What every long run needs: an Accelerator, and to be stopped without losing anything."""
+"""Support for long runs: an Accelerator, stopping without loss, random states, and the command that resumes."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ __all__ = [
 
 
 def make_accelerator(device: str = "auto") -> Accelerator:
-    """An Accelerator on the device of that name, ``auto`` for what Accelerate finds.
+    """An Accelerator on a device.
 
     Args:
-        device: its type.
+        device: the device's type; ``"auto"``: the device that Accelerate finds.
 
     Raises:
-        ValueError: that device is not there.
-        RuntimeError: a precision that two optimizers cannot share.
+        ValueError: the device is not available.
+        RuntimeError: a mixed precision other than bf16; a search cannot share one loss scaling between two optimizers.
     """
     accelerator = Accelerator(cpu=device == "cpu")
     if accelerator.num_processes == 1 and _several_were_asked_for():
@@ -59,23 +59,23 @@ def make_accelerator(device: str = "auto") -> Accelerator:
 
 
 def _several_were_asked_for() -> bool:
-    """accelerate launch --cpu --num_processes 2 says where the processes are to meet, and then starts one."""
+    """Whether ``accelerate launch --cpu`` was asked for several processes: it sets MASTER_ADDR but starts only one."""
     return os.environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in os.environ and "RANK" not in os.environ
 
 
 def surroundings(accelerator: Accelerator) -> dict[str, str]:
-    """What a run's results depend on beside its configuration: the version, and a precision other than float32."""
+    """What a run's results depend on besides its configuration: the version, and the precision if not float32."""
     precision = {} if accelerator.mixed_precision == "no" else {"precision": accelerator.mixed_precision}
     return {"version": __version__, **precision}
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was stopped between two steps and has saved where it was; the message says how to go on."""
+    """A run was stopped between two steps and has saved its state; the message says how to resume."""
 
 
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that a step is finished first; a second Ctrl-C stops at once."""
+    """Context manager: an event set by Ctrl-C or SIGTERM, to stop after the running step; a second stops at once."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -122,7 +122,7 @@ def run_script(main: Callable[[], Any]) -> None:
 
 
 def command_line(accelerator: Accelerator) -> str:
-    """The command that goes on with this run, as it was started: by which launcher, processes and precision."""
+    """The command that resumes this run, with the same launcher, number of processes and precision."""
     program, *arguments = [argument for argument in sys.argv if argument != "--resume"]
     is_command = Path(program).name in ("sparsemix", "__main__.py")
     arguments = [*(["-m", "sparsemix"] if is_command else [program]), *arguments]
@@ -152,7 +152,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Go on from a state, as far as there are those devices."""
+    """Restore the generators from :func:`rng_state`, on those of its devices that exist here."""
     torch.set_rng_state(state["cpu"])
     for device, of_device in enumerate(state["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(of_device, device)

@@ -13,15 +13,15 @@ from ..methods.method import Phase
 __all__ = ["FLAT_EPOCHS", "PhasedCosine", "linear_rate", "schedule"]
 
 FLAT_EPOCHS = 5
-"""The last epochs of a linear learning rate, in which it is flatter."""
+"""Number of last epochs in which a linear learning rate falls more slowly."""
 
 
 class PhasedCosine:
     """A cosine for each phase of a search; a phase begins with a fresh optimizer state.
 
     Args:
-        optimizer: of the weights, at the learning rate of the search.
-        phases: one after the other.
+        optimizer: the weights' optimizer, set to the search's learning rate.
+        phases: the phases of the search, in order.
         lowest: learning rate at the end of each cosine; a phase that begins below it keeps it throughout.
     """
 
@@ -41,7 +41,7 @@ class PhasedCosine:
         return cosine
 
     def step(self, epoch: int, begins: bool = True) -> None:
-        """Set the rate of an epoch; ``begins``: now, and not in its middle."""
+        """Set the rate of an epoch; ``begins``: the epoch starts now, rather than being resumed in its middle."""
         phase = max(i for i, first in enumerate(self.begins) if first <= epoch)
         if begins and epoch == self.begins[phase] and phase:
             self.optimizer.state.clear()
@@ -49,7 +49,7 @@ class PhasedCosine:
 
 
 def linear_rate(epoch: int, epochs: int, warmup_epochs: int = 0) -> float:
-    """The learning rate of an epoch, as a share of the greatest, in a straight line with a flat end.
+    """The learning rate of an epoch as a share of the highest rate: a linear decrease with a flatter end.
 
     ``(epoch + 1) / warmup`` in the warm-up, then ``(epochs - 5 - epoch) / (epochs - 5)``, and in the last five epochs,
     where that would fall by a large factor, ``(epochs - epoch) / (5 (epochs - 5))``.

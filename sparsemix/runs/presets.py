@@ -27,11 +27,11 @@ def search_settings(
     """The settings of a search, name -> value: the space's, the method's on that space, and those of the scale.
 
     Args:
-        method: of the search.
-        space: its settings.
-        preset: one of :func:`preset_names`; a preset named after a scale has that scale.
-        dataset: the images.
-        scale: ``"published"``, or one of the space's.
+        method: the search method.
+        space: settings of the space.
+        preset: one of :func:`preset_names`; a preset named after a scale implies that scale.
+        dataset: name of the data set.
+        scale: ``"published"``, or one of the space's scales.
     """
     presets = method.presets.get(space.name, {"default": {}})
     chosen = presets.get(preset, next(iter(presets.values())))

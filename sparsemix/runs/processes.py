@@ -17,18 +17,18 @@ from torch import Tensor
 __all__ = ["Parallel", "Shard", "cut", "sums"]
 
 Shard = tuple[Tensor, Tensor, float]
-"""Images, labels, and what the mean of their losses counts."""
+"""Images, labels, and the weight of their mean loss."""
 
 
 def cut(shard: Shard, parts: int) -> Iterator[Shard]:
-    """A shard in so many parts for gradient accumulation, or fewer if it is small; each counts by its images."""
+    """Split a shard into parts for gradient accumulation, fewer if it is small; weights follow the image counts."""
     x, y, share = shard
     for images, labels in zip(x.chunk(parts), y.chunk(parts), strict=True):
         yield images, labels, share * len(labels) / len(y)
 
 
 def sums(tensor: Tensor) -> Tensor:
-    """Two numbers by which a drift of large tensors shows."""
+    """The sum and the sum of absolute values: two numbers that reveal whether copies of a large tensor have drifted."""
     return torch.stack([tensor.sum(), tensor.abs().sum()])
 
 
@@ -45,24 +45,24 @@ class Parallel:
         self.rank = accelerator.process_index
 
     def seed(self, seed: int, epoch: int, step: int) -> None:
-        """Give each of several processes random numbers of its own (dropout), that a resumed run draws again."""
+        """If there are several processes, seed each differently (for dropout); a resumed run draws the same numbers."""
         if self.processes > 1:
             torch.manual_seed(random.Random(f"{seed} {epoch} {step} {self.rank}").getrandbits(63))
 
     def check_batch_size(self, size: int) -> None:
-        """Insist that a batch has an image for every process.
+        """Check that a batch has an image for every process.
 
         Raises:
-            ValueError: it has fewer.
+            ValueError: a batch has fewer images than there are processes.
         """
         if size < self.processes:
             raise ValueError(f"a batch of {size} images cannot be shared by {self.processes} processes; launch fewer")
 
     def shard(self, batch: tuple[Tensor, Tensor]) -> Shard:
-        """This process's images of a batch, and the factor by which the mean of their losses is to be multiplied.
+        """This process's images and labels of a batch, and the factor for their mean loss.
 
-        The factors make the average over processes the mean over the batch, also where the shards differ in size. Where
-        a last batch has fewer images than there are processes, spare processes reuse an image with weight 0.
+        With these factors the average over processes is the mean over the batch, even if shards differ in size. If the
+        last batch has fewer images than there are processes, the remaining processes reuse an image with weight 0.
         """
         x, y = batch
         if self.processes == 1:
@@ -84,16 +84,16 @@ class Parallel:
                 tensor.detach().copy_(part.view(tensor.shape))
 
     def any(self, flag: bool) -> bool:
-        """Whether it holds in some process."""
+        """Whether the flag is true in any process."""
         if self.processes == 1:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), "sum"))
 
     def check_same(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Insist that tensors are the same in all processes, to the last bit.
+        """Check that tensors are bitwise equal in all processes.
 
         Raises:
-            RuntimeError: one is not; names it, and the processes that differ from the first.
+            RuntimeError: a tensor differs; names it, and the first process that differs from process 0.
         """
         if self.processes == 1:
             return

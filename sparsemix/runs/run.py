@@ -1,4 +1,4 @@
-"""The skeleton of a run: set up, restored, taken through its epochs, recorded, saved, stopped, and summed up."""
+"""The skeleton of a run: setup, resuming, epochs, records, checkpoints, stopping, and the summary."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class Run(ABC):
 
     Args:
         config: the configuration.
-        accelerator: where and how it runs.
-        model: what is trained.
-        data: its batches.
+        accelerator: device, processes and precision.
+        model: the model to train.
+        data: the batches.
 
     Attributes:
-        epoch: the epoch that is running, or is to run next; from 0.
-        epochs: how many there are.
-        table: how epochs are printed.
-        progress: how far that epoch is.
+        epoch: the running or next epoch, from 0.
+        epochs: number of epochs.
+        table: formats the printed lines of epochs.
+        progress: progress within ``epoch``.
         folder: the run folder.
     """
 
@@ -58,7 +58,7 @@ class Run(ABC):
         self.epoch = 0
         self.progress = Progress()
 
-    # What a subclass says
+    # What a subclass defines
 
     @abstractmethod
     def begin_epoch(self) -> None:
@@ -66,15 +66,15 @@ class Run(ABC):
 
     @abstractmethod
     def step(self, batch: Any) -> None:
-        """One step, on the batch of all processes."""
+        """Take one step on a batch; every process receives the whole batch."""
 
     @abstractmethod
     def record(self) -> dict[str, Any]:
-        """What the epoch brought, ready for JSON, but for the time it took."""
+        """The record of the epoch, ready for JSON, without the time it took."""
 
     @abstractmethod
     def summarize(self) -> dict[str, Any]:
-        """Write what the run found; its summary."""
+        """Write the results of the run and return its summary."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
@@ -82,19 +82,19 @@ class Run(ABC):
 
     @abstractmethod
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Restore a state."""
 
     @abstractmethod
     def check_finite(self) -> None:
-        """Insist that it makes sense to go on, before anything is saved.
+        """Check, before anything is saved, that the loss or the architecture parameters are finite.
 
         Raises:
-            FloatingPointError: it does not.
+            FloatingPointError: they are not.
         """
 
     @abstractmethod
     def best_epoch(self) -> int | None:
-        """The epoch with the best record so far, whose checkpoint is worth keeping."""
+        """The epoch after the best record so far, whose starting checkpoint is kept; None if there is no record."""
 
     def tensors(self) -> Mapping[str, Tensor]:
         """Named tensors that trackers show as histograms."""
@@ -113,7 +113,7 @@ class Run(ABC):
         return {**record}
 
     def commands(self) -> dict[str, str]:
-        """What a reader of the run folder may want to do -> the command that does it."""
+        """Task that a reader of the run folder may have -> the command for it."""
         resume = command_line(self.accelerator)
         return {"make it again": resume.removesuffix(" --resume"), "resume it": resume}
 
@@ -124,11 +124,11 @@ class Run(ABC):
     # The run
 
     def open(self, output: Path, settings: Mapping[str, Any]) -> None:
-        """Make the run folder, or restore what it holds.
+        """Create the run folder, or restore the run that it holds.
 
         Args:
             output: the folder.
-            settings: what the results depend on, for ``config.json``.
+            settings: settings for ``config.json``; the version and the precision are added.
         """
         self.settings = {**settings, **surroundings(self.accelerator)}
         config, main = self.config, self.accelerator.is_main_process
@@ -144,14 +144,14 @@ class Run(ABC):
             self.epoch, self.progress = state["epoch"], Progress(**state["progress"])
 
     def run(self) -> dict[str, Any]:
-        """Go on to the end.
+        """Run the remaining epochs.
 
         Returns:
             The summary.
 
         Raises:
-            Interrupted: by Ctrl-C or SIGTERM, after the running step; the checkpoint is of that moment.
-            FloatingPointError: the loss or an alpha is not finite; the last checkpoint is of before that epoch.
+            Interrupted: on Ctrl-C or SIGTERM, after the running step, whose state has been saved as a checkpoint.
+            FloatingPointError: the loss or an alpha is not finite; the last checkpoint is from before that epoch.
         """
         with (
             stop_requests() as stop,
@@ -194,7 +194,7 @@ class Run(ABC):
         }
 
     def save(self) -> None:
-        """Write a checkpoint of now."""
+        """Write a checkpoint of the current state."""
         self.check_finite()
         state = {
             "epoch": self.epoch,

@@ -63,11 +63,11 @@ class Search(Run):
         config: the configuration.
         arch: architecture parameters of the supernet.
         pairs: the data.
-        accelerator: where and how it runs.
+        accelerator: device, processes and precision.
         space: name of the search space, for the run folder.
         read_out: (arch, temperature) -> the genotype, whose ``str`` is written, and whose ``skips`` is the number of
             its skip connections, or None if the space has none.
-        judge: the genotype -> further entries of the summary, such as its true accuracy, or nothing.
+        judge: genotype -> further entries of records and summary, such as its true accuracy; may be empty.
         columns: further fields of the records for the printed table, such as those of ``judge``.
         retrain: the run folder -> the command that trains what was found from scratch; None if retraining is
             unsupported.
@@ -197,7 +197,7 @@ class Search(Run):
     def begin_epoch(self) -> None:
         method, length = self.method, self.config.size.epochs
         self.learning_rate.step(self.epoch, begins=not self.progress.step)
-        # What was fixed and decided when the epoch began stays so when a run goes on within it.
+        # A run resumed within an epoch keeps what was planned and decided at the epoch's start.
         plan = self.progress.plan or method.plan(self.arch, self.epoch, length)
         self.arch.relaxation = method.relaxation(plan)
         self.arch.moment = self._moment(plan)
@@ -226,7 +226,7 @@ class Search(Run):
         self.progress.add(loss=train_loss, val_loss=val_loss, sparse=moment.phi, images=images, **seconds)
 
     def _moment(self, plan: Plan) -> Moment:
-        """Of the coming batch."""
+        """The moment of the next batch: seed, epoch, step and phi."""
         moment = Moment(self.config.run.seed, self.epoch, self.progress.step)
         return replace(moment, phi=self.method.phi(moment, plan))
 
@@ -288,7 +288,7 @@ class Search(Run):
     def tensors(self) -> dict[str, Tensor]:
         return {f"alpha/{label}": alpha for label, alpha in self.arch.named_parameters()}
 
-    # Measurements. Nothing of them reaches the search: statistics and random state are put back.
+    # Measurements. They do not affect the search: batch-norm statistics and random state are restored.
 
     def _evaluate(self) -> dict[str, Any]:
         """Accuracies and leakage."""
@@ -318,7 +318,7 @@ class Search(Run):
         return float(measured)
 
     def _measured_batch(self) -> Shard:
-        """Images of the alphas, a batch of the size of a step's and augmented as those are."""
+        """A batch of alpha images, of the same size and augmentation as in a step."""
         _, val = next(self.pairs.epoch(self.epoch))
         return self.parallel.shard(val)
 
@@ -397,7 +397,7 @@ class Search(Run):
         return {
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "alpha_optimizer": self.alpha_optimizer.state_dict(),
-            "alpha_gradients": [alpha.grad for alpha in self.arch.parameters()],  # clipped with the weights' next
+            "alpha_gradients": [alpha.grad for alpha in self.arch.parameters()],  # for clipping with the weights' next
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -417,7 +417,7 @@ def _rows(alphas: Mapping[str, list[float]]) -> dict[str, Tensor]:
 
 
 class _Repeatable:
-    """An iterable that begins anew each time: what a function returns."""
+    """An iterable that calls a function for a new iterator each time."""
 
     def __init__(self, begin: Callable[[], Iterator[Any]]) -> None:
         self.begin = begin

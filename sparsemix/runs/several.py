@@ -27,7 +27,7 @@ class Process(Protocol):
 
 
 def threads_each(jobs: int) -> int:
-    """CPU threads for each of so many runs: the cores that this process may use, shared out."""
+    """CPU threads per run: the cores that this process may use, divided among ``jobs`` runs."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // jobs)
 
@@ -49,7 +49,7 @@ def start(command: Sequence[str], log: Path, jobs: int) -> Process:
 
 
 def run_processes(commands: Mapping[str, Sequence[str]], logs: Path, jobs: int = 1) -> dict[str, int]:
-    """Run commands of ``sparsemix``, and print which begins, which has ended, and how many are left.
+    """Run ``sparsemix`` commands; print when each one starts and ends, and how many are left.
 
     Args:
         commands: name of a run -> the words of its command.
@@ -61,7 +61,7 @@ def run_processes(commands: Mapping[str, Sequence[str]], logs: Path, jobs: int =
 
     Raises:
         ValueError: ``jobs`` is below 1.
-        Interrupted: by Ctrl-C or SIGTERM, after every run has saved where it was.
+        Interrupted: on Ctrl-C or SIGTERM, after every run has saved its state.
     """
     if jobs < 1:
         raise ValueError(f"at least one run goes on at a time, got jobs {jobs}")
@@ -94,10 +94,10 @@ def run_processes(commands: Mapping[str, Sequence[str]], logs: Path, jobs: int =
 
 
 def exit_if_failed(failed: Sequence[str], logs: Path) -> None:
-    """End the command where runs failed, and name the files that say why.
+    """Exit with status 1 if any runs failed, and name their log files.
 
     Raises:
-        SystemExit: some failed.
+        SystemExit: a run failed.
     """
     for name in failed:
         print(f"{name} failed: {logs / f'{name}.log'} says why", file=sys.stderr)

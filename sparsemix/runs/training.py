@@ -1,4 +1,4 @@
-"""Training a network from scratch, with the protocols of the papers: what an architecture is worth."""
+"""Train a network from scratch by the protocols of the papers, to evaluate its architecture."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .training_config import TrainingConfig
 __all__ = ["MOBILE_MACS", "Training"]
 
 MOBILE_MACS = 600e6
-"""Multiply-accumulates that a network of the mobile setting may take for an image of 224x224."""
+"""Maximum multiply-accumulates of a network in the mobile setting, for one 224x224 image."""
 
 
 class Training(Run):
@@ -34,9 +34,9 @@ class Training(Run):
 
     Args:
         config: the configuration.
-        model: what is trained; in training it may return ``(logits, auxiliary logits)``.
+        model: the network; in training mode it may return ``(logits, auxiliary logits)``.
         data: the data.
-        accelerator: where and how it runs.
+        accelerator: device, processes and precision.
 
     Example:
         See ``sparsemix/cli/train.py``.
@@ -56,7 +56,7 @@ class Training(Run):
         model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         x, _ = next(data.test())
         self.cost = network_cost(model, x[:1])
-        with restoring(model):  # whatever does not fit shows before there is a run to keep
+        with restoring(model):  # a model that does not fit the data fails before the run folder is made
             model.train()
             model(x[:2])
         settings = config.optimization

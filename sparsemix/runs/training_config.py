@@ -21,7 +21,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TrainingDataSettings(DataSettings):
-    """The images, and those that judge."""
+    """The images to train on and to evaluate on."""
 
     test_data: Path | None = None
     """Folder of test images, for --dataset folder."""
@@ -46,7 +46,7 @@ class NetworkSettings:
     genotype: str | None = None
     """Architecture to train: a published name such as DARTS_V2, a .json file, or the notation itself."""
     model: str | None = None
-    """Model of timm's to train instead of a genotype."""
+    """timm model to train instead of a genotype."""
     choice: str | None = None
     """Layers that a search chose for the timm model: the search's choice.json, or the JSON itself."""
     mix: str | None = None
@@ -68,7 +68,7 @@ class NetworkSettings:
 
 @dataclass(frozen=True)
 class TrainingSize:
-    """How large the network is and how long the training."""
+    """Size of the network and length of the training."""
 
     channels: int = 36
     """Channels C of the first cells."""
@@ -118,7 +118,7 @@ def _check_share(name: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class TrainingConfig(Config):
-    """Settings of a training, as ``config.json`` in its run folder holds them: a preset's, overridden by flags."""
+    """Settings of a training, stored in ``config.json`` in its run folder: a preset's settings, overridden by flags."""
 
     preset: Literal["cifar", "robust", "imagenet", "proxy"] = "cifar"
     """Settings that the other flags start from; docs/presets.md lists them."""
@@ -136,13 +136,13 @@ class TrainingConfig(Config):
 
     @classmethod
     def of_preset(cls, preset: str, dataset: str | None = None) -> TrainingConfig:
-        """A preset's settings for a data set; by default for the one that the preset names."""
+        """A preset's settings for a data set, by default for the preset's own data set."""
         settings = PRESETS[preset]
         dataset = dataset or settings["*"].get("dataset", DataSettings.dataset)
         return configured(cls(), {**settings["*"], **settings.get(dataset, {}), "preset": preset, "dataset": dataset})
 
     def data_options(self) -> dict[str, Any]:
-        """The arguments, but for the device, with which :func:`sparsemix.data.open_training` opens the data set."""
+        """The arguments of :func:`sparsemix.data.open_training`, except the device."""
         return {**self.data.options(), "batch_size": self.size.batch_size, "seed": self.run.seed}
 
     def named_output(self) -> Path:

@@ -1,13 +1,12 @@
-"""``sparsemix reproduce``: a table or a figure of the paper, made again and set beside what the paper prints.
+"""``sparsemix reproduce``: reproduce a table or figure of the paper, beside the numbers that the paper prints.
 
 sparsemix reproduce --list
 sparsemix reproduce table1 --scale smoke                                         # minutes, on the embedded digits
 sparsemix reproduce table1 --scale reduced -- --data data --download --table nb201.csv
 sparsemix reproduce table5 --only "S4, cifar10" -- --data data --download
 
-What comes after -- are flags of the searches and, where networks are trained, of the trainings. Each run has its own
-folder. Given again, the command goes on with what was interrupted, and repeats nothing that has finished, not even for
-another table.
+The flags after -- are those of the searches and, if networks are trained, of the trainings. Each run has its own
+folder. Running the command again resumes interrupted runs and skips finished ones, even those of another table.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ OWN = {
     "--output": "--output",
     "--resume": "--output",
 }
-"""Flag of a run that a row of a table has -> the command's own."""
+"""Flag of a run that a table row or this command sets -> this command's own flag."""
 
 
 def main(args: list[str] | None = None) -> None:
@@ -62,17 +61,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sparsemix reproduce",
         usage="sparsemix reproduce NAME [flags] [-- flags of the runs]",
-        description="A table or a figure of the paper, made again and set beside what the paper prints.",
+        description="Reproduce a table or figure of the paper, beside the numbers that the paper prints.",
         allow_abbrev=False,
     )
-    parser.add_argument("name", nargs="?", choices=[*TABLES], metavar="NAME", help="of a table; --list shows them")
+    parser.add_argument("name", nargs="?", choices=[*TABLES], metavar="NAME", help="table or figure; --list shows them")
     parser.add_argument("--list", action="store_true", help="list the tables and figures")
     parser.add_argument(
         "--scale",
         choices=[*SCALES],
         default="reduced",
-        help="paper: as printed; reduced: the whole schedule on 16x16 images with one cell a stage, or proxies of the "
-        "trained networks (default); smoke: minutes, on the embedded digits",
+        help="paper: the paper's size; reduced: the whole schedule on 16x16 images with one cell per stage, or proxies "
+        "of the trained networks (default); smoke: minutes, on the embedded digits",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="by default 0 1 2")
     parser.add_argument(
@@ -87,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("TRAIN", "VAL"),
         help="ImageNet's folders, for the transfer of table3",
     )
-    parser.add_argument("--output", type=Path, default=Path("runs/reproduce"), metavar="FOLDER", help="for the runs")
+    parser.add_argument("--output", type=Path, default=Path("runs/reproduce"), metavar="FOLDER", help="folder of runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores (default 1)")
-    parser.add_argument("--dry-run", action="store_true", help="say what would run, and for how long")
+    parser.add_argument("--dry-run", action="store_true", help="only print what would run, and for how long")
     parser.add_argument("--yes", action="store_true", help="run at the paper's scale on a CPU")
     return parser

@@ -34,10 +34,10 @@ def names(flags: Sequence[str], name: str) -> bool:
 
 
 def chosen_rows(rows: Mapping[str, Row], only: str | None) -> list[Row]:
-    """The row of this name; where there is none, the rows whose name contains it.
+    """The row named ``only``, or else the rows whose name contains it; None: all rows.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no row matches.
     """
     if only is not None and only in rows:  # "S4, cifar10" is not "S4, cifar100"
         return [rows[only]]
@@ -53,7 +53,7 @@ def has_finished(folder: Path) -> bool:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them.
+    """A duration in readable units.
 
     Example:
         >>> duration(30), duration(600), duration(9000)
@@ -66,10 +66,10 @@ def duration(seconds: float) -> str:
 
 
 def insist_on_time(chosen: argparse.Namespace, seconds: float) -> None:
-    """Refuse what would take days where nobody said yes.
+    """Refuse runs at the paper's scale on a CPU, which would take days, unless ``--yes`` was given.
 
     Raises:
-        ValueError: something has to run at the paper's scale on a CPU, without ``--yes``.
+        ValueError: runs remain at the paper's scale on a CPU, without ``--yes``.
     """
     allowed = torch.cuda.is_available() or chosen.yes or chosen.dry_run
     if seconds and chosen.scale == "paper" and not allowed:

@@ -22,7 +22,7 @@ from .common import as_words, chosen_rows, duration, has_finished, insist_on_tim
 __all__ = ["reproduce_networks"]
 
 STAND_IN = "DARTS_V2"
-"""Genotype that stands for one that is still to be found, where configurations are checked and steps are timed."""
+"""Placeholder for a genotype not yet found, used to check configurations and time steps."""
 
 
 def reproduce_networks(
@@ -64,9 +64,9 @@ def reproduce_networks(
 
 
 def _only(chosen: argparse.Namespace, table: NetworkTable) -> NetworkTable:
-    """The rows that were asked for, what is trained for them, and what is searched for that.
+    """The table reduced to the requested rows and to the trainings and searches they need.
 
-    A transfer is left out where there is no ImageNet.
+    Transfers are left out if no ImageNet is given.
     """
     by_row: dict[str, list[Any]] = {}
     for entry in table.entries:
@@ -99,7 +99,7 @@ def _failed(statuses: Mapping[str, int]) -> list[str]:
 def _pick_words(settings: Mapping[str, Any], scale: str, output: Path, flags: Sequence[str]) -> list[str]:
     """The flags of a selection: the table's, then those of the scale, then the user's."""
     preset = {}
-    if settings["method"] == "sp-darts":  # what the paper says, or the same with a threshold
+    if settings["method"] == "sp-darts":  # the paper's settings, or the same with a threshold
         preset = {"preset": "paper" if scale == "paper" else "fast"}
     return [*as_words({**settings, **preset, **NETWORK_SCALES[scale].search}), *flags, "--output", str(output)]
 

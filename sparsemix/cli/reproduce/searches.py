@@ -1,4 +1,4 @@
-"""Tables and figures of searches of NAS-Bench-201, whose true accuracies a file has; and that of search times."""
+"""Tables and figures of NAS-Bench-201 searches, with true accuracies from a file; and the table of search times."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def reproduce_searches(
 def reproduce_times(
     chosen: argparse.Namespace, experiment: Experiment, flags: Sequence[str], folder: Path
 ) -> list[str]:
-    """Time search steps, and make the table; nothing that could fail is left behind."""
+    """Time search steps, and make the table; there are no separate runs that could fail."""
     print(f"{ROUNDS} rounds of steps of {len(experiment.rows)} methods in turn", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
 
@@ -90,7 +90,7 @@ def reproduce_times(
 def search_words(row: Row, scale: str, seed: int, output: Path, flags: Sequence[str]) -> list[str]:
     """The flags of one search: the row's, then those of the scale, then the user's."""
     settings = dict(row.settings)
-    if settings["method"].startswith("sp-darts"):  # what the paper says, or the same with a threshold
+    if settings["method"].startswith("sp-darts"):  # the paper's settings, or the same with a threshold
         settings.setdefault("preset", "paper" if scale == "paper" else "fast")
     words = as_words({**settings, **SCALES[scale].settings})
     if names(flags, "--table") and not names(flags, "--table-dataset"):
