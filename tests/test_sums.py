@@ -2,11 +2,19 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sparsemix.supernet import sums
 from sparsemix.supernet.forward import Forward
 from sparsemix.supernet.sums import Sums, add_each
+
+
+@pytest.fixture(autouse=True, params=["together", "one by one"])
+def both_ways(request, monkeypatch):
+    """Small values are brought together, large ones on a CPU are added one by one."""
+    monkeypatch.setattr(sums, "FEW_NUMBERS", 2**16 if request.param == "together" else -1)
+
 
 SHAPES = {"image": (2, 3, 4, 5), "tokens": (2, 3, 4), "rows": (2, 3), "vector": (4,), "scalar": ()}
 
@@ -20,13 +28,13 @@ def value(shape, is_channels_last=False, requires_grad=False):
 
 def totals_of(plan, values, weights):
     """A plan is a list of (edge, index of a value, whether it is scored); weight (edge, value)."""
-    sums = Sums(Forward())
+    gathered = Sums(Forward())
     for edge, index, scored in plan:
         if scored:
-            sums.score(edge, values[index], weights[edge, index])
+            gathered.score(edge, values[index], weights[edge, index])
         else:
-            sums.add_weighted(edge, values[index], weights[edge, index])
-    return sums.totals()
+            gathered.add_weighted(edge, values[index], weights[edge, index])
+    return gathered.totals()
 
 
 def slowly(plan, values, weights):
@@ -37,7 +45,7 @@ def slowly(plan, values, weights):
     return totals
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.booleans()), min_size=1, max_size=10),
     st.sampled_from([*SHAPES.values()]),
@@ -75,13 +83,13 @@ def test_derivatives_of_the_first_and_second_order(scored):
         plan = [(edge, index, scored) for edge in range(2) for index in range(3)]
         table = {(edge, index): tensors[3 * edge + index] for edge in range(2) for index in range(3)}
         first = tensors[6:]
-        sums = Sums(Forward())
+        gathered = Sums(Forward())
         if scored:
-            sums.add_weighted(0, first[0] ** 2, tensors[0])  # a total to which scored values are added
+            gathered.add_weighted(0, first[0] ** 2, tensors[0])  # a total to which scored values are added
         for edge, index, _ in plan:
-            put = sums.score if scored else sums.add_weighted
+            put = gathered.score if scored else gathered.add_weighted
             put(edge, values[index] if scored else first[index], table[edge, index])
-        return tuple(total.value for total in sums.totals().values())
+        return tuple(total.value for total in gathered.totals().values())
 
     inputs = (*weights, *([value(SHAPES["image"], requires_grad=True)] if scored else values))
     assert torch.autograd.gradcheck(run, inputs)
@@ -90,12 +98,12 @@ def test_derivatives_of_the_first_and_second_order(scored):
 
 def test_values_side_by_side_and_one_after_another():
     side_by_side, alone = value((2, 6, 2, 2), requires_grad=True), value((2, 3, 2, 2))
-    sums = Sums(Forward())
-    sums.add([4, 1], side_by_side)
-    sums.add_weighted(1, alone, None)
-    sums.add([1, 1], side_by_side)  # two values on one edge
+    gathered = Sums(Forward())
+    gathered.add([4, 1], side_by_side)
+    gathered.add_weighted(1, alone, None)
+    gathered.add([1, 1], side_by_side)  # two values on one edge
     first, second = side_by_side.chunk(2, dim=1)
-    totals = sums.totals()
+    totals = gathered.totals()
     torch.testing.assert_close(totals[4].value, first)
     torch.testing.assert_close(totals[1].value, second + alone + first + second)
     assert all(total.passes_gradients for total in totals.values())
@@ -104,12 +112,12 @@ def test_values_side_by_side_and_one_after_another():
 def test_what_an_edge_s_sum_is_made_of():
     """Whether it may be changed in place, and whether gradients flow back to the node."""
     x, noise, w = value((2, 3, 2, 2), requires_grad=True), value((2, 3, 2, 2)), torch.ones((), requires_grad=True)
-    sums = Sums(Forward())
-    sums.add_weighted(0, x, None)
-    sums.add_weighted(1, noise, w)
-    sums.add_weighted(2, x, w)
-    sums.score(3, x, w)
-    totals = sums.totals()
+    gathered = Sums(Forward())
+    gathered.add_weighted(0, x, None)
+    gathered.add_weighted(1, noise, w)
+    gathered.add_weighted(2, x, w)
+    gathered.score(3, x, w)
+    totals = gathered.totals()
     assert {edge: (t.is_own, t.passes_gradients) for edge, t in totals.items()} == {
         0: (False, True),
         1: (True, False),

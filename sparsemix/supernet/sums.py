@@ -111,14 +111,18 @@ class Sums:
     def _add_together(self, edges: Sequence[int], several: Sequence[_Common], have_graph: bool) -> None:
         values = [common.value if have_graph else common.value.detach() for common in several]
         totals = [self._totals.get(edge) for edge in edges]
-        layout = _Layout.of([*values, *(total for total in totals if total is not None)])
-        matrix = self._matrix([[common.weights.get(edge) for common in several] for edge in edges], layout.images)
-        *sums, _ = _WithProducts.apply(layout, matrix, len(edges), *totals, *values)
+        weights = [[common.weights.get(edge) for common in several] for edge in edges]
+        if values[0].is_cpu and values[0].numel() > FEW_NUMBERS:
+            there = [[k for k, weight in enumerate(row) if weight is not None] for row in weights]
+            sums = _OneByOne.apply(there, self._matrix(weights), *totals, *values)
+        else:
+            layout = _Layout.of([*values, *(total for total in totals if total is not None)])
+            *sums, _ = _Together.apply(layout, self._matrix(weights, layout.images), len(edges), *totals, *values)
         self._own.update(edge for edge in edges if edge in self._totals or len(edges) == 1)  # others: parts of a tensor
         self._totals.update(zip(edges, sums, strict=True))
 
-    def _matrix(self, weights: Sequence[Sequence[Tensor | None]], images: int) -> Tensor:
-        """``(B, E, K)``, zero where there is no weight; one for all cells of a supernet that mix alike.
+    def _matrix(self, weights: Sequence[Sequence[Tensor | None]], images: int | None = None) -> Tensor:
+        """``(E, K)``, zero where there is no weight, or ``(B, E, K)``; one for all cells of a supernet that mix alike.
 
         Expanded here, so that its gradient is summed over the images once for all of these cells.
         """
@@ -126,8 +130,8 @@ class Sums:
         zero = self._forward.once("zero", (), lambda: torch.zeros_like(next(w for w in flat if w is not None)))
 
         def compute() -> Tensor:
-            stacked = torch.stack([zero if weight is None else weight for weight in flat])
-            return stacked.view(len(weights), -1).expand(images, -1, -1)
+            stacked = torch.stack([zero if weight is None else weight for weight in flat]).view(len(weights), -1)
+            return stacked if images is None else stacked.expand(images, -1, -1)
 
         return self._forward.once("matrix", flat, compute, len(weights), images)
 
@@ -144,7 +148,11 @@ def _put(values: dict[int, _Common], edge: int, value: Tensor, weight: Tensor) -
     weights[edge] = weights[edge] + weight if edge in weights else weight
 
 
-class _WithProducts(torch.autograd.Function):
+FEW_NUMBERS = 2**16
+"""Values of more numbers than these are added one by one on a CPU: to bring them together would take longer."""
+
+
+class _Together(torch.autograd.Function):
     """``totals[e] + sum_k matrix[b, e, k] values[k]`` for every e, and the values together, where they are kept.
 
     The gradient of the matrix is the score of each value on each edge, ``<g_e, y_k>``, for each image b.
@@ -188,6 +196,56 @@ class _WithProducts(torch.autograd.Function):
             back = layout.apart(torch.bmm(matrix.to(gradient.dtype).transpose(1, 2), gradient))
         totals = [None if c is None else g if c else torch.real(g) for g, c in zip(sums, ctx.are_complex, strict=True)]
         return None, scores, None, *totals, *back
+
+
+class _OneByOne(torch.autograd.Function):
+    """``totals[e] + sum_k matrix[e, k] values[k]`` for every e, over the values ``there[e]``."""
+
+    @staticmethod
+    def forward(there: Sequence[Sequence[int]], matrix: Tensor, *totals_and_values: Any) -> tuple[Tensor, ...]:
+        totals, values = totals_and_values[: len(there)], totals_and_values[len(there) :]
+        sums = []
+        for own, total, weights in zip(there, totals, matrix, strict=True):
+            first, *others = own
+            new = (
+                values[first] * weights[first] if total is None else torch.addcmul(total, values[first], weights[first])
+            )
+            for k in others:
+                new.addcmul_(values[k], weights[k])  # of the same dtype
+            sums.append(new)
+        return tuple(sums)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.there, matrix, *totals_and_values = inputs
+        totals, values = totals_and_values[: len(ctx.there)], totals_and_values[len(ctx.there) :]
+        ctx.are_complex = [None if total is None else total.is_complex() for total in totals]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(matrix, *values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        matrix, *values = ctx.saved_tensors
+        scores: list[list[Tensor]] = [[matrix.new_zeros(())] * len(values) for _ in gradients]
+        back: list[Tensor | None] = [None] * len(values)
+        wanted = ctx.needs_input_grad[2 + len(gradients) :]
+        product = None
+        for e, g in enumerate(gradients):
+            if g is None:
+                continue
+            for k in ctx.there[e]:
+                if ctx.needs_input_grad[1]:
+                    product = torch.mul(g, values[k].conj(), out=None if torch.is_grad_enabled() else product)
+                    scores[e][k] = torch.real(product.sum())
+                if wanted[k]:
+                    before = back[k]
+                    back[k] = g * matrix[e, k] if before is None else torch.addcmul(before, g, matrix[e, k])
+        by_matrix = torch.stack([score for row in scores for score in row]).view_as(matrix)
+        totals = [
+            None if g is None or c is None else g if c else torch.real(g)
+            for g, c in zip(gradients, ctx.are_complex, strict=True)
+        ]
+        return None, by_matrix, *totals, *back
 
 
 def add_each(totals: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
