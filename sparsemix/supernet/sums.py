@@ -1,7 +1,9 @@
 """Weighted sums of many values for many edges, in a few operators.
 
 An edge needs ``sum_k w_k y_k``, and in the backward pass the product of its gradient with every ``y_k``. For all edges
-that leave a node, both are products of matrices: of weights with values, and of gradients with values.
+that leave a node, both are products of matrices: of weights with values, and of gradients with values. The product
+needs the values in one tensor. On a CPU, where operators are cheap and copies are not, large values are therefore
+multiplied one by one.
 """
 
 from __future__ import annotations
@@ -149,7 +151,8 @@ def _put(values: dict[int, _Common], edge: int, value: Tensor, weight: Tensor) -
 
 
 FEW_NUMBERS = 2**16
-"""Values of more numbers than these are added one by one on a CPU: to bring them together would take longer."""
+"""Values with more numbers than this are large. Up to here, both ways take about as long on two cores; with four times
+as many numbers, one by one takes two thirds of the time."""
 
 
 class _Together(torch.autograd.Function):
