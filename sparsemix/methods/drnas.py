@@ -70,7 +70,7 @@ class DrNAS(Part):
     """Operation weights are a draw of a Dirichlet distribution."""
 
     kl: float = 0.0
-    """Weight of the divergence KL(Dir(elu(alpha) + 1) || Dir(1)) in the alphas' loss; default: weight decay only."""
+    """Weight of KL(Dir(elu(alpha) + 1) || Dir(1)) in the alphas' loss. By default, alphas have weight decay instead."""
 
     def __post_init__(self) -> None:
         if self.kl < 0:
@@ -97,7 +97,7 @@ class Progressive(Part):
     stage_parts: tuple[int, ...] = (1,)
     """K of each stage: one in K of a node's channels is mixed, the others pass through."""
     stage_operations: tuple[int, ...] = ()
-    """Number of operations (the strongest) that an edge keeps in each stage; empty: all, in all stages."""
+    """Number of operations (the strongest) that an edge keeps in each stage. If empty, it keeps all of them."""
     frozen_epochs: int = 0
     """Epochs at the beginning of each stage in which the alphas are not trained."""
 

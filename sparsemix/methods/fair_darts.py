@@ -80,7 +80,7 @@ class FairDARTS(Part):
     keep_from: float = 0.85
     """Minimum weight for an operation to be kept."""
     most_an_edge: int | None = None
-    """Maximum number of operations (the strongest) kept on an edge; None: all that reach the minimum weight."""
+    """Maximum number of operations (the strongest) kept on an edge. None keeps all that reach the minimum weight."""
 
     def __post_init__(self) -> None:
         if self.zero_one < 0 or not 0 < self.keep_from < 1 or (self.most_an_edge is not None and self.most_an_edge < 1):
