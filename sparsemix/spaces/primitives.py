@@ -184,7 +184,7 @@ class _ReLUThenBN(nn.Module):
         if not _is_plain(self.bn) or type(self).forward is not _ReLUThenBN.forward:
             return None
         keys = [*map(_key_of, self.layers), _key_of(self.bn)]
-        return id(self) if None in keys else (type(self).__name__, *keys)
+        return id(self) if None in keys else (type(self), *keys)
 
     def contributions(self, ops: Sequence[_ReLUThenBN], source: Source, weights: Sequence[Tensor]) -> Tensor:
         x, number = source.relu, len(ops)
