@@ -447,12 +447,19 @@ class Same(nn.Module):
 
 
 @pytest.mark.parametrize("primitive", [Gate(), Same()])
-def test_what_a_primitive_returns_is_not_changed_in_place(primitive):
+@pytest.mark.parametrize("in_a_group", [False, True])
+def test_what_a_primitive_returns_is_not_changed_in_place(primitive, in_a_group):
     op = MixedOp({"own": primitive, "idle": nn.Linear(3, 3)})
-    weights = Weights(torch.tensor([1.0, 0.0]).unbind(), sizes=(1.0, 0.0))
     x = torch.randn(3, requires_grad=True)
-    out = op(x, weights)
-    out.relu_()
+    if in_a_group:
+        model = nn.Sequential(op, nn.ReLU(inplace=True))
+        ArchParameterGroup(model, Softmax(1e-3))
+        with torch.no_grad():
+            op.alpha.copy_(torch.tensor([1.0, 0.0]))
+        out = model(x)
+    else:
+        out = op(x, Weights(torch.tensor([1.0, 0.0]).unbind(), sizes=(1.0, 0.0)))
+        out.relu_()
     out.sum().backward()
     assert x.grad is not None
     assert not op.candidates["idle"].weight.grad.any()

@@ -98,14 +98,15 @@ def mix(source: Source, edges: Sequence[Edge]) -> list[Tensor]:
         with torch.no_grad():
             for parts in _groups(source, edges, Execution.SCORED):
                 # A score is of the output itself, without its weight.
-                unit = forward.once("unit", (), partial(torch.ones_like, parts[0].weight))
+                weight = parts[0].weight
+                unit = forward.once("unit", (), partial(torch.ones_like, weight), weight.dtype, weight.device)
                 run = _run(parts, source, [unit] * len(parts))
                 shapes.check(parts, run)
                 values = run.chunk(len(parts), dim=1) if isinstance(run, Tensor) else [value for value, _ in run]
                 for part, value in zip(parts, values, strict=True):
                     sums.score(part.edge, value, part.weight)
         totals = sums.totals()
-    return [_result(source, edge, totals.get(index)) for index, edge in enumerate(edges)]
+    return [_result(source, edge, totals.get(index), len(edges) == 1) for index, edge in enumerate(edges)]
 
 
 def _groups(source: Source, edges: Sequence[Edge], wanted: Execution) -> Iterable[list[_Part]]:
@@ -134,8 +135,11 @@ def _run(parts: Sequence[_Part], source: Source, weights: Sequence[Tensor]) -> T
     return run if isinstance(run, Tensor) else [*run]
 
 
-def _result(source: Source, edge: Edge, total: Total | None) -> Tensor:
-    """The sum of an edge, with gradients of zero for what had no part in it."""
+def _result(source: Source, edge: Edge, total: Total | None, is_alone: bool) -> Tensor:
+    """The sum of an edge, with gradients of zero for what had no part in it.
+
+    Idle siblings of an edge that is alone must not matter to what follows, which may change the sum in place.
+    """
     if total is None:
         nothing = nothing_of(shape_donor(edge.candidates.values()), source.x, source.keywords)
         total = Total(nothing, is_own=False, passes_gradients=False)
@@ -149,6 +153,8 @@ def _result(source: Source, edge: Edge, total: Total | None) -> Tensor:
             without_part.append(source.x)
         if not total.value.requires_grad:
             without_part += edge.weights
+    if is_alone and without_part and not total.is_own:
+        total = total._replace(value=total.value.clone(), is_own=True)
     return with_zero_gradients(total.value, without_part, total.is_own)
 
 

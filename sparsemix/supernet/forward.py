@@ -25,8 +25,8 @@ _running: ContextVar[Forward | None] = ContextVar("running", default=None)
 class Forward:
     """What the mixed operations of one forward compute once, and what they leave for its end.
 
-    A group begins one with each forward of its model; mixed operations that run outside of any
-    have their own (:func:`in_forward`).
+    A group begins one with each forward of its model; mixed operations that run outside of any have their own
+    (:func:`in_forward`).
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Forward:
         """Do what was left for the end.
 
         Args:
-            output: of the forward, tensors in lists, dictionaries or dataclasses.
+            output: of the forward: a tensor, or tensors in lists, tuples, dictionaries or attributes of an object.
 
         Returns:
             The output, behind which every tensor that is owed a gradient has one.
@@ -111,6 +111,7 @@ class Forward:
 
 
 _ROOM = 4096
+"""Zeros made at once, which serve many batch norms."""
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -129,7 +130,8 @@ class Sums:
         Expanded here, so that its gradient is summed over the images once for all of these cells.
         """
         flat = [weight for row in weights for weight in row]
-        zero = self._forward.once("zero", (), lambda: torch.zeros_like(next(w for w in flat if w is not None)))
+        some = next(weight for weight in flat if weight is not None)
+        zero = self._forward.once("zero", (), partial(torch.zeros_like, some), some.dtype, some.device)
 
         def compute() -> Tensor:
             stacked = torch.stack([zero if weight is None else weight for weight in flat]).view(len(weights), -1)
@@ -151,8 +153,7 @@ def _put(values: dict[int, _Common], edge: int, value: Tensor, weight: Tensor) -
 
 
 FEW_NUMBERS = 2**16
-"""Values with more numbers than this are large. Up to here, both ways take about as long on two cores; with four times
-as many numbers, one by one takes two thirds of the time."""
+"""Values with more numbers than this are large. Up to about here, both ways take equally long on two cores."""
 
 
 class _Together(torch.autograd.Function):
