@@ -126,6 +126,9 @@ def test_the_scales():
     assert (paper.preset, paper.size.cells, paper.data.image_size, paper.size.epochs) == ("paper", 5, None, 50)
     assert (reduced.preset, reduced.size.cells, reduced.data.image_size, reduced.size.epochs) == ("fast", 1, 16, 50)
     assert reduced.size.batch_size == paper.size.batch_size == 256
+    for row in EXPERIMENTS["table1"].rows:
+        proxy = nb201.configure(search_words(row, "proxy", 0, Path("run"), []))
+        assert (proxy.size.cells, proxy.data.image_size, proxy.size.epochs, proxy.data.limit) == (1, 16, 25, 12800)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,10 @@ SCALES = {
         {"image-size": 16, "cells": 1},
         "The searches have the paper's schedules, on images of 16x16 and with one cell a stage.",
     ),
+    "proxy": Scale(
+        {"scale": "proxy"},
+        "The searches are proxies: 25 epochs on a quarter of the images, of 16x16, with one cell a stage.",
+    ),
     "smoke": Scale(
         {
             "scale": "proxy",

@@ -70,8 +70,9 @@ def _parser() -> argparse.ArgumentParser:
         "--scale",
         choices=[*SCALES],
         default="reduced",
-        help="paper: the paper's size; reduced: the whole schedule on 16x16 images with one cell per stage, or proxies "
-        "of the trained networks (default); smoke: minutes, on the embedded digits",
+        help="paper: the paper's size; reduced: the whole schedule on 16x16 images with one cell per stage (default); "
+        "proxy: minutes per search, fewer images and epochs as well; smoke: minutes in all, on the embedded digits. "
+        "Tables of trained networks have proxies at reduced, too",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="by default 0 1 2")
     parser.add_argument(
