@@ -54,6 +54,46 @@ def test_every_comparison_is_measured(tmp_path, capsys):
     assert "| DARTS space: step | smooth | 196, 196 |" in capsys.readouterr().out
 
 
+AUTODL = """
+import torch
+
+class Network(torch.nn.Module):
+    def __init__(self, C, N, max_nodes, num_classes, search_space, affine, track_running_stats):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, C, 3)
+        self.classifier = torch.nn.Linear(C, num_classes)
+        self.arch_parameters = torch.nn.Parameter(torch.zeros(C, len(search_space)))
+
+    def get_weights(self):
+        return [*self.stem.parameters(), *self.classifier.parameters()]
+
+    def forward(self, x):
+        x = self.stem(x).mean((2, 3)) * self.arch_parameters.softmax(1).max(1)[0]
+        return x, self.classifier(x)
+
+class TinyNetworkDarts(Network):
+    pass
+
+class TinyNetworkGDAS(Network):
+    pass
+"""
+
+
+def test_supernets_of_a_checkout_are_measured_beside_ours(tmp_path):
+    package = tmp_path / "xautodl" / "models" / "cell_searchs"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(AUTODL)
+    small = Options(only="AutoDL", cells=(1,), channels=4, image_size=8, batch_size=4, rounds=1)
+    with pytest.raises(ValueError, match="elsewhere is no checkout of AutoDL-Projects"):
+        measure_speed(replace(small, autodl=tmp_path / "elsewhere"))
+    rows = measure_speed(replace(small, autodl=tmp_path))
+    assert {row["comparison"] for row in rows} == {"AutoDL-Projects, N 1: step"}
+    darts, gdas, *ours = rows
+    assert [row["variant"] for row in (darts, gdas)] == ["AutoDL-Projects, DARTS", "AutoDL-Projects, GDAS"]
+    assert [row["operations"] for row in ours] == ["30, 30", *["8, 8 and 22 scored"] * 2]
+    assert 0 < darts["dispatched"] == gdas["dispatched"]
+
+
 def test_operators_and_synchronizations_are_counted_forward_and_backward():
     x = torch.ones(3, requires_grad=True)
 

@@ -22,6 +22,7 @@ import torch
 from tqdm.auto import tqdm
 
 from . import variants
+from .autodl import check_autodl
 from .dispatch import count_dispatched
 from .schedule import whole_schedule
 from .variants import Size, Variants
@@ -52,6 +53,8 @@ class Options(Size):
     """Epochs of the search from beginning to end."""
     schedule_images: int = 768
     """Number of embedded digits in the search from beginning to end, half for the weights and half for the alphas."""
+    autodl: Path | None = None
+    """Checkout of AutoDL-Projects, whose supernets are then measured as well."""
     threads: int | None = None
     """CPU threads; by default all cores."""
     json: Path | None = None
@@ -86,8 +89,10 @@ def measure_speed(options: Options) -> list[dict[str, Any]]:
         The rows, ready for JSON.
 
     Raises:
-        ValueError: none is asked for.
+        ValueError: none is asked for, or ``autodl`` is no checkout of AutoDL-Projects.
     """
+    if options.autodl is not None:
+        check_autodl(options.autodl)
     chosen = [c for c in comparisons(options) if re.search(options.only, c.name)]
     if options.schedule_epochs < 1:
         raise ValueError(f"schedule_epochs must be at least 1, got {options.schedule_epochs}; only= leaves it out")
@@ -131,6 +136,9 @@ def comparisons(options: Options) -> list[Comparison]:
             Comparison(f"N {n}: weights update", partial(variants.nb201_weights_updates, options, n)),
             Comparison(f"N {n}: one operation", partial(variants.nb201_single_operations, options, n)),
         ]
+        if options.autodl is not None:
+            steps = partial(variants.autodl_steps, options, n, options.autodl)
+            found.append(Comparison(f"AutoDL-Projects, N {n}: step", steps))
     found += [
         Comparison("DARTS space: step", partial(variants.darts_steps, options, options.darts_cells)),
         Comparison(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from ..spaces.primitives import Zero
 from ..supernet.mixed_op import MixedOp
 
 __all__ = [
+    "Dense",
     "DiscreteDarts",
     "DiscreteNetwork",
     "PublishedChain",
@@ -29,6 +30,14 @@ __all__ = [
     "published_step",
     "published_weights_update",
 ]
+
+
+class Dense(Protocol):
+    """A supernet whose alphas are its own business."""
+
+    def __call__(self, x: Tensor) -> Any: ...
+
+    def weight_parameters(self) -> list[nn.Parameter]: ...
 
 
 class _PublishedMixedOp(nn.Module):
@@ -157,7 +166,7 @@ class PublishedSupernet(nn.Module):
 
 
 def published_weights_update(
-    model: PublishedChain | PublishedDarts | PublishedSupernet,
+    model: Dense,
     weight_optimizer: torch.optim.Optimizer,
     x: Tensor,
     y: Tensor,
@@ -171,7 +180,7 @@ def published_weights_update(
 
 
 def published_step(
-    model: PublishedChain | PublishedDarts | PublishedSupernet,
+    model: Dense,
     weight_optimizer: torch.optim.Optimizer,
     alpha_optimizer: torch.optim.Optimizer,
     train_batch: Sequence[Tensor],

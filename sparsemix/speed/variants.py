@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
@@ -24,8 +25,10 @@ from ..spaces.darts import DartsGenotype
 from ..spaces.nb201 import NB201Genotype
 from ..supernet.group import ArchParameterGroup
 from ..supernet.mixed_op import Execution, MixedOp
+from .autodl import AutoDLSupernet
 from .models import MODELS
 from .published import (
+    Dense,
     DiscreteDarts,
     DiscreteNetwork,
     PublishedChain,
@@ -81,15 +84,32 @@ def nb201_steps(size: Size, cells: int) -> Variants:
     """A search step: an update of the weights and one of the alphas."""
     train, val = size.batch(), size.batch()
     supernet = nb201_supernet(size, cells)
-    dense = PublishedSupernet(supernet, SMOOTH)
-    both = optimizers(dense.weight_parameters(), [dense.alphas])
-    variants = {
-        "published dense": Variant(lambda: published_step(dense, *both, train, val), "30, 30"),
-        "smooth": search_step(our_step(supernet, phi=False), train, val),
-    }
+    published = PublishedSupernet(supernet, SMOOTH)
+    dense = dense_step(published, [published.alphas], train, val)
+    return {"published dense": Variant(dense, "30, 30"), **nb201_our_steps(supernet, train, val)}
+
+
+def nb201_our_steps(supernet: nn.Module, train: Batch, val: Batch) -> Variants:
+    """Smooth and sparse steps on copies of a supernet."""
+    variants = {"smooth": search_step(our_step(supernet, phi=False), train, val)}
     for name, cell in CELLS.items():
         variants[f"sparse, 8 of 30 active, {name}"] = search_step(our_step(supernet, True, active(cell)), train, val)
     return variants
+
+
+def autodl_steps(size: Size, cells: int, checkout: Path) -> Variants:
+    """A search step of AutoDL-Projects' own supernets, and of ours."""
+    train, val = size.batch(), size.batch()
+    own = {
+        method: AutoDLSupernet(checkout, method, size.channels, cells, classes=10).to(size.device)
+        for method in ("DARTS", "GDAS")
+    }
+    steps = {method: dense_step(model, [model.alphas], train, val, fused=False) for method, model in own.items()}
+    return {
+        "AutoDL-Projects, DARTS": Variant(steps["DARTS"], "30, 30"),
+        "AutoDL-Projects, GDAS": Variant(steps["GDAS"], "6, 6"),
+        **nb201_our_steps(nb201_supernet(size, cells), train, val),
+    }
 
 
 def nb201_single_operations(size: Size, cells: int) -> Variants:
@@ -135,10 +155,9 @@ def darts_steps(size: Size, cells: int) -> Variants:
     size = replace(size, batch_size=size.batch_size // 2)
     train, val = size.batch(), size.batch()
     supernet = darts_supernet(size, cells)
-    dense = PublishedDarts(supernet, SMOOTH)
-    both = optimizers(dense.weight_parameters(), [*dense.alphas])
+    published = PublishedDarts(supernet, SMOOTH)
     return {
-        "published dense": Variant(lambda: published_step(dense, *both, train, val), "196, 196"),
+        "published dense": Variant(dense_step(published, [*published.alphas], train, val), "196, 196"),
         "smooth": search_step(our_step(supernet, phi=False), train, val),
         "sparse, one operation an edge active": search_step(our_step(supernet, True, darts_active()), train, val),
     }
@@ -207,8 +226,7 @@ def user_steps(size: Size) -> Variants:
     ).to(size.device)
     winners = ["conv3", "skip", "conv1", "conv3", "pool", "conv5"]
     mixed: list[Any] = [*model]
-    dense = PublishedChain(mixed, SMOOTH)
-    both = optimizers(dense.weight_parameters(), [dense.alphas])
+    published = PublishedChain(mixed, SMOOTH)
     chosen = {str(i): {winner} for i, winner in enumerate(winners)}
     chosen["1"] |= {"conv3"}
     chosen["4"] |= {"conv1"}
@@ -216,7 +234,7 @@ def user_steps(size: Size) -> Variants:
     plain = plain.to(memory_format=torch.channels_last)
     plain_steps = training_steps(plain, channels_last(train), channels_last(val))
     return {
-        "published dense": Variant(lambda: published_step(dense, *both, train, val), "30, 30"),
+        "published dense": Variant(dense_step(published, [published.alphas], train, val), "30, 30"),
         "smooth": search_step(our_step(model, phi=False), train, val),
         "sparse, 8 of 30 active": search_step(our_step(model, True, chosen), train, val),
         "discrete network, two training steps": Variant(plain_steps, "6, 6"),
@@ -296,6 +314,14 @@ def timm_training_steps(size: Size, name: str) -> Variants:
 # Steps of this library, and the plain ones
 
 
+def dense_step(
+    model: Dense, alphas: list[nn.Parameter], train: Batch, val: Batch, fused: bool = True
+) -> Callable[[], None]:
+    """Two full backward passes."""
+    both = optimizers(model.weight_parameters(), alphas, fused)
+    return lambda: published_step(model, *both, train, val)
+
+
 def our_step(
     model: nn.Module, phi: bool, active: Mapping[str, set[str]] | None = None, gap: float = 12 * SPARSE
 ) -> SearchStep[ArchParameterGroup]:
@@ -355,8 +381,12 @@ def training_steps(network: nn.Module, *batches: Batch) -> Callable[[], None]:
     return run
 
 
-def optimizers(weights: list[nn.Parameter], alphas: list[nn.Parameter]) -> tuple[torch.optim.SGD, torch.optim.Adam]:
-    sgd = torch.optim.SGD(weights, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
+def optimizers(
+    weights: list[nn.Parameter], alphas: list[nn.Parameter], fused: bool = True
+) -> tuple[torch.optim.SGD, torch.optim.Adam]:
+    """Not fused where a weight may be without a gradient, as in GDAS: PyTorch's fused SGD fails on it."""
+    kind = {"fused": True} if fused else {"foreach": True}
+    sgd = torch.optim.SGD(weights, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4, **kind)
     return sgd, torch.optim.Adam(alphas, lr=3e-4, betas=(0.5, 0.999))
 
 
