@@ -3,15 +3,16 @@
     python benchmarks/timm_budget.py --dataset cifar10 --download
     python benchmarks/timm_budget.py --dataset digits --limit 200 --search-epochs 1 --train-epochs 1 --seeds 0  # a try
 
-The budget is the cost of the model with one candidate in all its layers (--uniform). For every seed the model is
-searched within that budget, and a choice of at least 97 % of it is drawn at random; both are trained from scratch, and
-so are the uniform model and the model as it is. Runs that have finished are not repeated.
+The budget is the cost of the model with one candidate in all its layers (the first of --uniform). For every seed the
+model is searched within that budget, and a choice of at least 97 % of it is drawn at random; both are trained from
+scratch, and so are the uniform models and the model as it is. Runs that have finished are not repeated.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import re
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,8 +36,8 @@ class Options:
     """Model of timm's."""
     mix: str = "groups"
     """Family of candidates."""
-    uniform: str = "groups4"
-    """Candidate that all layers have in the uniform model, whose multiply-accumulates are the budget."""
+    uniform: tuple[str, ...] = ("groups4", "groups8")
+    """Candidates that all layers have in the uniform models; the multiply-accumulates of the first are the budget."""
     image_size: int = 32
     """Images are resized to this."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -61,17 +62,18 @@ class Options:
 
 def main(options: Options) -> Table:
     costs = _costs(options)
-    budget = costs.of(dict.fromkeys(costs.rows, options.uniform))
+    uniform = {f"uniform ({name})": dict.fromkeys(costs.rows, name) for name in options.uniform}
+    budget = costs.of(next(iter(uniform.values())))
     rows = []
     for seed in options.seeds:
         choices = {
             "as it is": {},
-            f"uniform ({options.uniform})": dict.fromkeys(costs.rows, options.uniform),
+            **uniform,
             "random": drawn(costs, budget, random.Random(seed)),
             "found": _found(options, seed, budget),
         }
         for kind, choice in choices.items():
-            trained = _trained(options, kind.split()[0], seed, choice)
+            trained = _trained(options, kind, seed, choice)
             rows.append(
                 {"kind": kind, "seed": seed, **{name: trained[name] for name in ("macs", "parameters", "error")}}
             )
@@ -135,7 +137,7 @@ def _found(options: Options, seed: int, budget: float) -> dict[str, str]:
 
 def _trained(options: Options, kind: str, seed: int, choice: Mapping[str, str]) -> dict[str, Any]:
     """The summary of a training from scratch."""
-    folder = options.output / f"train-{kind}-seed{seed}"
+    folder = options.output / f"train-{re.sub(r'[^a-z0-9]+', '-', kind).strip('-')}-seed{seed}"
     if (folder / "summary.json").exists():
         return json.loads((folder / "summary.json").read_text())
     flags = ["--model", options.model, "--epochs", str(options.train_epochs), "--cutout", "0"]

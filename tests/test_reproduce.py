@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsemix.cli import main, nb201, pick, train
+from sparsemix.cli import darts, main, nb201, pick, train
 from sparsemix.cli.reproduce import TABLES
 from sparsemix.cli.reproduce.common import chosen_rows
 from sparsemix.cli.reproduce.networks import STAND_IN, _pick_words, _train_words
@@ -129,6 +129,20 @@ def test_the_scales():
     for row in EXPERIMENTS["table1"].rows:
         proxy = nb201.configure(search_words(row, "proxy", 0, Path("run"), []))
         assert (proxy.size.cells, proxy.data.image_size, proxy.size.epochs, proxy.data.limit) == (1, 16, 25, 12800)
+
+
+@pytest.mark.parametrize("scale", ["smoke", "proxy"])
+def test_every_method_fits_into_a_smaller_scale(scale, tmp_path):
+    digits = [] if scale == "smoke" else ["--dataset", "digits"]
+    rows = [row for experiment in EXPERIMENTS.values() if not experiment.is_timed for row in experiment.rows]
+    for row in {row.settings["method"]: row for row in rows}.values():
+        nb201.make_search(nb201.configure(search_words(row, scale, 0, tmp_path / "nb201" / row.run, digits)))
+    searches = {**NETWORK_TABLES["table3"].searches, **NETWORK_TABLES["table5"].searches}
+    for name, settings in searches.items():
+        if settings["space"] in ("darts", "s1") and settings["dataset"] == "cifar10":
+            config = pick.configure(_pick_words(settings, scale, tmp_path / "pick" / name, digits))
+            _, search = next(iter(pick.searches(config, tmp_path / name)))
+            darts.make_search(search)  # a schedule that does not fit is an error
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ ablations that section III and IV speak of. Baselines are searched with the sett
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-__all__ = ["COLUMNS", "EXPERIMENTS", "SCALES", "Experiment", "Row", "Scale"]
+__all__ = ["COLUMNS", "EXPERIMENTS", "SCALES", "SHORT", "Experiment", "Row", "Scale"]
 
 Settings = Mapping[str, Any]
 """Flag of ``sparsemix search nb201`` -> value."""
@@ -53,14 +54,41 @@ class Experiment(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """A size of the searches: settings that override a row's, and a note for readers."""
+    """A size of the searches.
+
+    Attributes:
+        settings: they override a row's.
+        remark: a note for readers.
+        sp_darts: preset of SP-DARTS: the paper's settings, or the same with a threshold.
+        preset: of all other methods; None: each method's first.
+        by_method: settings of single methods, which override all others.
+    """
 
     settings: Settings
     remark: str
+    sp_darts: str = "fast"
+    preset: str | None = None
+    by_method: Mapping[str, Settings] = MappingProxyType({})
+
+    def of(self, search: Settings) -> dict[str, Any]:
+        """All settings of a search at this scale; a preset that the search names stays."""
+        method = search["method"]
+        preset = self.sp_darts if method.startswith("sp-darts") else self.preset
+        named = {"preset": preset} if preset else {}
+        return {**named, **search, **self.settings, **self.by_method.get(method, {})}
+
+
+SHORT: Mapping[str, Settings] = {
+    "pc-darts": {"frozen-epochs": 1},
+    "gaea-pc-darts": {"frozen-epochs": 1},
+    "drnas": {"frozen-epochs": 0, "channels": 12},
+    "sgas+pt": {"epochs": 9, "first-decision": 1, "decision-every": 1},
+}
+"""Method -> settings with which its schedule fits into a search of two epochs, or else as many as it needs."""
 
 
 SCALES = {
-    "paper": Scale({}, "The searches are of the paper's size."),
+    "paper": Scale({}, "The searches are of the paper's size.", sp_darts="paper"),
     "reduced": Scale(
         {"image-size": 16, "cells": 1},
         "The searches have the paper's schedules, on images of 16x16 and with one cell a stage.",
@@ -68,6 +96,7 @@ SCALES = {
     "proxy": Scale(
         {"scale": "proxy"},
         "The searches are proxies: 25 epochs on a quarter of the images, of 16x16, with one cell a stage.",
+        preset="proxy",
     ),
     "smoke": Scale(
         {
@@ -81,6 +110,7 @@ SCALES = {
             "statistics-images": 40,
         },
         "The searches take seconds, on the embedded digits: they show that everything runs, and nothing about methods.",
+        by_method=SHORT,
     ),
 }
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from itertools import product
 from typing import NamedTuple
 
-from .experiments import Settings
+from .experiments import SHORT, Scale, Settings
 
 __all__ = ["NETWORK_SCALES", "NETWORK_TABLES", "Entry", "Network", "NetworkScale", "NetworkTable"]
 
@@ -66,38 +66,42 @@ class NetworkTable(NamedTuple):
 
 
 class NetworkScale(NamedTuple):
-    """A size of searches and trainings: settings that override a table's own.
+    """A size of searches and trainings.
 
     Attributes:
-        search: settings of ``sparsemix pick``.
-        training: settings of ``sparsemix train``.
+        search: settings of ``sparsemix pick``, and a note for readers of the table.
+        training: settings of ``sparsemix train`` that override a table's own.
         transfer: settings of the training on ImageNet; None: the table's own, on the folders given by ``--imagenet``.
-        remark: a note for readers of the table.
     """
 
-    search: Settings
+    search: Scale
     training: Settings
     transfer: Settings | None
-    remark: str
 
 
-_TINY = {"dataset": "digits", "channels": 4, "batch-size": 40, "limit": 200}
 _PROXIES = NetworkScale(
-    {"scale": "proxy", "selection": "proxy"},
+    Scale(
+        {"scale": "proxy", "selection": "proxy"},
+        "Searches and trainings are proxies: small networks, 16x16 images, and errors on held-out training images.",
+        preset="proxy",
+    ),
     {"preset": "proxy"},
     None,
-    "Searches and trainings are proxies: small networks, 16x16 images, and errors on held-out training images.",
 )
+_TINY = {"dataset": "digits", "channels": 4, "batch-size": 40, "limit": 200}
 NETWORK_SCALES = {
-    "paper": NetworkScale({}, {}, None, "Searches and trainings are of the paper's size."),
+    "paper": NetworkScale(Scale({}, "Searches and trainings are of the paper's size.", sp_darts="paper"), {}, None),
     "reduced": _PROXIES,  # the paper's schedules would take weeks on two cores
     "proxy": _PROXIES,
     "smoke": NetworkScale(
-        {"scale": "proxy", "selection": "proxy", **_TINY, "image-size": 8, "cells": 3, "epochs": 2}
-        | {"seeds": (0,), "train-epochs": 1},
+        Scale(
+            {"scale": "proxy", "selection": "proxy", **_TINY, "image-size": 8, "cells": 3, "epochs": 2}
+            | {"seeds": (0,), "train-epochs": 1},
+            "The runs take seconds, on the embedded digits: they show that everything runs, and nothing about methods.",
+            by_method=SHORT,
+        ),
         {"preset": "proxy", **_TINY, "image-size": 8, "cells": 3, "epochs": 1},
         {**_TINY, "image-size": 32, "cells": 3, "epochs": 6, "auxiliary": 0},
-        "The runs take seconds, on the embedded digits: they show that everything runs, and nothing about methods.",
     ),
 }
 

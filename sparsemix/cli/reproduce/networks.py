@@ -57,7 +57,7 @@ def reproduce_networks(
         for name in table.networks
     }
     made = network_table(table, trained)
-    paragraphs = [table.remark, *notes(chosen, flags, NETWORK_SCALES[chosen.scale].remark)]
+    paragraphs = [table.remark, *notes(chosen, flags, NETWORK_SCALES[chosen.scale].search.remark)]
     write_networks(chosen.name, table, made, trained, folder, paragraphs)
     show(made, folder / chosen.name)
     return failed
@@ -98,10 +98,7 @@ def _failed(statuses: Mapping[str, int]) -> list[str]:
 
 def _pick_words(settings: Mapping[str, Any], scale: str, output: Path, flags: Sequence[str]) -> list[str]:
     """The flags of a selection: the table's, then those of the scale, then the user's."""
-    preset = {}
-    if settings["method"] == "sp-darts":  # the paper's settings, or the same with a threshold
-        preset = {"preset": "paper" if scale == "paper" else "fast"}
-    return [*as_words({**settings, **preset, **NETWORK_SCALES[scale].search}), *flags, "--output", str(output)]
+    return [*as_words(NETWORK_SCALES[scale].search.of(settings)), *flags, "--output", str(output)]
 
 
 def _train_words(

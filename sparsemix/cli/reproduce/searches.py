@@ -89,10 +89,7 @@ def reproduce_times(
 
 def search_words(row: Row, scale: str, seed: int, output: Path, flags: Sequence[str]) -> list[str]:
     """The flags of one search: the row's, then those of the scale, then the user's."""
-    settings = dict(row.settings)
-    if settings["method"].startswith("sp-darts"):  # the paper's settings, or the same with a threshold
-        settings.setdefault("preset", "paper" if scale == "paper" else "fast")
-    words = as_words({**settings, **SCALES[scale].settings})
+    words = as_words(SCALES[scale].of(row.settings))
     if names(flags, "--table") and not names(flags, "--table-dataset"):
         words += ["--table-dataset", row.settings["dataset"]]
     resumed = ["--resume"] if (output / "config.json").exists() else []
