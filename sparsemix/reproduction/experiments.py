@@ -82,7 +82,9 @@ SHORT: Mapping[str, Settings] = {
     "pc-darts": {"frozen-epochs": 1},
     "gaea-pc-darts": {"frozen-epochs": 1},
     "drnas": {"frozen-epochs": 0, "channels": 12},
-    "sgas+pt": {"epochs": 9, "first-decision": 1, "decision-every": 1},
+    "pt": {"tuning-epochs": 1},
+    "sdarts-rs+pt": {"tuning-epochs": 1},
+    "sgas+pt": {"epochs": 9, "first-decision": 1, "decision-every": 1, "tuning-epochs": 1},
 }
 """Method -> settings with which its schedule fits into a search of two epochs, or else as many as it needs."""
 
