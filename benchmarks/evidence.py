@@ -4,9 +4,10 @@
     python benchmarks/evidence.py --runs runs/evidence/*  # from finished searches of NAS-Bench-201, read first
     python benchmarks/evidence.py --noise runs/s4/*seed?  # from finished searches of S4, read first
     python benchmarks/evidence.py --whole runs/whole/*    # from finished searches of the whole schedule, read first
+    python benchmarks/evidence.py --sensitivity runs/sensitivity/proxy/*-seed?  # from searches at other t_sp and p_up
 
-The last three write docs/data/courses.csv, s4.csv and whole-schedule.csv, a row for each epoch of each run. All draw
-docs/evidence-*.png and print the tables.
+The last four write docs/data/courses.csv, s4.csv and whole-schedule.csv, a row for each epoch of each run, and
+sensitivity.csv, a row for each run. All draw docs/evidence-*.png and print the tables.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ class Options:
     """Folders of finished searches of S4; by default docs/data/s4.csv is read."""
     whole: tuple[Path, ...] = ()
     """Folders of finished searches of 50 epochs on all images; by default docs/data/whole-schedule.csv is read."""
+    sensitivity: tuple[Path, ...] = ()
+    """Folders of finished searches of SP-DARTS with several t_sp and p_up; by default docs/data/sensitivity.csv is
+    read."""
     docs: Path = Path("docs")
     """Folder of the documentation."""
 
@@ -52,6 +56,9 @@ def main(options: Options) -> None:
     for file, folders in ((courses, options.runs), (s4, options.noise), (whole, options.whole)):
         if folders:
             write_rows(file, [line for folder in folders for line in course(folder)])
+    sensitive = options.docs / "data" / "sensitivity.csv"
+    if options.sensitivity:
+        write_rows(sensitive, [ending(folder) for folder in options.sensitivity])
     rows = read(courses)
     with style():
         for name, (field, factor, label, lowest) in CURVES.items():
@@ -61,6 +68,7 @@ def main(options: Options) -> None:
     print(f"\n{collapses(read(options.docs / 'data' / 'all-methods.csv')).markdown()}")
     print(f"\n{noise(read(s4)).markdown()}")
     print(f"\n{paths(read(whole)).markdown()}")
+    print(f"\n{sensitivity(read(sensitive)).markdown()}")
 
 
 def course(folder: Path) -> Iterable[dict[str, Any]]:
@@ -71,6 +79,13 @@ def course(folder: Path) -> Iterable[dict[str, Any]]:
         yield {"method": run.what, "seed": run.summary["seed"], "epoch": record["epoch"] + 1, **measured} | {
             "genotype": record["genotype"]
         }
+
+
+def ending(folder: Path) -> dict[str, Any]:
+    """What a finished search of SP-DARTS ends with, and its t_sp and p_up."""
+    run = load_run(folder)
+    [*_, last] = course(folder)
+    return {"t_sp": run.settings["sparse"], "p_up": run.settings["p_up"], **last}
 
 
 def read(path: Path) -> list[Row]:
@@ -101,16 +116,31 @@ def last_epochs(rows: Sequence[Row]) -> Table:
     lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
         last = [*{row["seed"]: row for row in rows if row["method"] == method}.values()]  # the last row of each seed
-        percent = {field: [100 * float(row[field]) for row in last] for field in ("discretized_accuracy", "leakage")}
-        gaps = [100 * (float(row["supernet_accuracy"]) - float(row["discretized_accuracy"])) for row in last]
-        true = [float(row["true_accuracy"]) for row in last]
-        shown = [*map(_mean, (percent["discretized_accuracy"], gaps, percent["leakage"]))]
-        shown += [_mean([float(row["entropy"]) for row in last]), _mean(true)]
-        lines.append(
-            [method, str(len(last)), *shown, *_fallen([(row["genotype"], float(row["true_accuracy"])) for row in last])]
-        )
-    headings = ["method", "n", "discretised accuracy, %", "gap, points", "output leakage, %", "entropy, nats"]
-    return Table([*headings, "true accuracy, %", *_FALLEN], lines)
+        lines.append([method, *_endings(last)])
+    return Table(["method", *_ENDINGS], lines)
+
+
+def sensitivity(rows: Sequence[Row]) -> Table:
+    """A line a temperature and share of sparse batches: what SP-DARTS's searches end with."""
+    lines = []
+    for t_sp, p_up in sorted({(float(row["t_sp"]), float(row["p_up"])) for row in rows}):
+        last = [row for row in rows if (float(row["t_sp"]), float(row["p_up"])) == (t_sp, p_up)]
+        lines.append([f"{1e3 * t_sp:g}", f"{p_up:g}", *_endings(last)])
+    return Table(["t_sp, 1e-3", "p_up", *_ENDINGS], lines)
+
+
+_ENDINGS = ["n", "discretised accuracy, %", "gap, points", "output leakage, %", "entropy, nats", "true accuracy, %"]
+_ENDINGS += _FALLEN
+
+
+def _endings(last: Sequence[Row]) -> list[str]:
+    """Of the last epochs of several searches."""
+    percent = {field: [100 * float(row[field]) for row in last] for field in ("discretized_accuracy", "leakage")}
+    gaps = [100 * (float(row["supernet_accuracy"]) - float(row["discretized_accuracy"])) for row in last]
+    true = [float(row["true_accuracy"]) for row in last]
+    shown = [*map(_mean, (percent["discretized_accuracy"], gaps, percent["leakage"]))]
+    shown += [_mean([float(row["entropy"]) for row in last]), _mean(true)]
+    return [str(len(last)), *shown, *_fallen([(row["genotype"], float(row["true_accuracy"])) for row in last])]
 
 
 def collapses(runs: Sequence[Row]) -> Table:
