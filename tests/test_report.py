@@ -1,6 +1,7 @@
 import json
 import sys
 
+import matplotlib.image
 import pytest
 
 from sparsemix.cli.report import main
@@ -93,6 +94,9 @@ def test_runs_of_different_kinds_have_tables_of_their_own(runs, tmp_path, monkey
 def test_a_figure(runs, tmp_path):
     draw_runs(loaded(runs), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    draw_runs(loaded(runs), tmp_path / "entropy.png", ["entropy"])
+    all_of_it, entropy = (matplotlib.image.imread(tmp_path / f"{name}.png").shape for name in ("figure", "entropy"))
+    assert entropy[1] == all_of_it[1] / 2, "one panel instead of two beside each other"
 
 
 def test_a_run_that_has_not_finished(tmp_path):

@@ -85,6 +85,18 @@ def test_a_table_from_beginning_to_end_and_another_that_shares_its_runs(tmp_path
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*/*")} == before
 
 
+def test_figures_show_what_the_paper_s_do():
+    from sparsemix.report.figures import _COURSE
+
+    assert [EXPERIMENTS[name].drawn for name in ("fig3", "fig3a", "fig3b")] == [
+        (),
+        ("entropy",),
+        ("discretized_accuracy",),
+    ]
+    assert all(field in _COURSE for experiment in EXPERIMENTS.values() for field in experiment.drawn)
+    assert EXPERIMENTS["fig3a"].rows == EXPERIMENTS["fig3b"].rows == EXPERIMENTS["fig3"].rows, "they share their runs"
+
+
 def test_search_times(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sparsemix.cli.reproduce.searches.ROUNDS", 1)
     timed = EXPERIMENTS["search-time"]

@@ -25,12 +25,19 @@ _AUDIT = {
 }
 
 
-def draw_runs(runs: Sequence[FinishedRun], figure: str | Path) -> None:
-    """Accuracy, entropy and leakage over the epochs: one line per run, one colour for runs that differ only in seed."""
-    sheet, axes = _sheet()
+def draw_runs(runs: Sequence[FinishedRun], figure: str | Path, fields: Sequence[str] = ()) -> None:
+    """Accuracy, entropy and leakage over the epochs: one line per run, one colour for runs that differ only in seed.
+
+    Args:
+        runs: finished searches.
+        figure: file to write.
+        fields: of the records, one panel for each; by default all four.
+    """
+    course = {field: _COURSE[field] for field in fields} or _COURSE
+    sheet, axes = _sheet(len(course))
     groups = group_names(runs)
     colours = {group: f"C{i}" for i, group in enumerate(dict.fromkeys(groups))}
-    for axis, (column, title) in zip(axes, _COURSE.items(), strict=True):
+    for axis, (column, title) in zip(axes, course.items(), strict=True):
         for run, group in zip(runs, groups, strict=True):
             measured = [record for record in run.records if column in record]
             epochs = [record["epoch"] + 1 for record in measured]
@@ -57,7 +64,7 @@ def draw_audits(runs: Sequence[FinishedRun], figure: str | Path) -> None:
     audits = [audit for audit in every if audit["phi"]] or every
     if not audits:
         raise ValueError("no run recorded an audit: search with audit_every set")
-    sheet, axes = _sheet()
+    sheet, axes = _sheet(len(_AUDIT))
     colours = {f"threshold {t:g}": f"C{i}" for i, t in enumerate(sorted({audit["threshold"] for audit in audits}))}
     for axis, (column, title) in zip(axes, _AUDIT.items(), strict=True):
         for name, colour in colours.items():
@@ -72,13 +79,15 @@ def draw_audits(runs: Sequence[FinishedRun], figure: str | Path) -> None:
     _finish(sheet, colours, figure)
 
 
-def _sheet() -> tuple[Any, Any]:
+def _sheet(panels: int) -> tuple[Any, Any]:
+    """One panel, or pairs of panels one below another."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    sheet = Figure(figsize=(11, 6.5), layout="constrained")
+    columns, rows = min(panels, 2), (panels + 1) // 2
+    sheet = Figure(figsize=(5.5 * columns, 0.5 + 3 * rows), layout="constrained")
     FigureCanvasAgg(sheet)
-    return sheet, sheet.subplots(2, 2, sharex=True).flat
+    return sheet, sheet.subplots(rows, columns, sharex=True, squeeze=False).flat
 
 
 def _finish(sheet: Any, colours: dict[str, str], figure: str | Path) -> None:
@@ -88,6 +97,6 @@ def _finish(sheet: Any, colours: dict[str, str], figure: str | Path) -> None:
     sheet.legend(lines, colours, loc="outside upper center", ncols=1)
     for axis in sheet.axes:
         axis.grid(alpha=0.3)
-    for axis in sheet.axes[2:]:
+    for axis in sheet.axes[-2:]:
         axis.set_xlabel("epoch")
     sheet.savefig(figure, dpi=120)

@@ -110,7 +110,7 @@ def write_results(
         for row, run in every
     ]
     _write_csv(folder / f"{name}.csv", ["row", "run", *fields, *_names()], lines)
-    draw_runs([run for _, run in every], folder / f"{name}.png")
+    draw_runs([run for _, run in every], folder / f"{name}.png", experiment.drawn)
 
 
 def _write_page(name: str, title: str, table: Table, folder: Path, paragraphs: Sequence[str]) -> None:
