@@ -97,6 +97,9 @@ def test_a_figure(runs, tmp_path):
     draw_runs(loaded(runs), tmp_path / "entropy.png", ["entropy"])
     all_of_it, entropy = (matplotlib.image.imread(tmp_path / f"{name}.png").shape for name in ("figure", "entropy"))
     assert entropy[1] == all_of_it[1] / 2, "one panel instead of two beside each other"
+    draw_runs(loaded(runs), tmp_path / "three.png", ["entropy", "leakage", "supernet_accuracy"])
+    with pytest.raises(ValueError, match="cannot draw loss: the fields are supernet_accuracy, "):
+        draw_runs(loaded(runs), tmp_path / "loss.png", ["loss"])
 
 
 def test_a_run_that_has_not_finished(tmp_path):

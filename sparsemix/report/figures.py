@@ -32,7 +32,12 @@ def draw_runs(runs: Sequence[FinishedRun], figure: str | Path, fields: Sequence[
         runs: finished searches.
         figure: file to write.
         fields: of the records, one panel for each; by default all four.
+
+    Raises:
+        ValueError: a field that cannot be drawn.
     """
+    if unknown := {*fields} - _COURSE.keys():
+        raise ValueError(f"cannot draw {', '.join(sorted(unknown))}: the fields are {', '.join(_COURSE)}")
     course = {field: _COURSE[field] for field in fields} or _COURSE
     sheet, axes = _sheet(len(course))
     groups = group_names(runs)
@@ -87,7 +92,10 @@ def _sheet(panels: int) -> tuple[Any, Any]:
     columns, rows = min(panels, 2), (panels + 1) // 2
     sheet = Figure(figsize=(5.5 * columns, 0.5 + 3 * rows), layout="constrained")
     FigureCanvasAgg(sheet)
-    return sheet, sheet.subplots(rows, columns, sharex=True, squeeze=False).flat
+    axes = [*sheet.subplots(rows, columns, sharex=True, squeeze=False).flat]
+    for axis in axes[panels:]:
+        axis.remove()
+    return sheet, axes[:panels]
 
 
 def _finish(sheet: Any, colours: dict[str, str], figure: str | Path) -> None:

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-__all__ = ["COLUMNS", "EXPERIMENTS", "SCALES", "SHORT", "Experiment", "Row", "Scale"]
+__all__ = ["COLUMNS", "EXPERIMENTS", "SCALES", "TINY", "Experiment", "Row", "Scale"]
 
 Settings = Mapping[str, Any]
-"""Flag of ``sparsemix search nb201`` -> value."""
+"""Flag of ``sparsemix search nb201``, ``sparsemix pick`` or ``sparsemix train`` -> value."""
 
 COLUMNS = tuple((dataset, of) for dataset in ("cifar10", "cifar100", "imagenet16-120") for of in ("valid", "test"))
 """Data set and images of the accuracies in Tables I and VI, in the paper's order."""
@@ -80,15 +80,16 @@ class Scale(NamedTuple):
         return {**named, **search, **self.settings, **self.by_method.get(method, {})}
 
 
-SHORT: Mapping[str, Settings] = {
+TINY: Mapping[str, Settings] = {
     "pc-darts": {"frozen-epochs": 1},
     "gaea-pc-darts": {"frozen-epochs": 1},
-    "drnas": {"frozen-epochs": 0, "channels": 12},
+    "drnas": {"frozen-epochs": 0, "channels": 12},  # its stages mix a sixth and a quarter of the channels
+    "r-darts-dp": {"cutout": 4},
     "pt": {"tuning-epochs": 1},
     "sdarts-rs+pt": {"tuning-epochs": 1},
-    "sgas+pt": {"epochs": 9, "first-decision": 1, "decision-every": 1, "tuning-epochs": 1},
+    "sgas+pt": {"epochs": 9, "first-decision": 1, "decision-every": 1},
 }
-"""Method -> settings with which its schedule fits into a search of two epochs, or else as many as it needs."""
+"""Method -> settings with which it fits into a search of two epochs on 8x8 images, or else as many as it needs."""
 
 
 SCALES = {
@@ -114,7 +115,7 @@ SCALES = {
             "statistics-images": 40,
         },
         "The searches take seconds, on the embedded digits: they show that everything runs, and nothing about methods.",
-        by_method=SHORT,
+        by_method=TINY,
     ),
 }
 
@@ -182,9 +183,13 @@ _TABLE6 = (
     _SP_DARTS_100._replace(name="SP-DARTS, CIFAR-100"),
 )
 _FIG3 = (_DARTS_AUTHORS, _DARTS_01, _SP_DARTS)
-_FIG3A = "The paper prints no entropies: that of DARTS-0.1 stays at about 3.5, that of SP-DARTS falls far below."
+_FIG3A = (
+    "The paper prints no numbers; in its Fig. 3a the entropy of DARTS-0.1 stays at about 3.5, and that of SP-DARTS "
+    "falls far below."
+)
 _FIG3B = (
-    "The paper prints no discretised accuracies: that of DARTS stays at chance, that of SP-DARTS is high at the end."
+    "In its Fig. 3b the discretised accuracy of DARTS stays at chance, and that of SP-DARTS is high at the end; no "
+    "numbers are printed."
 )
 _SECONDS = {
     "darts": ("DARTS-V1", 7253),

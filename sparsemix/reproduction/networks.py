@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from itertools import product
 from typing import NamedTuple
 
-from .experiments import SHORT, Scale, Settings
+from .experiments import TINY, Scale, Settings
 
 __all__ = ["NETWORK_SCALES", "NETWORK_TABLES", "Entry", "Network", "NetworkScale", "NetworkTable"]
 
@@ -88,20 +88,20 @@ _PROXIES = NetworkScale(
     {"preset": "proxy"},
     None,
 )
-_TINY = {"dataset": "digits", "channels": 4, "batch-size": 40, "limit": 200}
+_DIGITS = {"dataset": "digits", "channels": 4, "batch-size": 40, "limit": 200}
 NETWORK_SCALES = {
     "paper": NetworkScale(Scale({}, "Searches and trainings are of the paper's size.", sp_darts="paper"), {}, None),
     "reduced": _PROXIES,  # the paper's schedules would take weeks on two cores
     "proxy": _PROXIES,
     "smoke": NetworkScale(
         Scale(
-            {"scale": "proxy", "selection": "proxy", **_TINY, "image-size": 8, "cells": 3, "epochs": 2}
+            {"scale": "proxy", "selection": "proxy", **_DIGITS, "image-size": 8, "cells": 3, "epochs": 2}
             | {"seeds": (0,), "train-epochs": 1},
             "The runs take seconds, on the embedded digits: they show that everything runs, and nothing about methods.",
-            by_method=SHORT,
+            by_method=TINY,
         ),
-        {"preset": "proxy", **_TINY, "image-size": 8, "cells": 3, "epochs": 1},
-        {**_TINY, "image-size": 32, "cells": 3, "epochs": 6, "auxiliary": 0},
+        {"preset": "proxy", **_DIGITS, "image-size": 8, "cells": 3, "epochs": 1},
+        {**_DIGITS, "image-size": 32, "cells": 3, "epochs": 6, "auxiliary": 0},
     ),
 }
 
