@@ -1,26 +1,28 @@
 """What the method does to leakage, gap and outcomes: the figures and tables of docs/evidence.md, from committed data.
 
-    python benchmarks/evidence.py                         # from docs/data: courses.csv, all-methods.csv, s4.csv, ...
-    python benchmarks/evidence.py --runs runs/evidence/*  # from finished searches of NAS-Bench-201, read first
-    python benchmarks/evidence.py --noise runs/s4/*seed?  # from finished searches of S4, read first
-    python benchmarks/evidence.py --whole runs/whole/*    # from finished searches of the whole schedule, read first
-    python benchmarks/evidence.py --sensitivity runs/sensitivity/proxy/*-seed?  # from searches at other t_sp and p_up
+    python benchmarks/evidence.py                                  # from docs/data
+    python benchmarks/evidence.py --courses runs/evidence/*seed*/  # from finished searches of NAS-Bench-201, read first
+    python benchmarks/evidence.py --s4 runs/s4/*seed?/             # likewise, searches of S4,
+    python benchmarks/evidence.py --whole runs/whole/reduced/*/    # of the whole schedule,
+    python benchmarks/evidence.py --sensitivity runs/sensitivity/proxy/*/  # and at several t_sp and p_up
 
-The last four write docs/data/courses.csv, s4.csv and whole-schedule.csv, a row for each epoch of each run, and
-sensitivity.csv, a row for each run. All draw docs/evidence-*.png and print the tables.
+Folders that are given are read into docs/data/NAME.csv, a row for each epoch of each run (sensitivity: a row for each
+run). All tables are printed, and docs/evidence-*.png drawn.
 """
 
 from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tyro
+from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
+from sparsemix.methods.best_epoch import BestEpoch
 from sparsemix.report.drawing import COLOURS, over_epochs, save, sheet, style
 from sparsemix.report.records import load_run
 from sparsemix.report.tables import Table, write_rows
@@ -38,37 +40,32 @@ WHOLE_EPOCHS = (1, 10, 20, 30, 40, 50)
 
 @dataclass(frozen=True)
 class Options:
-    runs: tuple[Path, ...] = ()
-    """Folders of finished searches; by default docs/data/courses.csv is read."""
-    noise: tuple[Path, ...] = ()
-    """Folders of finished searches of S4; by default docs/data/s4.csv is read."""
+    courses: tuple[Path, ...] = ()
+    """Folders of finished searches, to be read into docs/data/courses.csv."""
+    s4: tuple[Path, ...] = ()
+    """Folders of finished searches of S4, to be read into docs/data/s4.csv."""
     whole: tuple[Path, ...] = ()
-    """Folders of finished searches of 50 epochs on all images; by default docs/data/whole-schedule.csv is read."""
+    """Folders of finished searches of 50 epochs on all images, to be read into docs/data/whole-schedule.csv."""
     sensitivity: tuple[Path, ...] = ()
-    """Folders of finished searches of SP-DARTS with several t_sp and p_up; by default docs/data/sensitivity.csv is
-    read."""
+    """Folders of finished searches with several t_sp and p_up, to be read into docs/data/sensitivity.csv."""
     docs: Path = Path("docs")
     """Folder of the documentation."""
 
 
 def main(options: Options) -> None:
-    courses, s4, whole = (options.docs / "data" / f"{name}.csv" for name in ("courses", "s4", "whole-schedule"))
-    for file, folders in ((courses, options.runs), (s4, options.noise), (whole, options.whole)):
+    data = options.docs / "data"
+    for name, folders in (("courses", options.courses), ("s4", options.s4), ("whole-schedule", options.whole)):
         if folders:
-            write_rows(file, [line for folder in folders for line in course(folder)])
-    sensitive = options.docs / "data" / "sensitivity.csv"
+            write_rows(data / f"{name}.csv", [line for folder in folders for line in course(folder)])
     if options.sensitivity:
-        write_rows(sensitive, [ending(folder) for folder in options.sensitivity])
-    rows = read(courses)
+        write_rows(data / "sensitivity.csv", [ending(folder) for folder in options.sensitivity])
+    rows = read(data / "courses.csv")
     with style():
         for name, (field, factor, label, lowest) in CURVES.items():
             save(curves(rows, field, factor, label, lowest), options.docs / f"evidence-{name}.png")
         save(outcomes(rows), options.docs / "evidence-outcomes.png")
-    print(last_epochs(rows).markdown())
-    print(f"\n{collapses(read(options.docs / 'data' / 'all-methods.csv')).markdown()}")
-    print(f"\n{noise(read(s4)).markdown()}")
-    print(f"\n{paths(read(whole)).markdown()}")
-    print(f"\n{sensitivity(read(sensitive)).markdown()}")
+    for name, table in TABLES:
+        print(f"{table(read(data / f'{name}.csv')).markdown()}\n")
 
 
 def course(folder: Path) -> Iterable[dict[str, Any]]:
@@ -106,6 +103,16 @@ def _fallen(cells: Sequence[tuple[str, float]]) -> list[str]:
 
 
 _FALLEN = ["half or more skip or none", "below 90 %", "worst, %"]
+_ENDINGS = [
+    "n",
+    "discretised accuracy, %",
+    "gap, points",
+    "output leakage, %",
+    "without none edges, %",
+    "entropy, nats",
+    "true accuracy, %",
+    *_FALLEN,
+]
 
 
 # Tables
@@ -129,18 +136,25 @@ def sensitivity(rows: Sequence[Row]) -> Table:
     return Table(["t_sp, 1e-3", "p_up", *_ENDINGS], lines)
 
 
-_ENDINGS = ["n", "discretised accuracy, %", "gap, points", "output leakage, %", "entropy, nats", "true accuracy, %"]
-_ENDINGS += _FALLEN
-
-
 def _endings(last: Sequence[Row]) -> list[str]:
     """Of the last epochs of several searches."""
-    percent = {field: [100 * float(row[field]) for row in last] for field in ("discretized_accuracy", "leakage")}
-    gaps = [100 * (float(row["supernet_accuracy"]) - float(row["discretized_accuracy"])) for row in last]
-    true = [float(row["true_accuracy"]) for row in last]
-    shown = [*map(_mean, (percent["discretized_accuracy"], gaps, percent["leakage"]))]
-    shown += [_mean([float(row["entropy"]) for row in last]), _mean(true)]
-    return [str(len(last)), *shown, *_fallen([(row["genotype"], float(row["true_accuracy"])) for row in last])]
+
+    def column(field: str, factor: float = 1.0) -> list[float]:
+        return [factor * float(row[field]) for row in last]
+
+    discretised = column("discretized_accuracy", 100)
+    gaps = [dense - own for dense, own in zip(column("supernet_accuracy", 100), discretised, strict=True)]
+    true = column("true_accuracy")
+    columns = discretised, gaps, column("leakage", 100), [100 * _leakage_of_others(row) for row in last]
+    shown = [_mean(values) for values in (*columns, column("entropy"), true)]
+    return [str(len(last)), *shown, *_fallen([*zip((row["genotype"] for row in last), true, strict=True)])]
+
+
+def _leakage_of_others(row: Row) -> float:
+    """The mean over the edges that are not none: an edge that is has a leakage of 1 by definition."""
+    operations = NB201Genotype.parse(row["genotype"]).operations
+    idle = operations.count("none")
+    return (len(operations) * float(row["leakage"]) - idle) / (len(operations) - idle)
 
 
 def collapses(runs: Sequence[Row]) -> Table:
@@ -172,6 +186,32 @@ def paths(rows: Sequence[Row]) -> Table:
         shown = [(float(own[epoch]["true_accuracy"]), idle_edges(own[epoch]["genotype"])) for epoch in WHOLE_EPOCHS]
         lines.append([method, seed, *(f"{true:.2f} ({idle})" for true, idle in shown)])
     return Table(["method", "seed", *(f"epoch {epoch}" for epoch in WHOLE_EPOCHS)], lines)
+
+
+def best_epochs(rows: Sequence[Row]) -> Table:
+    """A line a search of the whole schedule: its last epoch, and the epoch that sp-darts+best-epoch takes."""
+    lines = []
+    for method, seed in dict.fromkeys((row["method"], row["seed"]) for row in rows):
+        own = [row for row in rows if (row["method"], row["seed"]) == (method, seed)]
+        best = own[BestEpoch().result([{"discretized_accuracy": float(row["discretized_accuracy"])} for row in own])]
+        late = own[len(own) // 2 :]
+        pairs = [(float(row["discretized_accuracy"]), float(row["true_accuracy"])) for row in late]
+        cells = len({row["genotype"] for row in late})
+        shown = [own[-1]["true_accuracy"], best["true_accuracy"], spearmanr(*zip(*pairs, strict=True)).statistic]
+        lines.append([method, seed, str(cells), best["epoch"], *(f"{float(value):.2f}" for value in shown)])
+    headings = ["method", "seed", "cells in the second half", "best epoch", "true accuracy of the last epoch, %"]
+    return Table([*headings, "of the best epoch, %", "rank correlation"], lines)
+
+
+TABLES: Sequence[tuple[str, Callable[[Sequence[Row]], Table]]] = (
+    ("courses", last_epochs),
+    ("all-methods", collapses),
+    ("s4", noise),
+    ("whole-schedule", paths),
+    ("whole-schedule", best_epochs),
+    ("sensitivity", sensitivity),
+)
+"""File of docs/data, and a table of it."""
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -63,7 +63,7 @@ class Options:
 def main(options: Options) -> Table:
     costs = _costs(options)
     uniform = {f"uniform ({name})": dict.fromkeys(costs.rows, name) for name in options.uniform}
-    budget = costs.of(next(iter(uniform.values())))
+    budget = costs.of(uniform[f"uniform ({options.uniform[0]})"])
     rows = []
     for seed in options.seeds:
         choices = {

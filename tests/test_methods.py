@@ -11,6 +11,7 @@ from torch import nn
 from sparsemix import ArchParameterGroup, MixedOp
 from sparsemix.cli import nb201 as nb201_cli
 from sparsemix.methods import SearchStep
+from sparsemix.methods.best_epoch import BestEpoch
 from sparsemix.methods.gdas import GDAS, GumbelArgmax
 from sparsemix.methods.method import Evidence, Method, Part, Phase
 from sparsemix.methods.pt import PT
@@ -79,6 +80,7 @@ METHODS = {
     "single-path": (1, ["--samples", "2"]),
     "fair-darts": (None, []),
     "settle": (None, []),
+    "best-epoch": (None, []),
 }
 NOT_ON_THE_SIMPLEX = {"fair-darts"}
 
@@ -307,6 +309,28 @@ def test_a_search_that_settles_is_the_same_until_then(tmp_path):
     assert settled[2]["settled_accuracy"] == max(each["accuracy"] for each in among)
     assert settled[2]["allowed"] == {row: [name] for row, name in settled[2]["settled"].items()}
     assert all(row not in summary["undecided"] for row in settled[2]["settled"])
+
+
+def test_the_result_is_the_best_epoch_of_the_second_half(tmp_path):
+    flags = ["--epochs", "4", "--alpha-lr", "0.1", "--limit", "200", "--method"]
+    last, best = (search(tmp_path / name, *flags, name) for name in ("sp-darts", "sp-darts+best-epoch"))
+    plain, found = records(tmp_path / "sp-darts"), records(tmp_path / "sp-darts+best-epoch")
+    assert plain == found, "the search itself is the same"
+    accuracies = [record["discretized_accuracy"] for record in found]
+    epoch = max((2, 3), key=lambda epoch: (accuracies[epoch], epoch))
+    assert best["result_epoch"] == epoch
+    assert best["genotype"] == found[epoch]["genotype"]
+    assert best["discretized_accuracy"] == accuracies[epoch] >= last["discretized_accuracy"]
+
+
+def test_epochs_that_can_be_the_best():
+    evaluated = [{"discretized_accuracy": accuracy} for accuracy in (0.9, 0.1, 0.5, 0.5)]
+    assert BestEpoch().result(evaluated) == 3, "of equals the last"
+    assert BestEpoch(best_from=0.0).result(evaluated) == 0
+    assert BestEpoch().result([*evaluated[:3], {}]) == 2
+    assert BestEpoch().result([{}, {}]) == 1
+    with pytest.raises(ValueError, match=r"best_from must be in \[0, 1\), got 1"):
+        BestEpoch(best_from=1)
 
 
 def test_what_settling_needs():

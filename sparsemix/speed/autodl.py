@@ -9,9 +9,8 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from ..spaces.nb201 import OPERATIONS
@@ -25,17 +24,13 @@ class AutoDLSupernet(nn.Module):
     """A supernet of AutoDL-Projects, called and updated like :class:`~sparsemix.speed.published.PublishedSupernet`.
 
     Args:
-        checkout: folder of AutoDL-Projects.
+        checkout: folder of AutoDL-Projects, see :func:`check_autodl`.
         method: ``"DARTS"``, whose candidates all run, or ``"GDAS"``, which runs one an edge.
         channels, cells, classes: of the supernet.
-
-    Raises:
-        ValueError: as :func:`check_autodl` says.
     """
 
     def __init__(self, checkout: Path, method: str, channels: int, cells: int, classes: int) -> None:
         super().__init__()
-        check_autodl(checkout)
         sys.path.insert(0, str(checkout))
         try:
             models: Any = importlib.import_module("xautodl.models.cell_searchs")
@@ -51,7 +46,7 @@ class AutoDLSupernet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         _, logits = self.net(x)
-        return torch.as_tensor(logits)
+        return cast(Tensor, logits)
 
     def weight_parameters(self) -> list[nn.Parameter]:
         return [*self.net.get_weights()]

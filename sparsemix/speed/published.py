@@ -33,7 +33,7 @@ __all__ = [
 
 
 class Dense(Protocol):
-    """A supernet whose alphas are its own business."""
+    """A supernet that computes its own operation weights."""
 
     def __call__(self, x: Tensor) -> Any: ...
 

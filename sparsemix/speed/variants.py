@@ -100,16 +100,12 @@ def nb201_our_steps(supernet: nn.Module, train: Batch, val: Batch) -> Variants:
 def autodl_steps(size: Size, cells: int, checkout: Path) -> Variants:
     """A search step of AutoDL-Projects' own supernets, and of ours."""
     train, val = size.batch(), size.batch()
-    own = {
-        method: AutoDLSupernet(checkout, method, size.channels, cells, classes=10).to(size.device)
-        for method in ("DARTS", "GDAS")
-    }
-    steps = {method: dense_step(model, [model.alphas], train, val, fused=False) for method, model in own.items()}
-    return {
-        "AutoDL-Projects, DARTS": Variant(steps["DARTS"], "30, 30"),
-        "AutoDL-Projects, GDAS": Variant(steps["GDAS"], "6, 6"),
-        **nb201_our_steps(nb201_supernet(size, cells), train, val),
-    }
+    variants = {}
+    for method, operations in (("DARTS", "30, 30"), ("GDAS", "6, 6")):
+        model = AutoDLSupernet(checkout, method, size.channels, cells, classes=10).to(size.device)
+        step = dense_step(model, [model.alphas], train, val, fused=False)
+        variants[f"AutoDL-Projects, {method}"] = Variant(step, operations)
+    return variants | nb201_our_steps(nb201_supernet(size, cells), train, val)
 
 
 def nb201_single_operations(size: Size, cells: int) -> Variants:
@@ -384,7 +380,7 @@ def training_steps(network: nn.Module, *batches: Batch) -> Callable[[], None]:
 def optimizers(
     weights: list[nn.Parameter], alphas: list[nn.Parameter], fused: bool = True
 ) -> tuple[torch.optim.SGD, torch.optim.Adam]:
-    """Not fused where a weight may be without a gradient, as in GDAS: PyTorch's fused SGD fails on it."""
+    """SGD for the weights and Adam for the alphas. Fused SGD fails where a weight has no gradient, as in GDAS."""
     kind = {"fused": True} if fused else {"foreach": True}
     sgd = torch.optim.SGD(weights, lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4, **kind)
     return sgd, torch.optim.Adam(alphas, lr=3e-4, betas=(0.5, 0.999))

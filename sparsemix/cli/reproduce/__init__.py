@@ -71,8 +71,8 @@ def _parser() -> argparse.ArgumentParser:
         choices=[*SCALES],
         default="reduced",
         help="paper: the paper's size; reduced: the whole schedule on 16x16 images with one cell per stage (default); "
-        "proxy: minutes per search, fewer images and epochs as well; smoke: minutes in all, on the embedded digits. "
-        "Tables of trained networks have proxies at reduced, too",
+        "proxy: the same with fewer images and epochs, minutes per search; smoke: minutes in all, on the embedded "
+        "digits. For tables of trained networks, reduced and proxy are the same",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="by default 0 1 2")
     parser.add_argument(
