@@ -1,6 +1,7 @@
 """What a run prints: whole lines that fit, and at a terminal the running epoch beneath them."""
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -9,7 +10,7 @@ from rich.text import Text
 from sparsemix.cli.nb201 import TRUE
 from sparsemix.methods.registry import find_method, methods
 from sparsemix.runs.display import Display
-from sparsemix.runs.epoch_table import EpochTable, search_columns, training_columns
+from sparsemix.runs.epoch_table import EpochTable, closing_lines, search_columns, training_columns
 
 
 @pytest.fixture
@@ -85,3 +86,13 @@ def test_logs_and_other_processes_get_no_running_epoch(shows, is_terminal):
     with Display(shows, "epoch", console) as display:
         display.show(lambda: pytest.fail("was drawn"), 1, 2)
     assert written(console) == ""
+
+
+@pytest.mark.parametrize("method", ["sp-darts", "sp-darts+best-epoch"])
+def test_the_end_names_what_is_undecided_and_what_to_do(method):
+    found = {"genotype": "cell", "averaged_genotype": "cell", "result_epoch": 4, "seconds": 9.0}
+    summary = {**found, "method": method, "undecided": {"1<-0": ["skip", "conv"]}}
+    lines = " ".join(closing_lines(summary, 6, Path("runs/x"), "next").split())
+    assert "undecided: 1 of 6 rows, whose best operations are within two temperatures: 1<-0 (skip or conv);" in lines
+    advice = ", or take the most accurate epoch instead of the last: sp-darts+best-epoch"
+    assert (advice in lines) is (method == "sp-darts")
