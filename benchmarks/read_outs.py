@@ -3,9 +3,9 @@
     python benchmarks/read_outs.py --runs runs/settle/* --table nb201.csv --output read_outs
 
 Rules of one search: the last epoch's alphas (the paper's), the mean of the last 3, 5 and 10 epochs' alphas, and the
-epoch of the second half with the best discretised accuracy. A run of METHOD+settle with the seed of a run of METHOD
-adds the rule "settled". OUTPUT.csv has a row for each seed and rule, OUTPUT-cells.csv one for each cell that settling
-measured.
+epoch of the second half with the best discretised accuracy (METHOD+best-epoch). A run of METHOD+settle with the seed of
+a run of METHOD adds the rule "settled". OUTPUT.csv has a row for each run and rule, OUTPUT-cells.csv one for each cell
+that settling measured.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import tyro
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
+from sparsemix.methods.best_epoch import BestEpoch
 from sparsemix.report.records import FinishedRun, load_run
 from sparsemix.report.tables import Table, write_rows
 from sparsemix.spaces.nb201 import NB201Genotype
@@ -55,7 +56,7 @@ def main(options: Options) -> Table:
         found = {rule: read(run.records) for rule, read in RULES.items()}
         if other := settled.get((run.what, run.summary["seed"])):
             found[SETTLED] = NB201Genotype.parse(other.summary["genotype"])
-        base = {"method": run.what, "seed": run.summary["seed"]}
+        base = {"method": run.what, "seed": run.summary["seed"], "run": run.name}
         rows += [{**base, "rule": rule, "cell": cell, "true_accuracy": true(cell)} for rule, cell in found.items()]
     cells = [cell for run in settled.values() for cell in cells_in_question(run, true)]
     for name, lines in (("", rows), ("-cells", cells)):
@@ -89,17 +90,15 @@ def mean_of(epochs: int) -> Callable[[Records], NB201Genotype]:
     return read
 
 
-def best_discretised(records: Records) -> NB201Genotype:
-    """Of the second half, when p has grown; the last of equals."""
-    measured = [record for record in records[len(records) // 2 :] if "discretized_accuracy" in record]
-    best = max(measured, key=lambda record: (record["discretized_accuracy"], record["epoch"]))
-    return NB201Genotype.parse(best["genotype"])
+def best_epoch(records: Records) -> NB201Genotype:
+    """As sp-darts+best-epoch."""
+    return NB201Genotype.parse(records[BestEpoch().result(records)]["genotype"])
 
 
 RULES: Mapping[str, Callable[[Records], NB201Genotype]] = {
     LAST: last,
     **{f"mean of the last {epochs}": mean_of(epochs) for epochs in (3, 5, 10)},
-    "best discretised accuracy": best_discretised,
+    "best epoch": best_epoch,
 }
 
 
@@ -147,15 +146,15 @@ def verdict(cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def compared(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A line for each method and rule: its true accuracies, and their differences from the last epoch's, by seed."""
+    """A line for each method and rule: its true accuracies, and their differences from the last epoch's, by run."""
     lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
-        by_last = _by_seed(rows, method, LAST)
+        by_last = _by_run(rows, method, LAST)
         for rule in (*RULES, SETTLED):
-            found = _by_seed(rows, method, rule)
+            found = _by_run(rows, method, rule)
             if not found:
                 continue
-            accuracies, gains = [*found.values()], [accuracy - by_last[seed] for seed, accuracy in found.items()]
+            accuracies, gains = [*found.values()], [accuracy - by_last[run] for run, accuracy in found.items()]
             counts = [sum(gain > 0 for gain in gains), gains.count(0), sum(gain < 0 for gain in gains)]
             shown = [_mean(accuracies), f"{min(accuracies):.2f}", _mean(gains, "+.2f"), " / ".join(map(str, counts))]
             lines.append([method, rule, str(len(found)), *shown])
@@ -163,8 +162,8 @@ def compared(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table([*headings, "better / same / worse"], lines)
 
 
-def _by_seed(rows: Sequence[Mapping[str, Any]], method: str, rule: str) -> dict[int, float]:
-    return {row["seed"]: row["true_accuracy"] for row in rows if (row["method"], row["rule"]) == (method, rule)}
+def _by_run(rows: Sequence[Mapping[str, Any]], method: str, rule: str) -> dict[str, float]:
+    return {row["run"]: row["true_accuracy"] for row in rows if (row["method"], row["rule"]) == (method, rule)}
 
 
 def _mean(values: Sequence[float], form: str = ".2f") -> str:
