@@ -1,10 +1,10 @@
 """What the method does to leakage, gap and outcomes: the figures and tables of docs/evidence.md, from committed data.
 
-    python benchmarks/evidence.py                                  # from docs/data
-    python benchmarks/evidence.py --courses runs/evidence/*seed*/  # from finished searches of NAS-Bench-201, read first
-    python benchmarks/evidence.py --s4 runs/s4/*seed?/             # likewise, searches of S4,
-    python benchmarks/evidence.py --whole runs/whole/reduced/*/    # of the whole schedule,
-    python benchmarks/evidence.py --sensitivity runs/sensitivity/proxy/*/  # and at several t_sp and p_up
+    python benchmarks/evidence.py                                           # from docs/data
+    python benchmarks/evidence.py --courses runs/evidence/sp-darts-seed*/   # from finished searches, read first
+    python benchmarks/evidence.py --s4 runs/s4/*seed?/                      # likewise, searches of S4,
+    python benchmarks/evidence.py --whole runs/whole/reduced/*/             # of the whole schedule,
+    python benchmarks/evidence.py --sensitivity runs/sensitivity/proxy/*/   # and at several t_sp and p_up
 
 Folders that are given are read into docs/data/NAME.csv, a row for each epoch of each run (sensitivity: a row for each
 run). All tables are printed, and docs/evidence-*.png drawn.
