@@ -61,6 +61,8 @@ class Options:
 
 
 def main(options: Options) -> Table:
+    if not options.uniform:
+        raise ValueError("--uniform names no candidate: the first one sets the budget, such as groups4")
     costs = _costs(options)
     uniform = {f"uniform ({name})": dict.fromkeys(costs.rows, name) for name in options.uniform}
     budget = costs.of(uniform[f"uniform ({options.uniform[0]})"])

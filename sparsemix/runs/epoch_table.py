@@ -127,14 +127,10 @@ def closing_lines(summary: Mapping[str, Any], rows: int, folder: Path, following
         pairs = ", ".join(f"{label} ({' or '.join(names)})" for label, names in [*undecided.items()][:4])
         others = f" and {len(undecided) - 4} more" if len(undecided) > 4 else ""
         method = summary["method"]
-        best = (
-            ""
-            if "best-epoch" in method
-            else f", or take the most accurate epoch instead of the last: {method}+best-epoch"
-        )
+        best = f", or take the most accurate epoch instead of the last: {method}+best-epoch"
         lines.append(
             f"undecided: {len(undecided)} of {rows} rows, whose best operations are within two temperatures: "
-            f"{pairs}{others}; search longer, or at a lower temperature{best}"
+            f"{pairs}{others}; search longer, or at a lower temperature{'' if 'best-epoch' in method else best}"
         )
     elif undecided is not None:
         lines.append(f"all {rows} rows are decided: the best operation leads by two temperatures or more")
