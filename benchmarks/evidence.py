@@ -22,7 +22,7 @@ from typing import Any
 import tyro
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
-from sparsemix.methods.best_epoch import BestEpoch
+from sparsemix.measure import best_epoch
 from sparsemix.report.drawing import COLOURS, over_epochs, save, sheet, style
 from sparsemix.report.records import load_run
 from sparsemix.report.tables import Table, write_rows
@@ -189,12 +189,14 @@ def paths(rows: Sequence[Row]) -> Table:
 
 
 def best_epochs(rows: Sequence[Row]) -> Table:
-    """A line a search of the whole schedule: its last epoch, and the epoch that sp-darts+best-epoch takes."""
+    """A line a search of the whole schedule: its last epoch, and the most accurate one of its second half."""
     lines = []
     for method, seed in dict.fromkeys((row["method"], row["seed"]) for row in rows):
         own = [row for row in rows if (row["method"], row["seed"]) == (method, seed)]
-        best = own[BestEpoch().result([{"discretized_accuracy": float(row["discretized_accuracy"])} for row in own])]
         late = own[len(own) // 2 :]
+        accuracies = [{"discretized_accuracy": float(row["discretized_accuracy"])} for row in own]
+        index = best_epoch(accuracies, range(len(own) // 2, len(own)))
+        best = own[-1 if index is None else index]
         pairs = [(float(row["discretized_accuracy"]), float(row["true_accuracy"])) for row in late]
         cells = len({row["genotype"] for row in late})
         shown = [own[-1]["true_accuracy"], best["true_accuracy"], spearmanr(*zip(*pairs, strict=True)).statistic]

@@ -3,7 +3,7 @@
     python benchmarks/read_outs.py --runs runs/settle/* --table nb201.csv --output read_outs
 
 Rules of one search: the last epoch's alphas (the paper's), the mean of the last 3, 5 and 10 epochs' alphas, and the
-epoch of the second half with the best discretised accuracy (METHOD+best-epoch). A run of METHOD+settle with the seed of
+epoch of the second half with the best discretised accuracy (--best-from 0.5). A run of METHOD+settle with the seed of
 a run of METHOD adds the rule "settled". OUTPUT.csv has a row for each run and rule, OUTPUT-cells.csv one for each cell
 that settling measured.
 """
@@ -19,7 +19,7 @@ from typing import Any
 import tyro
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
-from sparsemix.methods.best_epoch import BestEpoch
+from sparsemix.measure import best_epoch
 from sparsemix.report.records import FinishedRun, load_run
 from sparsemix.report.tables import Table, write_rows
 from sparsemix.spaces.nb201 import NB201Genotype
@@ -90,15 +90,16 @@ def mean_of(epochs: int) -> Callable[[Records], NB201Genotype]:
     return read
 
 
-def best_epoch(records: Records) -> NB201Genotype:
-    """As sp-darts+best-epoch."""
-    return NB201Genotype.parse(records[BestEpoch().result(records)]["genotype"])
+def best(records: Records) -> NB201Genotype:
+    """As with --best-from 0.5."""
+    index = best_epoch(records, range((len(records) + 1) // 2, len(records)))
+    return NB201Genotype.parse(records[-1 if index is None else index]["genotype"])
 
 
 RULES: Mapping[str, Callable[[Records], NB201Genotype]] = {
     LAST: last,
     **{f"mean of the last {epochs}": mean_of(epochs) for epochs in (3, 5, 10)},
-    "best epoch": best_epoch,
+    "best epoch": best,
 }
 
 

@@ -88,11 +88,11 @@ def test_logs_and_other_processes_get_no_running_epoch(shows, is_terminal):
     assert written(console) == ""
 
 
-@pytest.mark.parametrize("method", ["sp-darts", "sp-darts+best-epoch"])
-def test_the_end_names_what_is_undecided_and_what_to_do(method):
+@pytest.mark.parametrize("read_out", [{}, {"best_from": 0.5}], ids=["last", "best"])
+def test_the_end_names_what_is_undecided_and_what_to_do(read_out):
     found = {"genotype": "cell", "averaged_genotype": "cell", "result_epoch": 4, "seconds": 9.0}
-    summary = {**found, "method": method, "undecided": {"1<-0": ["skip", "conv"]}}
+    summary = {**found, **read_out, "undecided": {"1<-0": ["skip", "conv"]}}
     lines = " ".join(closing_lines(summary, 6, Path("runs/x"), "next").split())
     assert "undecided: 1 of 6 rows, whose best operations are within two temperatures: 1<-0 (skip or conv);" in lines
-    advice = ", or take the most accurate epoch instead of the last: sp-darts+best-epoch"
-    assert (advice in lines) is (method == "sp-darts")
+    assert (", or take the most accurate epoch instead of the last: --best-from 0.5" in lines) is not bool(read_out)
+    assert ("taken from epoch 5, the most accurate in the last 50% of the search" in lines) is bool(read_out)

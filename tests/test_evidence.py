@@ -106,7 +106,7 @@ def test_rules_of_reading_out():
     assert read_outs.last(records) == cells[1]
     assert read_outs.mean_of(1)(records) == cells[1]
     assert read_outs.mean_of(2)(records) == cells[0]
-    assert read_outs.best_epoch(records) == cells[1]
+    assert read_outs.best(records) == cells[1]
 
 
 def test_draws_use_the_budget():

@@ -10,8 +10,8 @@ from torch import nn
 
 from sparsemix import ArchParameterGroup, MixedOp
 from sparsemix.cli import nb201 as nb201_cli
+from sparsemix.measure import best_epoch
 from sparsemix.methods import SearchStep
-from sparsemix.methods.best_epoch import BestEpoch
 from sparsemix.methods.gdas import GDAS, GumbelArgmax
 from sparsemix.methods.method import Evidence, Method, Part, Phase
 from sparsemix.methods.pt import PT
@@ -80,7 +80,6 @@ METHODS = {
     "single-path": (1, ["--samples", "2"]),
     "fair-darts": (None, []),
     "settle": (None, []),
-    "best-epoch": (None, []),
 }
 NOT_ON_THE_SIMPLEX = {"fair-darts"}
 
@@ -312,10 +311,11 @@ def test_a_search_that_settles_is_the_same_until_then(tmp_path):
 
 
 def test_the_result_is_the_best_epoch_of_the_second_half(tmp_path):
-    flags = ["--epochs", "4", "--alpha-lr", "0.1", "--limit", "200", "--method"]
-    last, best = (search(tmp_path / name, *flags, name) for name in ("sp-darts", "sp-darts+best-epoch"))
-    plain, found = records(tmp_path / "sp-darts"), records(tmp_path / "sp-darts+best-epoch")
-    assert plain == found, "the search itself is the same"
+    flags = ["--epochs", "4", "--alpha-lr", "0.1", "--limit", "200"]
+    last = search(tmp_path, *flags)
+    found = records(tmp_path)
+    best = search(tmp_path, *flags, "--best-from", "0.5", "--resume")
+    assert records(tmp_path) == found, "a finished search is only read out again"
     accuracies = [record["discretized_accuracy"] for record in found]
     epoch = max((2, 3), key=lambda epoch: (accuracies[epoch], epoch))
     assert best["result_epoch"] == epoch
@@ -325,12 +325,17 @@ def test_the_result_is_the_best_epoch_of_the_second_half(tmp_path):
 
 def test_epochs_that_can_be_the_best():
     evaluated = [{"discretized_accuracy": accuracy} for accuracy in (0.9, 0.1, 0.5, 0.5)]
-    assert BestEpoch().result(evaluated) == 3, "of equals the last"
-    assert BestEpoch(best_from=0.0).result(evaluated) == 0
-    assert BestEpoch().result([*evaluated[:3], {}]) == 2
-    assert BestEpoch().result([{}, {}]) == 1
+    assert best_epoch(evaluated, range(2, 4)) == 3, "of equals the last"
+    assert best_epoch(evaluated, range(4)) == 0
+    assert best_epoch([*evaluated[:3], {}], range(2, 4)) == 2
+    assert best_epoch([{}, {}], range(2)) is None
+
+
+def test_a_share_after_which_epochs_can_be_the_best(tmp_path):
     with pytest.raises(ValueError, match=r"best_from must be in \[0, 1\), got 1"):
-        BestEpoch(best_from=1)
+        configured(SearchConfig(), {"best_from": 1})
+    with pytest.raises(ValueError, match=r"best_from=0.5: darts-es chooses its result itself; set it to None"):
+        search(tmp_path, "--method", "darts-es", "--best-from", "0.5")
 
 
 def test_what_settling_needs():

@@ -2,6 +2,7 @@
 
 from .accuracy import Discretization, accuracy, discretization, renewed_statistics, topk_accuracy
 from .audit import Audit, audit
+from .best_epoch import best_epoch
 from .cost import CostTable, CostTerm, macs, measure_costs, parameters, seconds
 from .leakage import Leakage, leakage
 
@@ -13,6 +14,7 @@ __all__ = [
     "Leakage",
     "accuracy",
     "audit",
+    "best_epoch",
     "discretization",
     "leakage",
     "macs",

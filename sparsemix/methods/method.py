@@ -336,6 +336,11 @@ class Method:
     def result(self, records: Records) -> int:
         return self._deciding("result").result(records)
 
+    @property
+    def chooses_result(self) -> bool:
+        """Whether a part chooses the epoch whose architecture is the result."""
+        return _defines(self._deciding("result"), "result")
+
     def at_temperature(self, temperature: float) -> Method:
         """A copy of the method in which the part with a temperature uses ``temperature``.
 

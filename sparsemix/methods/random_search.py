@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 
+from ..measure.best_epoch import best_epoch
 from ..relaxations import Argmax, Moment
 from ..supernet.group import ArchParameterGroup
 from .darts import PLAIN
@@ -77,9 +78,8 @@ class RandomSearch(Part):
 
     def result(self, records: Records) -> int:
         """The most accurate of the fully trained architectures."""
-        ends = range(self.epochs_each - 1, len(records), self.epochs_each)
-        measured = [i for i in ends if "discretized_accuracy" in records[i]]
-        return max(measured, key=lambda i: records[i]["discretized_accuracy"], default=len(records) - 1)
+        best = best_epoch(records, range(self.epochs_each - 1, len(records), self.epochs_each))
+        return len(records) - 1 if best is None else best
 
 
 def _begin_afresh_(arch: ArchParameterGroup, moment: Moment) -> None:

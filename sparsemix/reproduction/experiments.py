@@ -77,7 +77,8 @@ class Scale(NamedTuple):
         method = search["method"]
         preset = self.sp_darts if method.startswith("sp-darts") else self.preset
         named = {"preset": preset} if preset else {}
-        return {**named, **search, **self.settings, **self.by_method.get(method, {})}
+        papers_rule = {"best-from": None}  # the last epoch
+        return {**named, **papers_rule, **search, **self.settings, **self.by_method.get(method, {})}
 
 
 TINY: Mapping[str, Settings] = {

@@ -185,6 +185,9 @@ class Measurement:
     """Number of images of the weights half on which batch-norm statistics are renewed before measuring accuracies."""
     average_epochs: int = 5
     """Number of last epochs whose mean alphas give a second genotype."""
+    best_from: float | None = None
+    """Share of the search after which the epoch with the best discretised accuracy is the result; None: the last epoch
+    is, or the one that the method chooses."""
     table: Path | None = None
     """Benchmark table (CSV) with true accuracies, made by sparsemix table convert."""
     table_dataset: str | None = None
@@ -192,6 +195,8 @@ class Measurement:
 
     def __post_init__(self) -> None:
         at_least(self, 1, ["evaluate_every", "evaluate_limit", "statistics_images", "average_epochs"])
+        if self.best_from is not None and not 0 <= self.best_from < 1:
+            raise ValueError(f"best_from must be in [0, 1), got {self.best_from}")
 
 
 @dataclass(frozen=True)
@@ -284,7 +289,7 @@ class SearchConfig(Config):
     execution: Execution = field(default_factory=Execution)
     measurement: Measurement = field(default_factory=Measurement)
 
-    MOVABLE: ClassVar[frozenset[str]] = Config.MOVABLE | {"table", "table_dataset", "average_epochs"}
+    MOVABLE: ClassVar[frozenset[str]] = Config.MOVABLE | {"table", "table_dataset", "average_epochs", "best_from"}
 
     def data_options(self) -> dict[str, Any]:
         """The arguments of :func:`sparsemix.data.open_pairs`, except the device."""

@@ -122,15 +122,21 @@ def closing_lines(summary: Mapping[str, Any], rows: int, folder: Path, following
         following: lines with the next commands.
     """
     lines = [_accuracies(summary)]
+    if "best_from" in summary:
+        share = f"{1 - summary['best_from']:.0%}"
+        lines.append(
+            f"taken from epoch {summary['result_epoch'] + 1}, the most accurate in the last {share} of the search"
+        )
     undecided = summary.get("undecided")
     if undecided:
         pairs = ", ".join(f"{label} ({' or '.join(names)})" for label, names in [*undecided.items()][:4])
         others = f" and {len(undecided) - 4} more" if len(undecided) > 4 else ""
-        method = summary["method"]
-        best = f", or take the most accurate epoch instead of the last: {method}+best-epoch"
+        best = (
+            "" if "best_from" in summary else ", or take the most accurate epoch instead of the last: --best-from 0.5"
+        )
         lines.append(
             f"undecided: {len(undecided)} of {rows} rows, whose best operations are within two temperatures: "
-            f"{pairs}{others}; search longer, or at a lower temperature{'' if 'best-epoch' in method else best}"
+            f"{pairs}{others}; search longer, or at a lower temperature{best}"
         )
     elif undecided is not None:
         lines.append(f"all {rows} rows are decided: the best operation leads by two temperatures or more")

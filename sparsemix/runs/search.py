@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -16,6 +17,7 @@ from torch import Tensor
 from ..data import Pairs
 from ..measure.accuracy import accuracy, discretization, renewed_statistics
 from ..measure.audit import audit
+from ..measure.best_epoch import best_epoch
 from ..measure.leakage import leakage
 from ..measure.undecided import undecided
 from ..methods.bilevel import SearchStep
@@ -107,6 +109,10 @@ class Search(Run):
         arch.dry_run(next(pairs.validation())[0][:2])
         self.compilations = compile_operations(arch.model) if config.execution.compile else None
         arch.discretization = method.discretization()
+        if config.measurement.best_from is not None and method.chooses_result:
+            raise ValueError(
+                f"best_from={config.measurement.best_from}: {method.name} chooses its result itself; set it to None"
+            )
         method.check(arch, config.size.epochs)
         method.prepare_(arch)
         self.weight_optimizer, self.alpha_optimizer = self._optimizers(config.optimization)
@@ -343,7 +349,7 @@ class Search(Run):
 
     def summarize(self) -> dict[str, Any]:
         config, every = self.config, self.folder.records
-        records = every[: self.method.result(every) + 1]
+        records = every[: self._result(every) + 1]
         last = {field: value for record in records for field, value in record.items()}  # the latest of each
         of_epoch = {
             "epoch",
@@ -368,6 +374,7 @@ class Search(Run):
             "averaged_genotype": str(averaged),
             **{f"averaged_{key}": value for key, value in self.judge(averaged).items()},
             "result_epoch": last["epoch"],
+            **({} if config.measurement.best_from is None else {"best_from": config.measurement.best_from}),
             "seconds": sum(record["seconds"] for record in every),
             **({} if self.compilations is None else {"compilations": self.compilations.count}),
         }
@@ -378,6 +385,13 @@ class Search(Run):
             following = f"to train it from scratch: {self.retrain(self.folder.path)}\n{following}"
         self.say(closing_lines(summary, len(self.arch.rows), self.folder.path, following))
         return summary
+
+    def _result(self, records: Records) -> int:
+        """Index of the record whose architecture is the result."""
+        best, begin = None, self.config.measurement.best_from
+        if begin is not None:
+            best = best_epoch(records, range(math.ceil(begin * len(records)), len(records)))
+        return self.method.result(records) if best is None else best
 
     def _averaged_genotype(self, records: Records) -> Any:
         """The genotype read out from the mean of the last epochs' alphas, which a late change affects less.
@@ -407,9 +421,8 @@ class Search(Run):
             alpha.grad = None if gradient is None else gradient.to(alpha)
 
     def best_epoch(self) -> int | None:
-        evaluated = [record for record in self.folder.records if "discretized_accuracy" in record]
-        best = max(evaluated, key=lambda record: record["discretized_accuracy"], default=None)
-        return None if best is None else best["epoch"] + 1
+        best = best_epoch(self.folder.records, range(len(self.folder.records)))
+        return None if best is None else best + 1
 
 
 def _rows(alphas: Mapping[str, list[float]]) -> dict[str, Tensor]:
