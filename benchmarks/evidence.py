@@ -7,7 +7,7 @@
     python benchmarks/evidence.py --sensitivity runs/sensitivity/proxy/*/   # and at several t_sp and p_up
 
 Folders that are given are read into docs/data/NAME.csv, a row for each epoch of each run (sensitivity: a row for each
-run). All tables are printed, and docs/evidence-*.png drawn.
+run); rows of other runs stay there. All tables are printed, and docs/evidence-*.png drawn.
 """
 
 from __future__ import annotations
@@ -55,10 +55,8 @@ class Options:
 def main(options: Options) -> None:
     data = options.docs / "data"
     for name, folders in (("courses", options.courses), ("s4", options.s4), ("whole-schedule", options.whole)):
-        if folders:
-            write_rows(data / f"{name}.csv", [line for folder in folders for line in course(folder)])
-    if options.sensitivity:
-        write_rows(data / "sensitivity.csv", [ending(folder) for folder in options.sensitivity])
+        add_runs(data / f"{name}.csv", [line for folder in folders for line in course(folder)])
+    add_runs(data / "sensitivity.csv", [ending(folder) for folder in options.sensitivity])
     rows = read(data / "courses.csv")
     with style():
         for name, (field, factor, label, lowest) in CURVES.items():
@@ -83,6 +81,19 @@ def ending(folder: Path) -> dict[str, Any]:
     run = load_run(folder)
     [*_, last] = course(folder)
     return {"t_sp": run.settings["sparse"], "p_up": run.settings["p_up"], **last}
+
+
+def add_runs(path: Path, rows: Sequence[Row]) -> None:
+    """Add the rows of runs to a file, in place of those of the same runs; seeds of one setting are in order."""
+    if rows:
+        kept = [row for row in read(path) if _run(row) not in set(map(_run, rows))] if path.exists() else []
+        settings = list(dict.fromkeys(_run(row)[:-1] for row in (*kept, *rows)))
+        write_rows(path, sorted((*kept, *rows), key=lambda row: (settings.index(_run(row)[:-1]), int(row["seed"]))))
+
+
+def _run(row: Row) -> tuple[str, ...]:
+    """What a row's run is known by, its seed last."""
+    return *(str(row[name]) for name in ("t_sp", "p_up", "method") if name in row), str(row["seed"])
 
 
 def read(path: Path) -> list[Row]:

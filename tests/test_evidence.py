@@ -62,6 +62,18 @@ def test_the_tables_of_searches(tmp_path, capsys):
     assert {figure.name for figure in tmp_path.glob("*.png")} == {figure.name for figure in DOCS.glob("evidence-*.png")}
 
 
+def test_runs_are_added_to_a_file(tmp_path):
+    def rows(method, seed, *accuracies):
+        return [{"method": method, "seed": seed, "true_accuracy": accuracy} for accuracy in accuracies]
+
+    path = tmp_path / "runs.csv"
+    evidence.add_runs(path, [*rows("darts", 0, 10, 20), *rows("sp-darts", 1, 30)])
+    evidence.add_runs(path, [*rows("darts", 2, 50), *rows("sp-darts", 1, 90), *rows("sp-darts", 0, 80)])
+    evidence.add_runs(path, [])
+    lines = ["darts,0,10", "darts,0,20", "darts,2,50", "sp-darts,0,80", "sp-darts,1,90"]
+    assert path.read_text().split() == ["method,seed,true_accuracy", *lines]
+
+
 @pytest.mark.parametrize("name", ["read-outs", "read-outs-proxy"])
 def test_the_tables_of_ways_to_read_out(name):
     assert read_outs.compared(_numbers(name)).markdown() in PAGE
