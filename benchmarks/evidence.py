@@ -57,11 +57,10 @@ def main(options: Options) -> None:
     for name, folders in (("courses", options.courses), ("s4", options.s4), ("whole-schedule", options.whole)):
         add_runs(data / f"{name}.csv", [line for folder in folders for line in course(folder)])
     add_runs(data / "sensitivity.csv", [ending(folder) for folder in options.sensitivity])
-    rows = read(data / "courses.csv")
     with style():
-        for name, (field, factor, label, lowest) in CURVES.items():
-            save(curves(rows, field, factor, label, lowest), options.docs / f"evidence-{name}.png")
-        save(outcomes(rows), options.docs / "evidence-outcomes.png")
+        for name, (file, field, factor, label) in CURVES.items():
+            save(curves(read(data / f"{file}.csv"), field, factor, label), options.docs / f"evidence-{name}.png")
+        save(outcomes(read(data / "courses.csv")), options.docs / "evidence-outcomes.png")
     for name, table in TABLES:
         print(f"{table(read(data / f'{name}.csv')).markdown()}\n")
 
@@ -235,16 +234,23 @@ def _mean(values: Sequence[float]) -> str:
 # Figures
 
 CURVES = {
-    "gap": ("discretized_accuracy", 100.0, "accuracy of the discretised supernet, %", 0.0),
-    "leakage": ("leakage", 100.0, "output leakage, %, mean over edges", 0.0),
+    "gap": ("courses", "discretized_accuracy", 100.0, "accuracy of the discretised supernet, %"),
+    "leakage": ("courses", "leakage", 100.0, "output leakage, %, mean over edges"),
+    "fig3a": ("whole-schedule", "entropy", 1.0, "entropy, nats"),
+    "fig3b": ("whole-schedule", "discretized_accuracy", 100.0, "accuracy of the discretised supernet, %"),
 }
-"""Name of the file -> field, factor, label and lowest value of the axis."""
+"""Name of the figure -> file of docs/data, its field, factor and label."""
 
 
-def curves(rows: Sequence[Row], field: str, factor: float, label: str, lowest: float | None) -> Any:
+def coloured(rows: Sequence[Row]) -> dict[str, str]:
+    """The methods, each with the colour that it has in all figures."""
+    return dict(zip(sorted({row["method"] for row in rows}), COLOURS, strict=False))
+
+
+def curves(rows: Sequence[Row], field: str, factor: float, label: str) -> Any:
     """The mean over the seeds of each method, and in a band the lowest and the highest."""
     figure, axis = sheet(6.4, 3.6)
-    for method, colour in zip(dict.fromkeys(row["method"] for row in rows), COLOURS, strict=False):
+    for method, colour in coloured(rows).items():
         by_epoch: dict[int, list[float]] = {}
         for row in rows:
             if row["method"] == method and row[field]:
@@ -255,22 +261,22 @@ def curves(rows: Sequence[Row], field: str, factor: float, label: str, lowest: f
         axis.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
     over_epochs(axis)
     axis.set_ylabel(label)
-    axis.set_ylim(bottom=lowest)
+    axis.set_ylim(bottom=0)
     figure.legend(loc="outside upper left", ncols=3)
     return figure
 
 
 def outcomes(rows: Sequence[Row]) -> Any:
     """Every search's true accuracy, a line a method; crosses are cells with three or more skip or none edges."""
-    methods = [*dict.fromkeys(row["method"] for row in rows)]
+    methods = coloured(rows)
     figure, axis = sheet(6.4, 1.2 + 0.45 * len(methods))
-    for place, (method, colour) in enumerate(zip(methods, COLOURS, strict=False)):
+    for place, (method, colour) in enumerate(methods.items()):
         last = {row["seed"]: row for row in rows if row["method"] == method}.values()
         for row in last:
             true = float(row["true_accuracy"])
             marker = "x" if idle_edges(row["genotype"]) >= 3 else "o"
             axis.plot([true], [place], marker=marker, color=colour, alpha=0.7)
-    axis.set_yticks(range(len(methods)), methods)
+    axis.set_yticks(range(len(methods)), [*methods])
     axis.set_ylim(len(methods) - 0.5, -0.5)
     axis.set_xlabel("true test accuracy on CIFAR-10, %")
     return figure
