@@ -14,7 +14,9 @@ from sparsemix.speed.models import MODELS
 
 
 def main() -> None:
-    print("| model | family | where | layers | candidates | parameters | of the choices | MACs | of the choices |")
+    print(
+        "| model | family | where | layers | candidates | parameters | parameters of the choices | MACs | MACs of the choices |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     image = torch.zeros(1, 3, 224, 224)
     for name, (build, family, where, share) in MODELS.items():

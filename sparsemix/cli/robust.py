@@ -10,7 +10,7 @@ from typing import Literal
 
 from ..spaces import darts
 from .darts import DartsConfig, make_search
-from .flags import search_config
+from .flags import peek_flags, search_config
 
 __all__ = ["RobustConfig", "configure", "main", "make_search"]
 
@@ -25,7 +25,8 @@ class RobustConfig(DartsConfig):
 
 def configure(args: list[str] | None = None) -> RobustConfig:
     """The configuration of these flags."""
-    return search_config(RobustConfig, darts.ROBUST_SETTINGS, args, "sparsemix search s1 (s2, s3, s4)")
+    space = peek_flags(args, "sparsemix search", space=(["s1", "s2", "s3", "s4"], RobustConfig.space))
+    return search_config(RobustConfig, darts.ROBUST_SETTINGS, args, f"sparsemix search {space['space']}", space)
 
 
 def main(args: list[str]) -> None:

@@ -137,7 +137,10 @@ class SPDarts(Part):
 
 # Settings, with their sources in docs/presets.md
 
-_FAST: dict[str, Any] = {"threshold": 1e-3, "evaluate_limit": 5_000}  # found harmless, see docs/results.md
+_FAST: dict[str, Any] = {
+    "threshold": 1e-3,
+    "evaluate_limit": 5_000,
+}  # an audit finds negligible errors, see docs/results.md
 _CONSTANT: dict[str, Any] = {"weight_lr": 0.05, "weight_lr_min": 0.05}
 
 _NB201: dict[str, Any] = {**_CONSTANT, "batch_size": 256, "sparse": 1.1e-3, "smooth": 1.1e-2}
