@@ -14,9 +14,8 @@ from sparsemix.speed.models import MODELS
 
 
 def main() -> None:
-    print(
-        "| model | family | where | layers | candidates | parameters | parameters of the choices | MACs | MACs of the choices |"
-    )
+    print("| model | family | where | layers | candidates", end=" ")
+    print("| parameters | parameters of the choices | MACs | MACs of the choices |")
     print("|---|---|---|---|---|---|---|---|---|")
     image = torch.zeros(1, 3, 224, 224)
     for name, (build, family, where, share) in MODELS.items():
@@ -28,8 +27,8 @@ def main() -> None:
         candidates = ", ".join(next(iter(mixed.values())).names)
         print(
             f"| {name} | {family} | {where or ''} | {len(mixed)} in {len(arch.rows)} rows | {candidates} "
-            f"| {before[0]:.2f} M | {weights.cheapest / 1e6:.2f} to {weights.dearest / 1e6:.2f} M "
-            f"| {before[1]:.0f} M | {operations.cheapest / 1e6:.0f} to {operations.dearest / 1e6:.0f} M |",
+            f"| {before[0]:.2f} M | {weights.cheapest / 1e6:.2f} to {weights.most_expensive / 1e6:.2f} M "
+            f"| {before[1]:.0f} M | {operations.cheapest / 1e6:.0f} to {operations.most_expensive / 1e6:.0f} M |",
             flush=True,
         )
 

@@ -38,7 +38,7 @@ def test_costs_counted_by_hand(unit, fixed, first, second):
     table = measure_costs(arch, X, unit)
     assert [[*row.values()] for row in table.rows.values()] == [first, second]
     assert table.fixed == fixed
-    assert (table.cheapest, table.dearest) == (fixed, fixed + first[2] + second[2])
+    assert (table.cheapest, table.most_expensive) == (fixed, fixed + first[2] + second[2])
     assert table.of({"1": "conv1", "3": "conv3"}) == fixed + first[1] + second[2]
     shared = measure_costs(ArchParameterGroup(supernet("all")), X, unit)
     assert [*shared.rows["all"].values()] == [a + b for a, b in zip(first, second, strict=True)]
@@ -82,7 +82,7 @@ def test_expected_cost_and_its_gradient():
     def by_hand(*alphas):
         rows = zip(alphas, table.rows.values(), strict=True)
         expected = sum(sum(a * c for a, c in zip(alpha.softmax(0), row.values(), strict=True)) for alpha, row in rows)
-        return 0.5 * (table.fixed + expected) / table.dearest
+        return 0.5 * (table.fixed + expected) / table.most_expensive
 
     alphas = arch.parameters()
     torch.testing.assert_close(term(), by_hand(*alphas))
@@ -100,7 +100,7 @@ def test_a_budget_is_followed_and_then_forgotten():
     with torch.no_grad():
         for alpha in arch.parameters():
             alpha.copy_(torch.tensor([0.0, 0.0, 2e-3]))
-    term = CostTerm(arch, table, budget=0.3 * table.dearest)
+    term = CostTerm(arch, table, budget=0.3 * table.most_expensive)
     optimizer = torch.optim.Adam(arch.parameters(), lr=3e-4)
     assert table.of(arch.genotype()) > term.budget
     for step in range(200):
@@ -117,7 +117,9 @@ def test_bad_input():
     arch = ArchParameterGroup(supernet())
     rows = {"1": {"skip": 0.0, "conv1": 2.0, "conv3": 5.0}, "3": {"skip": 1.0, "conv1": 1.0, "conv3": 2.0}}
     table = CostTable("macs", 10.0, rows)
-    with pytest.raises(ValueError, match="no choice keeps a budget of 10 macs; the cheapest costs 11, the dearest 17"):
+    with pytest.raises(
+        ValueError, match="no choice keeps a budget of 10 macs; the cheapest costs 11, the most expensive 17"
+    ):
         CostTerm(arch, table, budget=10)
     with pytest.raises(ValueError, match="weight must not be negative, nor infinite, got -1"):
         CostTerm(arch, table, weight=-1)

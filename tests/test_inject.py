@@ -688,7 +688,7 @@ def test_costs_of_models_that_view_their_parameters(name):
     arch = ArchParameterGroup(model)
     plain = macs(timm.create_model(name, num_classes=5), x)
     table = measure_costs(arch, x)
-    assert table.cheapest == table.dearest == plain > 1e8
+    assert table.cheapest == table.most_expensive == plain > 1e8
     assert all(parameter.requires_grad for parameter in model.parameters())
     arch.discretize()
 

@@ -39,7 +39,7 @@ COMMANDS: dict[str, Command] = {
         )
         for space in ("s1", "s2", "s3", "s4")
     },
-    "search timm": Command("timm_model", "search the layers of a model of timm's"),
+    "search timm": Command("timm_model", "search the layers of a timm model"),
     "train": Command("train", "train a found or published architecture, or a timm model"),
     "pick": Command("pick", "search several times, train each result briefly, keep the best"),
     "report": Command("report", "show the results of finished runs, as tables and figures"),

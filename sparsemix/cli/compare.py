@@ -96,9 +96,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Several methods on one space, each with several seeds, as a table.",
         allow_abbrev=False,
     )
-    parser.add_argument("space", choices=SPACES, help="what is searched")
-    parser.add_argument("--methods", nargs="+", required=True, metavar="METHOD", help="names, or a+b for two at once")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="by default 0 1 2")
+    parser.add_argument("space", choices=SPACES, help="search space")
+    parser.add_argument("--methods", nargs="+", required=True, metavar="METHOD", help="methods; a+b combines two")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="seeds (default 0 1 2)")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder of the runs and the table")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores (default 1)")
     parser.add_argument("--dry-run", action="store_true", help="only print the commands of the remaining runs")

@@ -25,9 +25,10 @@ from .flags import search_config
 @dataclass(frozen=True)
 class DartsConfig(SearchConfig):
     space: Literal["darts", "darts-none", "s1", "s2", "s3", "s4"] = "darts"
-    """Search space: the operations of each edge."""
+    """Search space, which defines the candidate operations of each edge."""
     read_out: Literal["exact", "authors", "authors-robust"] = "exact"
-    """How to rank tied edges and operations: by exact weights, or as the published code does."""
+    """How to rank edges and operations. exact compares exact weights; authors and authors-robust round weights and
+    break ties as the published code does for the DARTS space and for S1 to S4."""
 
 
 def search(config: DartsConfig) -> dict[str, Any]:

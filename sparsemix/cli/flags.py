@@ -103,7 +103,7 @@ def _list_methods() -> NoReturn:
     width = max(map(len, methods()))
     for name, method in methods().items():
         print(f"{name:{width}}  {method.summary}")
-    print(f"{'a+b':{width}}  two at once, where they do not fill the same place")
+    print(f"{'a+b':{width}}  two methods combined, if they are compatible")
     sys.exit(0)
 
 
@@ -118,7 +118,7 @@ def _method(name: str, prog: str | None) -> Method:
 def _parsed(
     config: Config, presets: Sequence[str], space: SpaceSettings, args: list[str] | None, prog: str | None
 ) -> Config:
-    """The configuration with a command line applied. The method's own settings form further groups of flags.
+    """The configuration with a command line applied; the method's own settings become additional groups of flags.
 
     The flags of a command depend on its method. tyro reads flags from a class, so the class is created here.
     """
@@ -129,8 +129,8 @@ def _parsed(
             config.method.name,
             "Search method, or several that go together (a+b); --list-methods shows them.",
         ),
-        "preset": (Literal[tuple(presets)], config.preset, "Settings that the other flags start from."),
-        "scale": (Literal[("published", *space.scales)], config.scale, "Size that goes with the preset."),
+        "preset": (Literal[tuple(presets)], config.preset, "Preset of settings, which the other flags override."),
+        "scale": (Literal[("published", *space.scales)], config.scale, "Size of the search; proxy suits a CPU."),
     }
     chosen = [
         (name, Annotated[annotation, tyro.conf.arg(help=text)], field(default=value))

@@ -91,7 +91,7 @@ def _watch(chosen: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sparsemix report", description="What finished runs found.")
+    parser = argparse.ArgumentParser(prog="sparsemix report", description="Show the results of finished runs.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="run folders")
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="HTML page; default RUN/report.html, for several runs report.html"
@@ -112,5 +112,5 @@ def _parser() -> argparse.ArgumentParser:
 
 def _seconds(text: str) -> int:
     if (seconds := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"at least a second lies between two pages, got {text}")
+        raise argparse.ArgumentTypeError(f"the interval must be at least 1 second, got {text}")
     return seconds

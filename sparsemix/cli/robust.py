@@ -20,7 +20,7 @@ class RobustConfig(DartsConfig):
     """Settings of a search of S1 to S4."""
 
     space: Literal["s1", "s2", "s3", "s4"] = "s1"
-    """Search space: the operations of each edge."""
+    """Search space, which defines the candidate operations of each edge."""
 
 
 def configure(args: list[str] | None = None) -> RobustConfig:

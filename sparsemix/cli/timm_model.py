@@ -58,19 +58,19 @@ class MixedModel:
     pretrained: bool = False
     """Start from timm's trained weights of the model."""
     mix: str = "kernel"
-    """Family of candidates to mix: kernel, dilation, separable, groups, activation, norm, token_mixer or skip."""
+    """Family of candidates, one of kernel, dilation, separable, groups, activation, norm, token_mixer and skip."""
     where: str | None = None
     """Pattern of the paths of the layers to mix ("layer3.*"); by default all that the family can replace."""
     share: int | None = None
-    """Number of leading path parts in which layers must agree to share a choice; by default each has its own."""
+    """Number of leading path parts that layers must have in common to share a choice; by default none share."""
     cost: Literal["parameters", "macs"] = "macs"
-    """Cost to count: parameters, or multiply-accumulates of an image."""
+    """Cost to count, either parameters or multiply-accumulates (macs) per image."""
     measure_latency: bool = False
     """Use the seconds per image measured on this machine as the cost, instead of parameters or multiply-accumulates."""
     cost_weight: float | None = None
     """Weight of the expected cost in the alphas' loss; by default 1 with a budget, otherwise 0."""
     cost_budget: Amount | None = None
-    """Cost budget of the resulting network, such as 2.2M: only cost beyond it is added to the alphas' loss."""
+    """Cost budget of the resulting network, such as 2.2M; only cost beyond it is added to the alphas' loss."""
 
 
 # These flags are hidden: a timm model fixes its own size, and has no benchmark table.
@@ -131,7 +131,7 @@ def prepared(config: TimmConfig) -> tuple[Search, Callable[[], None]]:
 
     unit: Unit = "seconds" if mixed.measure_latency else mixed.cost
     table = measure_costs(arch, image, unit)
-    reach = f"from {compact(table.cheapest)} to {compact(table.dearest)} {unit}"
+    reach = f"from {compact(table.cheapest)} to {compact(table.most_expensive)} {unit}"
     say(accelerator, f"{mixed.mix} in {len(layers)} layers of {mixed.model}: {reach}")
     weight = mixed.cost_weight if mixed.cost_weight is not None else float(mixed.cost_budget is not None)
     term = CostTerm(arch, table, weight, mixed.cost_budget) if weight else None

@@ -152,7 +152,7 @@ class StreamedPairs:
         batch_size: images a batch.
         seed: of the order.
         device: where the batches go.
-        workers: processes that decode, for each of the two.
+        workers: decoding processes for each of the two loaders.
         validation_limit: as for :class:`ResidentPairs`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Images that stay on the device, shifted, mirrored and cut out there, by draws of a generator that is handed in."""
+"""Images that stay on the device and are augmented there (shifts, flips, cutout) with a given random generator."""
 
 from __future__ import annotations
 

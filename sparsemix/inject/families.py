@@ -330,8 +330,8 @@ FAMILIES = {
 
 - ``kernel``: 3, 5 and 7, and the layer's own, initialised with its weights; ``dilation``: 1, 2 and 3, likewise. Both
   accept PyTorch's convolutions, and timm's with dynamic padding or standardised kernels.
-- ``separable``: full, or depthwise and pointwise; ``groups``: 1, 2, 4 and 8 where they divide the channels. Initial
-  outputs of both have the spread of the layer's.
+- ``separable``: full, or depthwise and pointwise; ``groups``: 1, 2, 4 and 8 where they divide the channels. Outputs of
+  both initially have the same standard deviation as the layer's.
 - ``activation``: ReLU, SiLU, GELU and Hardswish, and the layer's own.
 - ``norm``: batch norm, or group norm with the same scale and shift, in groups of 8 channels or the next larger divisor;
   layer norm, or RMS norm with the same scale.

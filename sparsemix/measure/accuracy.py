@@ -86,7 +86,7 @@ class Discretization:
 
     @property
     def gap(self) -> float:
-        """The discretisation gap: accuracy of the supernet minus that of its discretisation, on the same batches."""
+        """The discretisation gap, the supernet's accuracy minus that of its discretisation, on the same batches."""
         return self.supernet - self.discretized
 
 

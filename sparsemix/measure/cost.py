@@ -44,7 +44,7 @@ def parameters(module: nn.Module, x: Tensor | None = None, **keywords: Any) -> i
 def macs(module: nn.Module, x: Tensor, **keywords: Any) -> float:
     """Multiply-accumulates of a forward on ``x``, counted while the module runs."""
     counter = FlopCounterMode(display=False)
-    # Attention as matrix products: the counter knows some of the fused kernels only.
+    # Compute attention as matrix products, since the counter supports only some of the fused kernels.
     with evaluating(module), _frozen(module), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         module(x, **keywords)
     return counter.get_total_flops() / 2
@@ -142,7 +142,7 @@ class CostTable:
         return self.fixed + sum(min(row.values()) for row in self.rows.values())
 
     @property
-    def dearest(self) -> float:
+    def most_expensive(self) -> float:
         return self.fixed + sum(max(row.values()) for row in self.rows.values())
 
 
@@ -197,9 +197,10 @@ def measure_costs(arch: Architecture, example: Tensor, unit: Unit = "macs") -> C
 class CostTerm:
     """The expected cost of the architecture under its present weights, to be added to the loss of the alphas.
 
-    ``E[cost] = fixed + sum_rows sum_m a_m c_m``. Without a budget the term is ``weight E[cost] / dearest``; with one,
-    ``weight max(0, E[cost] / budget - 1)``, which is zero within the budget. In a weights update it is a constant. If
-    edges are weighted, ``a_m`` is the weight used in the forward, ``beta_e a_em``.
+    ``E[cost] = fixed + sum_rows sum_m a_m c_m``. Without a budget the term is ``weight E[cost] / max_cost``, where
+    max_cost is the cost of the most expensive choice; with one, ``weight max(0, E[cost] / budget - 1)``, which is zero
+    within the budget. In a weights update it is a constant. If edges are weighted, ``a_m`` is the weight used in the
+    forward, ``beta_e a_em``.
 
     Args:
         arch: architecture parameters of the model.
@@ -215,7 +216,7 @@ class CostTerm:
         >>> model = nn.Sequential(MixedOp({"skip": nn.Identity(), "conv": nn.Conv2d(2, 2, 1, bias=False)}))
         >>> arch = ArchParameterGroup(model, Softmax())
         >>> term = CostTerm(arch, measure_costs(arch, torch.zeros(1, 2, 4, 4)), weight=0.1)
-        >>> 0.04 < term().item() < 0.06  # half of the dearest, times 0.1
+        >>> 0.04 < term().item() < 0.06  # half of the most expensive, times 0.1
         True
 
     Source: Cai et al., "ProxylessNAS", Eq. 7 and 8 (expected latency).
@@ -236,7 +237,7 @@ class CostTerm:
         if budget is not None and not budget >= table.cheapest:
             raise ValueError(
                 f"CostTerm: no choice keeps a budget of {budget:.4g} {table.unit}; the cheapest costs "
-                f"{table.cheapest:.4g}, the dearest {table.dearest:.4g}"
+                f"{table.cheapest:.4g}, the most expensive {table.most_expensive:.4g}"
             )
         self.arch = arch
         self.table = table
@@ -253,5 +254,5 @@ class CostTerm:
     def __call__(self) -> Tensor:
         expected = self.expected()
         if self.budget is None:
-            return self.weight * expected / (self.table.dearest or 1.0)
+            return self.weight * expected / (self.table.most_expensive or 1.0)
         return self.weight * (expected / self.budget - 1).clamp_min(0)

@@ -45,7 +45,7 @@ _NB201_AUTHORS: dict[str, Any] = {
     "eval_temperature": 1e-4,
 }
 ORIGINAL: dict[str, Any] = {**SETTINGS, "weights_first": False, "sampling": "anew"}
-"""The same, as run by the DARTS code: alphas are updated first, on batches that are drawn anew."""
+"""The same as in the DARTS code, which updates the alphas first, on batches from a new shuffle each time."""
 
 
 def _presets(**changes: Any) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:

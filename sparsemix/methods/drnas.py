@@ -95,7 +95,7 @@ class Progressive(Part):
     """Stages of equal length, each with fewer operations per edge and a larger share of channels (section 3.3)."""
 
     stage_parts: tuple[int, ...] = (1,)
-    """K of each stage: one in K of a node's channels is mixed, the others pass through."""
+    """K of each stage, where 1/K of a node's channels are mixed and the others pass through."""
     stage_operations: tuple[int, ...] = ()
     """Number of operations (the strongest) that an edge keeps in each stage. If empty, it keeps all of them."""
     frozen_epochs: int = 0

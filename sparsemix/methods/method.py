@@ -22,7 +22,7 @@ from .bilevel import SearchStep
 __all__ = ["Columns", "Evidence", "Method", "Part", "Phase", "Plan", "Presets", "Records", "Step"]
 
 Plan = Mapping[str, Any]
-"""A method's values for an epoch, such as its temperature: numbers, strings and lists that JSON can hold."""
+"""A method's values for an epoch, such as its temperature, as numbers, strings and lists that JSON can hold."""
 
 Records = Sequence[Mapping[str, Any]]
 """The records of a search's epochs so far, as ``records.jsonl`` holds them."""
@@ -88,7 +88,7 @@ class Part:
     mixes: ClassVar[bool] = True
     """Whether the weights are trained in mixtures of operations, and not one operation at a time."""
     needs_mixtures: ClassVar[str | None] = None
-    """If this part needs trained mixtures: what it does with them, for error messages. None if it needs none."""
+    """What this part does with trained mixtures, for error messages; None if it does not need them."""
 
     def objection(self, other: Part) -> str | None:
         """Why this part cannot be combined with another one; None if it can."""

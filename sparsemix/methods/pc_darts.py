@@ -23,7 +23,7 @@ class PCDARTS(Part):
     """A share of the channels is mixed, the edges into a node are weighted, and alphas start to train later."""
 
     channel_parts: int = 4
-    """K: one in K of a node's channels is mixed, the others pass through."""
+    """K, where 1/K of a node's channels are mixed and the others pass through."""
     frozen_epochs: int = 15
     """Epochs at the beginning in which the alphas are not trained."""
 

@@ -65,7 +65,7 @@ class PT(Part):
     edges_per_node: int | None = None
     """Edges that each node keeps; by default all."""
     fixed_alphas: bool = False
-    """Never train the alphas: operations are mixed evenly throughout."""
+    """Never train the alphas, so that operations are mixed evenly throughout."""
 
     needs_mixtures: ClassVar[str | None] = "measures a mixture without one of its operations"
 

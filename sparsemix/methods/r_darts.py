@@ -28,7 +28,7 @@ class RampedAugmentation(Part):
     cutout: int = 16
     """Side of the square that is blanked in an image, in pixels."""
     cutout_probability: float = 1.0
-    """Probability that an image is cut out, in the last epoch."""
+    """Probability of applying cutout to an image, in the last epoch."""
 
     columns: ClassVar[Columns] = {"dropped": ("drop", "{:.2f}".format)}
 

@@ -74,7 +74,7 @@ class SGAS(Part):
     edges_per_node: int | None = None
     """Edges that each node keeps; once these are decided, the others are removed. By default all."""
     history: int = 0
-    """Number of earlier epochs over which the stability of a choice is measured; 0: stability is not used."""
+    """Number of earlier epochs over which the stability of a choice is measured; 0 ignores stability."""
     by_accuracy: bool = False
     """Choose the operation whose removal lowers accuracy most, instead of the strongest."""
 

@@ -56,9 +56,9 @@ class SPDarts(Part):
     auto_temperature: bool = False
     """Choose t_sp each epoch so that the alphas' entropy at t_sp falls linearly."""
     entropy_start: float = 0.5
-    """With auto_temperature: entropy in the first epoch, as a share of the greatest possible."""
+    """Entropy in the first epoch, as a fraction of the maximum; used with auto_temperature."""
     entropy_end: float = 0.05
-    """With auto_temperature: entropy in the last epoch, as a share of the greatest possible."""
+    """Entropy in the last epoch, as a fraction of the maximum; used with auto_temperature."""
     eval_temperature: float = 1e-4
     """Temperature at which the supernet is evaluated; with auto_temperature, scaled with t_sp."""
 

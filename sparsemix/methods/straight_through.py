@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..relaxations import Argmax
-from ..relaxations import StraightThrough as Relaxation
+from .. import relaxations
 from .darts import PLAIN
 from .method import Method, Part, Plan
 
@@ -24,12 +23,12 @@ class StraightThrough(Part):
 
     mixes: ClassVar[bool] = False
 
-    def relaxation(self, plan: Plan) -> Relaxation:
-        return Relaxation()
+    def relaxation(self, plan: Plan) -> relaxations.StraightThrough:
+        return relaxations.StraightThrough()
 
-    def evaluation(self, plan: Plan) -> Argmax:
+    def evaluation(self, plan: Plan) -> relaxations.Argmax:
         """The strongest operations alone, as in training."""
-        return Argmax()
+        return relaxations.Argmax()
 
 
 _SUMMARY = "the strongest operation of an edge alone, straight-through gradient (a control)"

@@ -7,7 +7,7 @@ from .course import Drawing
 __all__ = ["TRAINING"]
 
 TRAINING = (
-    Drawing("error", "Error", "On the images that judge.", "error", "error, %", 100),
+    Drawing("error", "Error", "On the test images, or on those held out.", "error", "error, %", 100),
     Drawing("loss", "Loss", "Of the training images.", "loss", "loss", lowest=None),
     Drawing("lr", "Learning rate", "Of each epoch.", "lr", "learning rate"),
 )

@@ -53,11 +53,11 @@ class RunSettings:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to run on; auto takes what Accelerate finds."""
     save_every: int = 0
-    """Steps between checkpoints within an epoch; 0: save after each epoch only."""
+    """Steps between checkpoints within an epoch; 0 saves only at the end of each epoch."""
     log_with: str | None = None
-    """Tracker that gets every epoch's numbers, by its name in Accelerate: tensorboard, wandb, ..."""
+    """Experiment tracker for every epoch's metrics, by its name in Accelerate (tensorboard, wandb, ...)."""
     accumulate: int = 1
-    """Number of parts each batch is split into, run one after the other to save memory; the step count is unchanged."""
+    """Parts that each batch is split into for gradient accumulation, to save memory; the step count is unchanged."""
 
     def __post_init__(self) -> None:
         at_least(self, 0, ["save_every"])
@@ -69,7 +69,7 @@ class DataSettings:
     """The images."""
 
     dataset: str = "digits"
-    """Data set: digits (embedded), cifar10, cifar100, svhn, imagenet16-120, or folder."""
+    """Name of the data set, one of digits (embedded), cifar10, cifar100, svhn, imagenet16-120 and folder."""
     data: Path = Path("data")
     """Folder that holds the data set; for --dataset folder, the folder of images, with one subfolder per class."""
     download: bool = False
@@ -79,7 +79,7 @@ class DataSettings:
     limit: int | None = None
     """Total number of training images to use, stratified by class; by default all."""
     workers: int = 2
-    """Processes that decode images too large to stay in memory."""
+    """Worker processes that decode images, used only if the images are too large to stay in memory."""
 
     def options(self) -> dict[str, Any]:
         """The arguments with which :mod:`sparsemix.data` opens the data set, as far as these settings define them."""
@@ -92,10 +92,11 @@ class SearchData(DataSettings):
     """The images, and which of them train the weights and which the alphas."""
 
     split: Split = "halves"
-    """Images for weights and alphas: halves of the training images, the split of NAS-Bench-201's searches, or the whole
-    training set for both."""
+    """How images are divided between weights and alphas. halves gives each one half of the training images, benchmark
+    uses the split of NAS-Bench-201's searches, and whole uses all training images for both."""
     sampling: Sampling = "shuffled"
-    """How alpha batches are drawn: shuffled once per epoch, with replacement, or reshuffled for every batch."""
+    """How alpha batches are drawn. shuffled uses every image once before any repeats, replacement draws with
+    replacement, and anew reshuffles the images for every batch."""
 
     def options(self) -> dict[str, Any]:
         return {**super().options(), "split": self.split, "sampling": self.sampling}
@@ -123,9 +124,10 @@ class Optimization:
     """The two updates of a step and their optimizers."""
 
     order: Order = "first"
-    """Alpha gradient: first, at the present weights; second, through a virtual step; single, one loss for both."""
+    """How the alphas are trained. first takes their gradient at the present weights, second through a virtual step of
+    the weights; single trains weights and alphas on one loss."""
     weights_first: bool = True
-    """Update the weights before the alphas (Algorithm 1), or after."""
+    """Update the weights before the alphas (Algorithm 1) instead of after them."""
     weight_lr: float = 0.05
     """Learning rate of the weights' SGD in the first epoch."""
     weight_lr_min: float = 0.05
@@ -158,11 +160,12 @@ class Execution:
     """How the supernet is computed, and audits of what this changes."""
 
     threshold: float = 0.0
-    """Weight below which operations are skipped in weights updates and only scored in alpha updates; 0: all run."""
+    """Weight below which operations are skipped in weights updates and only scored in alpha updates; 0 skips only
+    operations with weight exactly 0."""
     compile: bool = False
     """Compile operations and fixed parts of the supernet with torch.compile."""
     audit_every: int = 0
-    """Steps between audits, which measure what thresholds change against the dense computation; 0: no audits."""
+    """Steps between audits, which measure the error of thresholds against the dense computation; 0 disables them."""
     audit_thresholds: tuple[float, ...] = (1e-3, 1e-2)
     """Thresholds that audits measure."""
 
@@ -184,10 +187,10 @@ class Measurement:
     statistics_images: int = 2048
     """Number of images of the weights half on which batch-norm statistics are renewed before measuring accuracies."""
     average_epochs: int = 5
-    """Number of last epochs whose mean alphas give a second genotype."""
+    """Number of final epochs over which the alphas are averaged to read out a second genotype."""
     best_from: float | None = None
-    """Share of the search after which the epoch with the best discretised accuracy is the result; None: the last epoch
-    is, or the one that the method chooses."""
+    """Fraction of the search after which the epoch with the best discretised accuracy becomes the result; by default
+    the result is the last epoch, or the one that the method chooses."""
     table: Path | None = None
     """Benchmark table (CSV) with true accuracies, made by sparsemix table convert."""
     table_dataset: str | None = None
@@ -210,7 +213,7 @@ class Config:
     run: RunSettings = field(default_factory=RunSettings)
     data: DataSettings = field(default_factory=DataSettings)
 
-    # Settings of where a run computes and how it is read out, not of what it computes: a resumed run may change them.
+    # A resumed run may change these settings, which affect where it runs and its read-out, but not what it computes.
     MOVABLE: ClassVar[frozenset[str]] = frozenset(
         {"output", "resume", "device", "data", "download", "workers", "save_every", "log_with"}
     )
@@ -279,9 +282,9 @@ class SearchConfig(Config):
     method: Method = field(default_factory=lambda: find_method("sp-darts"))
     """Search method, or two that go together (sdarts-rs+pt)."""
     preset: str = "paper"
-    """Preset that the other flags override, named after where it was published; docs/presets.md lists them."""
+    """Preset of published settings, which the other flags override; docs/presets.md lists all presets."""
     scale: str = "published"
-    """Size that goes with the preset: published, or proxy for CPUs."""
+    """Size of the search, either published or proxy, which is small enough for a CPU."""
 
     data: SearchData = field(default_factory=SearchData)
     size: Size = field(default_factory=Size)

@@ -35,7 +35,7 @@ _TRAINING: Columns = {
 
 
 def compact(value: float) -> str:
-    """A number in short form, such as ``2.20M``; below a thousand, as it is.
+    """A number in short form, such as ``2.20M``; numbers below a thousand have no suffix.
 
     Example:
         >>> compact(2.2e6), compact(0.0125)
@@ -85,7 +85,7 @@ class EpochTable:
         return "  ".join(heading.rjust(_width(heading)) for heading, _ in self.columns.values())
 
     def line(self, row: Mapping[str, Any]) -> str:
-        """One epoch, with ``-`` for what its row lacks."""
+        """The line of one epoch, with ``-`` for missing values."""
         return "  ".join(
             (write(row[field]) if field in row else "-").rjust(_width(heading))
             for field, (heading, write) in self.columns.items()
@@ -97,7 +97,7 @@ def _width(heading: str) -> int:
 
 
 def changed_rows(alphas: Mapping[str, list[float]], before: Mapping[str, list[float]]) -> int:
-    """In how many rows another operation is the strongest."""
+    """The number of rows whose strongest operation has changed."""
     return sum(row.index(max(row)) != before[label].index(max(before[label])) for label, row in alphas.items())
 
 
@@ -151,7 +151,7 @@ def closing_lines(summary: Mapping[str, Any], rows: int, folder: Path, following
                 f"  {dataset:15}" + "".join(f"  {names[of]} {value:.2f} %" for of, value in accuracies.items())
             )
     if summary["averaged_genotype"] != summary["genotype"]:
-        lines.append("the mean of the last epochs' alphas chooses otherwise: averaged_genotype in summary.json")
+        lines.append("the mean of the last epochs' alphas gives another result: see averaged_genotype in summary.json")
     if "compilations" in summary:
         lines.append(f"{summary['compilations']} graphs were compiled")
     lines.append(f"{summary['seconds']:.0f} s; written to {folder}")

@@ -38,7 +38,7 @@ def search_settings(
     scale = preset if preset in space.scales else scale
     layers = (space.hints.get(scale, {}), chosen, space.scales.get(scale, {}))
     settings = dict(space.recipe)
-    whole = {"split": "whole"} if _of(chosen, dataset).get("split") == "whole" else {}  # at any size: no two halves
+    whole = {"split": "whole"} if _of(chosen, dataset).get("split") == "whole" else {}  # not overridden by the scale
     for layer in layers:
         settings |= _of(layer, dataset)
     settings |= whole

@@ -62,7 +62,7 @@ class Run(ABC):
 
     @abstractmethod
     def begin_epoch(self) -> None:
-        """Prepare the epoch, at its start and again where a run goes on in its middle."""
+        """Prepare the epoch; called at its start, and again when a run resumes in the middle of it."""
 
     @abstractmethod
     def step(self, batch: Any) -> None:

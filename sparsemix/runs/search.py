@@ -36,7 +36,7 @@ __all__ = ["Search"]
 
 
 class TimedSearchStep(SearchStep[ArchParameterGroup]):
-    """A search step that keeps how long its updates took on the host; on a GPU, kernels may still be running."""
+    """A search step that records its updates' duration on the host; on a GPU, kernels may still be running."""
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
@@ -350,7 +350,7 @@ class Search(Run):
     def summarize(self) -> dict[str, Any]:
         config, every = self.config, self.folder.records
         records = every[: self._result(every) + 1]
-        last = {field: value for record in records for field, value in record.items()}  # the latest of each
+        last = {field: value for record in records for field, value in record.items()}  # the latest value of each field
         of_epoch = {
             "epoch",
             "sparse_share",

@@ -1,4 +1,4 @@
-"""Several runs as separate processes, so many at a time; one that fails or is killed does not affect the rest."""
+"""Several runs as separate processes, a few at a time; one that fails or is killed does not affect the rest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POLL_SECONDS = 0.05
 
 
 class Process(Protocol):
-    """As much of ``subprocess.Popen`` as is needed here."""
+    """The part of ``subprocess.Popen`` that is used here."""
 
     def poll(self) -> int | None: ...
 
@@ -35,7 +35,7 @@ def threads_each(jobs: int) -> int:
 def start(command: Sequence[str], log: Path, jobs: int) -> Process:
     """Start a command of ``sparsemix``, whose output is appended to a file."""
     environment = dict(os.environ)
-    if jobs > 1:  # each would take all cores, and they would wait for one another
+    if jobs > 1:  # otherwise each run uses all cores, and they slow one another down
         environment.setdefault("OMP_NUM_THREADS", str(threads_each(jobs)))
     with log.open("a") as output:
         return subprocess.Popen(

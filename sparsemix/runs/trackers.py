@@ -18,7 +18,7 @@ Log = Callable[[Mapping[str, Any], Mapping[str, Tensor]], None]
 
 
 def check_tracker(name: str | None) -> None:
-    """Insist that a tracker can be used here.
+    """Check that a tracker can be used here.
 
     Raises:
         ValueError: Accelerate does not know it, or it is not installed.
@@ -34,12 +34,12 @@ def check_tracker(name: str | None) -> None:
 
 @contextmanager
 def tracking(accelerator: Accelerator, name: str | None, folder: Path, config: Mapping[str, Any]) -> Iterator[Log]:
-    """Within the context, a function that logs an epoch to the tracker of that name, in the main process alone.
+    """Context manager: a function that logs an epoch to the named tracker, in the main process only.
 
     Args:
-        accelerator: starts and feeds the tracker.
-        name: as Accelerate calls it; None: nothing is logged.
-        folder: where trackers that write files put them.
+        accelerator: starts the tracker and logs to it.
+        name: the tracker's name in Accelerate; None: nothing is logged.
+        folder: the folder for trackers that write files.
         config: the run's configuration, logged at the start.
     """
     check_tracker(name)

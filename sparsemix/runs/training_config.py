@@ -26,9 +26,9 @@ class TrainingDataSettings(DataSettings):
     test_data: Path | None = None
     """Folder of test images, for --dataset folder."""
     holdout: float = 0.0
-    """Share of the training images held out to judge on; 0: judge on the test images."""
+    """Fraction of the training images held out for evaluation; 0 evaluates on the test images."""
     cutout: int = 16
-    """Side of the square that cutout blanks; 0: no cutout."""
+    """Side in pixels of the square that cutout blanks; 0 disables cutout."""
 
     def __post_init__(self) -> None:
         if self.image_size is not None and self.cutout >= self.image_size:
@@ -44,15 +44,15 @@ class NetworkSettings:
     """The network."""
 
     genotype: str | None = None
-    """Architecture to train: a published name such as DARTS_V2, a .json file, or the notation itself."""
+    """Architecture to train, given as a published name such as DARTS_V2, a .json file, or the notation itself."""
     model: str | None = None
     """timm model to train instead of a genotype."""
     choice: str | None = None
-    """Layers that a search chose for the timm model: the search's choice.json, or the JSON itself."""
+    """Layers that a search chose for the timm model, given as the search's choice.json or as the JSON itself."""
     mix: str | None = None
-    """Family of candidates that the chosen layers come from, as given to the search: kernel, groups, ..."""
+    """Family of candidates that the chosen layers come from (kernel, groups, ...), as given to the search."""
     auxiliary: float = 0.4
-    """Weight of the auxiliary classifier's loss; 0: no auxiliary classifier."""
+    """Weight of the auxiliary classifier's loss; 0 removes the auxiliary classifier."""
     drop_path: float = 0.3
     """Probability of dropping an edge in the last epoch; it rises linearly from 0."""
 
@@ -88,7 +88,7 @@ class TrainingOptimization:
     """The loss and its optimizer."""
 
     opt: str = "sgd"
-    """Optimizer, by its name in timm; sgd is SGD with momentum but without Nesterov's (timm: momentum)."""
+    """Optimizer, by its name in timm; sgd means SGD with plain, not Nesterov, momentum (momentum in timm)."""
     lr: float = 0.025
     """Highest learning rate."""
     momentum: float = 0.9
@@ -96,7 +96,7 @@ class TrainingOptimization:
     weight_decay: float = 3e-4
     """Weight decay of all parameters."""
     sched: Literal["cosine", "linear"] = "cosine"
-    """Schedule of the learning rate over the epochs, down to 0: a cosine, or a line that flattens in the last five."""
+    """Learning-rate schedule down to 0, either cosine or linear with a flatter end in the last five epochs."""
     warmup_epochs: int = 0
     """Epochs of linear learning-rate warm-up."""
     max_norm: float = 5.0
@@ -104,7 +104,7 @@ class TrainingOptimization:
     smoothing: float = 0.0
     """Label smoothing."""
     ema: float = 0.0
-    """Decay of an exponential moving average of the weights, which is evaluated as well; 0: no average."""
+    """Decay of an exponential moving average (EMA) of the weights, which is also evaluated; 0 disables it."""
 
     def __post_init__(self) -> None:
         for name in ("smoothing", "ema"):
@@ -121,7 +121,7 @@ class TrainingConfig(Config):
     """Settings of a training, stored in ``config.json`` in its run folder: a preset's settings, overridden by flags."""
 
     preset: Literal["cifar", "robust", "imagenet", "proxy"] = "cifar"
-    """Settings that the other flags start from; docs/presets.md lists them."""
+    """Preset of settings, which the other flags override; docs/presets.md lists all presets."""
 
     network: NetworkSettings = field(default_factory=NetworkSettings)
     data: TrainingDataSettings = field(default_factory=TrainingDataSettings)

@@ -1,4 +1,4 @@
-"""Building blocks that networks of several spaces are made of."""
+"""Building blocks shared by the networks of several spaces."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ CandidateFactory = Callable[[str, int], Mapping[str, nn.Module]]  # (edge name, 
 
 
 class Cell(PartlyMixed):
-    """A directed acyclic graph of nodes; each node that is no input is the sum of the edges that lead to it.
+    """A directed acyclic graph of nodes; each node other than the inputs is the sum of the edges that lead to it.
 
-    Edges that add nothing, because they were removed or their weight is zero, do not run where another one leads to the
-    node. Their parameters get gradients of zero, as those of any operation that does not run.
+    Edges that add nothing, because they were removed or their weight is zero, do not run if another edge feeds their
+    node. Their parameters receive zero gradients, like those of any operation that does not run.
 
     Args:
         edges: edge name -> module, a mixed operation or any other; ``"3<-1"`` leads from node 1 to node 3, and
             ``"3<-1'"`` is a second edge between the same two nodes.
-        drop_path: applied to each edge's output, identity edges excepted; None: nothing is dropped.
-        channel_parts: K: edges read one in K of a node's channels, and pass the others; 1: all of them.
-        build: (edge name, K) -> name -> candidate, for a search that goes on with more of the channels.
+        drop_path: applied to each edge's output, except on identity edges; None: nothing is dropped.
+        channel_parts: K; edges mix 1/K of a node's channels, and the others bypass them. 1: all channels are mixed.
+        build: (edge name, K) -> name -> candidate, for a search that later mixes more of the channels.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Cell(PartlyMixed):
             target, source = map(int, name.rstrip("'").split("<-"))
             self._leaving.setdefault(source, []).append((target, name))
         targets = {target for leaving in self._leaving.values() for target, _ in leaving}
-        self._order = sorted({*self._leaving, *targets})  # every node behind those that lead to it
+        self._order = sorted({*self._leaving, *targets})  # every node after those that lead to it
 
     def wider(self, channel_parts: int) -> Iterator[tuple[nn.Module, Mapping[str, nn.Module]]]:
         if self.build is None:
@@ -62,7 +62,7 @@ class Cell(PartlyMixed):
             yield edge, self.build(name, channel_parts)
 
     def operation_weights(self) -> dict[str, Weights]:
-        """The weights of the mixed edges, for a forward that is run again when activations are checkpointed."""
+        """The weights of the mixed edges, computed once so that gradient checkpointing reruns the forward with them."""
         weights = {name: edge.operation_weights() for name, edge in self.edges.items() if isinstance(edge, MixedOp)}
         passing: dict[int, float] = {}
         for leaving in self._leaving.values():
@@ -77,7 +77,7 @@ class Cell(PartlyMixed):
         return weights
 
     def nodes(self, inputs: Sequence[Tensor], weights: Mapping[str, Weights] | None = None) -> dict[int, Tensor]:
-        """The values of all nodes that something leads to, given those of the first ones."""
+        """The values of the inputs, and of all nodes that an edge leads to."""
         weights = self.operation_weights() if weights is None else weights
         values = dict(enumerate(inputs))
         left_out = self._left_out(weights)
@@ -97,12 +97,12 @@ class Cell(PartlyMixed):
                     rest = without_part.setdefault(target, [])
                     if isinstance(edge := self.edges[name], MixedOp):
                         rest += edge.rest(weights[name])
-                    if not leaving:  # nothing else leads on from here: all that comes before would have no gradient
+                    if not leaving:  # no other edge leaves the node: earlier parts would get no gradient
                         rest.append(values[node])
         return values
 
     def _outputs(self, x: Tensor, edges: Sequence[nn.Module], weights: Sequence[Weights | None]) -> list[Tensor]:
-        """Of all edges that leave a node."""
+        """The outputs of all edges that leave a node."""
         if self.channel_parts == 1:
             return fan_out(x, edges, weights)
         first, rest = split_channels(x, self.channel_parts)
@@ -110,7 +110,7 @@ class Cell(PartlyMixed):
         return [joined(out, rest, self.channel_parts, edge, of_edge) for out, edge, of_edge in outputs]
 
     def _left_out(self, weights: Mapping[str, Weights]) -> set[str]:
-        """The edges that add nothing where another edge leads to the node."""
+        """The edges that add nothing, and whose node is fed by another edge."""
         idle = {name for name, edge in self.edges.items() if is_idle(edge, weights.get(name))}
         if not idle:
             return idle
@@ -120,7 +120,7 @@ class Cell(PartlyMixed):
 
 
 def _add(values: dict[int, Tensor], targets: Sequence[int], outputs: Sequence[Tensor]) -> None:
-    """Add to the values of nodes what one node gives them, in one operator where it gives one output to each."""
+    """Add the outputs of one node's edges to their targets' values, in one operator if the targets are distinct."""
     if len({*targets}) < len(targets):
         for target, out in zip(targets, outputs, strict=True):
             _add(values, [target], [out])
@@ -168,8 +168,8 @@ class TwoInputCell(Cell):
         concat: the nodes of the output.
         in_channels: of the two inputs.
         channels: C of every node.
-        halved: the first input is of the size before a reduction and is halved on its way in.
-        affine: of the inputs' batch norms.
+        halved: whether the first input still has the size before a reduction, and is halved first.
+        affine: whether the batch norms on the inputs are affine.
 
     Shapes:
         inputs ``(B, in_channels[i], H, W)``, the first ``(B, in_channels[0], 2 H, 2 W)`` where it is halved; output

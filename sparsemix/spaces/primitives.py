@@ -1,9 +1,9 @@
-"""Every primitive operation of the search spaces, once.
+"""The primitive operations of all search spaces.
 
 In a cell, up to five edges leave a node, each with up to eight candidates, most of which begin with the same ReLU or
-the same pooling of that node's value. So primitives say what they have in common with others on edges of the same
-source node (:class:`~sparsemix.supernet.sharing.SharesWork`): it is computed once for all of them. One whose output is
-always zero says so by ``adds_nothing``.
+the same pooling of that node's value. Primitives therefore declare the work that they share with others on edges from
+the same node (:class:`~sparsemix.supernet.sharing.SharesWork`), and it is computed only once. A primitive whose output
+is always zero declares this by ``adds_nothing``.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Noise(nn.Module):
 
 
 class _Pool(nn.Module):
-    """A pooling, computed once for all edges of a source: without parameters, it is the same on each of them."""
+    """A pooling; it has no parameters, so it is computed once for all edges that leave a node."""
 
     name: str
 
@@ -115,8 +115,8 @@ class MaxPool2x2(_Pool):
 class NormalizedPool(nn.Module):
     """Pooling and a batch norm that is not affine, as in supernets of the DARTS space.
 
-    All edges of a source have the same pooled and, in training, the same normalised value; only their running
-    statistics are their own.
+    All edges that leave a node share the pooled and, in training, the normalised value; only the running statistics are
+    kept per edge.
 
     Args:
         pool: :class:`AvgPool`, :class:`MaxPool` or :class:`MaxPool2x2`.
@@ -142,7 +142,7 @@ class NormalizedPool(nn.Module):
         self, ops: Sequence[NormalizedPool], source: Source, weights: Sequence[Tensor]
     ) -> Iterable[Contribution]:
         pooled = source.once(self.pool.sharing_key, self.pool)
-        if not self.bn.training:  # by statistics of their own
+        if not self.bn.training:  # each by its own running statistics
             return [(op.bn(pooled), weight) for op, weight in zip(ops, weights, strict=True)]
         with in_forward() as forward:
             if not self.bn.track_running_stats:
@@ -157,20 +157,20 @@ class NormalizedPool(nn.Module):
 class _ReLUThenBN(nn.Module):
     """ReLU, convolutions, batch norm.
 
-    The edges of a source share the ReLU: it is one tensor, computed and kept for the backward pass once rather than by
-    every candidate. ``w BN(x) = (w / sigma) (x - mu)``: the last batch norm multiplies by a number for each channel
-    anyhow, so that with the operation weight in that number no multiplication of the whole output is left to do.
+    All edges that leave a node share the ReLU, so only one tensor is computed and kept for the backward pass. The last
+    batch norm absorbs the operation weight, ``w BN(x) = (w / sigma) (x - mu)``: it scales each channel anyway, which
+    saves multiplying the whole output by the weight.
 
-    Operations of one shape run together, channels side by side: their convolutions as one grouped convolution, their
-    batch norms as one. At the few channels of a supernet, a kernel's launch and its passes over memory cost more than
-    its arithmetic.
+    Operations of the same shape run together, with their channels concatenated: their convolutions as one wide or
+    grouped convolution, their batch norms as one batch norm. With the few channels of a supernet, kernel launches and
+    memory traffic cost more than arithmetic.
     """
 
     bn: nn.BatchNorm2d
 
     @property
     def layers(self) -> Sequence[Layer]:
-        """What is between the ReLU and the last batch norm: convolutions, batch norms, ``F.relu``."""
+        """The layers between the ReLU and the last batch norm (convolutions, batch norms, ``F.relu``)."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ class _ReLUThenBN(nn.Module):
 
     def contributions(self, ops: Sequence[_ReLUThenBN], source: Source, weights: Sequence[Tensor]) -> Tensor:
         x, number = source.relu, len(ops)
-        if number > 1 and cast(nn.Conv2d, self.layers[0]).groups > 1:  # each channel goes its own way from here on
+        if number > 1 and cast(nn.Conv2d, self.layers[0]).groups > 1:  # grouped: every operation needs its own channels
             x = source.once(("relu", number), lambda _: torch.cat([source.relu] * number, dim=1))
         for layers in zip(*(op.layers for op in ops), strict=True):
             x = _side_by_side(layers, x)
@@ -305,7 +305,7 @@ def _depthwise(channels: int, kernel_size: int, stride: int = 1, dilation: int =
 
 
 def _key_of(layer: Layer) -> Hashable | None:
-    """Equal for layers that may run side by side; None: this one may not."""
+    """A key that is equal for layers that may run together; None if this one may not."""
     if layer is F.relu:
         return "relu"
     if type(layer) is nn.Conv2d and layer.bias is None and layer.padding_mode == "zeros":
@@ -316,7 +316,7 @@ def _key_of(layer: Layer) -> Hashable | None:
 
 
 def _side_by_side(layers: Sequence[Any], x: Tensor) -> Tensor:
-    """Layers of one kind on their blocks of channels, or convolutions on all channels where there is but one block."""
+    """Run layers of one kind, each on its own block of channels; convolutions may instead share a single block."""
     first = layers[0]
     if isinstance(first, nn.BatchNorm2d) and _is_plain(first):
         return scaled_batch_norm(layers, x)
@@ -331,7 +331,7 @@ def _side_by_side(layers: Sequence[Any], x: Tensor) -> Tensor:
 
 
 def _is_plain(bn: nn.BatchNorm2d) -> bool:
-    """Not converted to synchronised statistics, quantised, ...: such a batch norm is called as it is."""
+    """Whether it is an ordinary batch norm with a momentum; others (synchronised, ...) are called directly."""
     return type(bn) is nn.BatchNorm2d and bn.momentum is not None
 
 
@@ -357,7 +357,7 @@ def scaled_batch_norm(norms: Sequence[nn.BatchNorm2d], y: Tensor, weights: Seque
             mean = torch.cat([cast(Tensor, norm.running_mean) for norm in norms])
             var = torch.cat([cast(Tensor, norm.running_var) for norm in norms])
             return F.batch_norm(y, mean, var, scale, shift, False, 0.0, first.eps)
-        # At a momentum of 1, what is there becomes the mean and variance of the batch.
+        # With momentum 1, these buffers receive the mean and variance of the batch.
         mean, var = forward.statistics(first, sum(widths))
         y = F.batch_norm(y, mean, var, scale, shift, True, 1.0, first.eps)
         forward.move(norms, mean.split(widths), var.split(widths))

@@ -53,7 +53,7 @@ class AutoDLSupernet(nn.Module):
 
 
 def check_autodl(checkout: Path) -> None:
-    """Insist that a folder is a checkout of AutoDL-Projects.
+    """Check that a folder is a checkout of AutoDL-Projects.
 
     Raises:
         ValueError: it is not.

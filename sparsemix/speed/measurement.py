@@ -1,9 +1,9 @@
 """Measuring a comparison: all its variants in turn, their times as ratios within a round, memory, and dispatches.
 
 Every ratio is to the first variant of its comparison: the median of the ratios of all rounds, so that a machine that is
-slow for a while is slow for both. That of a search step (both updates) is the dense formulation of the published codes,
-in their memory format; a search step with one operation an edge is compared with two training steps of the network of
-those operations.
+slow for a while is slow for both. For a search step (both updates), the first variant is the dense formulation of the
+published codes, in their memory format; for a search step with one operation per edge, it is two training steps of the
+network of those operations.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ class Options(Size):
     only: str = ""
     """Run only comparisons whose name matches this regular expression; if none matches, their names are listed."""
     cells: tuple[int, ...] = (1, 5)
-    """N, cells a stage, of the NAS-Bench-201 supernets."""
+    """Cells per stage (N) of the NAS-Bench-201 supernets."""
     darts_cells: int = 8
     """Cells of the supernet of the DARTS space, which is timed at half the batch size."""
     models: tuple[str, ...] = ("resnet18", "mobilenetv3_small_100")
-    """Models of timm's, rows of sparsemix.speed.models whose kernels are mixed, at twice the image size."""
+    """Models whose kernels are mixed, named as in sparsemix.speed.models; timed at twice the image size."""
     candidates: tuple[int, ...] = (2, 4, 8, 16, 32)
     """Number of candidates per edge in the chains of mixed convolutions."""
     rounds: int = 9
     """Rounds in which every variant is timed once, after one uncounted round; ten times as many where a run takes
     milliseconds."""
     schedule_cells: int = 5
-    """Cells a stage N of the supernet that is searched from beginning to end."""
+    """Cells per stage (N) of the supernet in the search from beginning to end."""
     schedule_epochs: int = 10
     """Epochs of the search from beginning to end."""
     schedule_images: int = 768
@@ -68,7 +68,7 @@ class Row:
     comparison: str
     variant: str
     operations: str
-    """Run in full, and scored, in a forward: of the weights update, and of the alpha update."""
+    """Operations run in full, and scored, in a forward of the weights update and in one of the alpha update."""
     milliseconds: float
     ratio: float
     """To the first variant of the comparison, the median over rounds."""
@@ -76,7 +76,7 @@ class Row:
     """Most bytes allocated at once, above those before, in MiB."""
     memory_ratio: float
     dispatched: int
-    """Operators dispatched, views not counted; with time spent waiting for launches, what decides on a GPU."""
+    """Operators dispatched, views not counted; on a GPU, their launches often dominate the time."""
     dispatched_ratio: float
     synchronizations: int
     """How often values are brought to the host."""
@@ -124,11 +124,11 @@ class Comparison(NamedTuple):
     name: str
     build: Callable[[], Variants]
     often: int = 1
-    """Rounds for one of the options': many where a run takes milliseconds."""
+    """Factor on the number of rounds in the options, for runs that take only milliseconds."""
 
 
 def comparisons(options: Options) -> list[Comparison]:
-    """All of them."""
+    """All comparisons."""
     found = []
     for n in options.cells:
         found += [

@@ -140,7 +140,7 @@ class DiscreteDarts(nn.Module):
 
 
 class PublishedSupernet(nn.Module):
-    """The dense NAS-Bench-201 supernet with the weights and alphas of one of this library's, which stays as it is."""
+    """The dense NAS-Bench-201 supernet with the weights and alphas of this library's, which is unchanged."""
 
     def __init__(self, supernet: NB201Network, temperature: float) -> None:
         super().__init__()

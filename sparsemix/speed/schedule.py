@@ -1,4 +1,4 @@
-"""A short search to its end, by SP-DARTS here and by DARTS in the published formulation, step by step in turn."""
+"""A short but complete search by this SP-DARTS and by DARTS in the published formulation, in alternating steps."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class ScheduleRow:
 
 @dataclass
 class Contender:
-    """A search on its way: a step a call, and at the end the genotype and its network."""
+    """A search in progress: each call takes one step, and the end returns the genotype and its network."""
 
     begin_epoch: Callable[[int], None]
     step: Callable[[int, Any, Any], Any]
@@ -66,7 +66,7 @@ def whole_schedule(
 ) -> list[ScheduleRow]:
     """Both searches on the embedded digits, under the paper's settings for NAS-Bench-201, their epochs scaled down.
 
-    Alpha's learning rate is scaled up by ten, so that in some tens of steps alphas go as far as they do in hundreds.
+    Alpha's learning rate is ten times as large, so that the alphas move as far in tens of steps as usual in hundreds.
     """
     torch.manual_seed(0)
     pairs = open_pairs(

@@ -1,4 +1,4 @@
-"""What a search step of one method takes against one of another: timed in turn, in one process."""
+"""The cost of a search step, compared between methods that are timed in turn in one process."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ __all__ = ["REFERENCE", "STEPS", "check_steps", "compare_steps", "seconds_a_step
 
 REFERENCE = "darts"
 STEPS = 4
-"""Steps a round: where batches are sparse or smooth by chance, one step would be one of the two."""
+"""Steps per round. Where batches are randomly sparse or smooth, a single step would show only one kind."""
 
 
 def compare_steps(searches: Mapping[str, Callable[[], Search]], rounds: int) -> dict[str, dict[str, float]]:
     """Time, memory and executed operations of the search steps of several methods.
 
-    All are taken in the middle epoch of the search, on one and the same pair of batches. A round is four steps of every
-    method in turn, and four of it in the dense formulation; times are the median over the rounds of the ratio within a
-    round, so that a machine that is slow for a while is slow for all.
+    All steps are taken in the middle epoch of the search, on the same pair of batches. In a round, every method in turn
+    takes four steps as usual and four in the dense formulation. Times are ratios within a round, and the median over
+    the rounds, so that a temporary slowdown of the machine affects all methods alike.
 
     Args:
-        searches: method -> makes its search; ``darts`` has to be among them.
-        rounds: how many count; one more, before them, does not.
+        searches: method -> function that makes its search; must include ``darts``.
+        rounds: number of rounds that count; one warm-up round precedes them.
 
     Returns:
         Method -> ``time`` and ``memory`` relative to those of DARTS; ``dense``, the time relative to that of the same
@@ -60,7 +60,7 @@ def compare_steps(searches: Mapping[str, Callable[[], Search]], rounds: int) -> 
 
 
 def seconds_a_step(run: Run, epoch: int) -> float:
-    """How long a step of a search or a training takes in an epoch, after one that does not count. It uses the run up.
+    """Seconds per step of a search or a training in an epoch, after a warm-up step. The run is unusable afterwards.
 
     Args:
         run: freshly made.
@@ -77,7 +77,7 @@ def _ratio(times: Sequence[float], others: Sequence[float]) -> float:
 
 
 def check_steps(methods: Sequence[str], rounds: int) -> None:
-    """Insist that steps can be compared.
+    """Check that steps can be compared.
 
     Raises:
         ValueError: there is no round, or DARTS is not among the methods.

@@ -1,4 +1,4 @@
-"""What benchmarks/speed.py times: for each comparison its variants, the yardstick first."""
+"""What ``sparsemix speed`` times: the variants of each comparison, the baseline first."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Size:
     channels: int = 16
     """Channels C of the first stage."""
     batch_size: int = 64
-    """Images a batch."""
+    """Images per batch."""
     image_size: int = 32
     """Height and width of the images."""
     device: str = "cpu"
@@ -253,7 +253,7 @@ def dense_growth(size: Size, candidates: tuple[int, ...]) -> Variants:
 
 
 def sparse_growth(size: Size, candidates: tuple[int, ...]) -> Variants:
-    """And how the sparse one does, one operation an edge active."""
+    """How the sparse weights update of the same convolutions grows, with one active operation per edge."""
     variants = {}
     for count in candidates:
         model = nn.Sequential(*mixed_convolutions(size, count))
@@ -285,7 +285,7 @@ def one_candidate(size: Size) -> Variants:
 
 
 def timm_training_steps(size: Size, name: str) -> Variants:
-    """A training step of a model, at twice the image size: as it is; its layers mixed of themselves alone; mixed."""
+    """A training step of a model at twice the image size: unchanged, with one candidate per layer, and mixed."""
     build, family, where, share = MODELS[name]
     model = build(num_classes=10).to(size.device)
     batch = channels_last(replace(size, image_size=2 * size.image_size).batch())

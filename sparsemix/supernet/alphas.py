@@ -1,4 +1,4 @@
-"""What every set of architecture parameters can do, whoever owns them."""
+"""Base class of all sets of architecture parameters: those of a group, and tables that other code owns."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ __all__ = ["Alphas", "decided"]
 
 
 class Alphas(Architecture, ABC):
-    """Architecture parameters with their relaxation, phi, the decision which operations run, and the read-out.
+    """Architecture parameters with their relaxation and phi, the choice of operations to run, and the read-out.
 
-    Subclasses say where the alphas are, and what mixed operations run under them. What others ask of them is
-    :class:`~sparsemix.supernet.architecture.Architecture`.
+    Subclasses define where the alphas are stored and which mixed operations use them. The interface that other code
+    relies on is :class:`~sparsemix.supernet.architecture.Architecture`.
 
     Attributes:
-        moment: of the coming batch; :class:`~sparsemix.BatchMixedScheduler` sets it.
-        phi: whether the coming batch is a sparse one (Eq. 15), that of the moment.
+        moment: the moment of the next batch; :class:`~sparsemix.BatchMixedScheduler` sets it.
+        phi: whether the next batch is sparse (Eq. 15); part of the moment.
         relaxation: ``(alpha, moment) -> weights``.
         discretization: the relaxation of the final choice: weight 1 for chosen candidates, 0 for the others; initially
-            :class:`~sparsemix.relaxations.Argmax`. Any other that chooses exactly one per row declares this by an
-            attribute ``keeps_one``.
+            :class:`~sparsemix.relaxations.Argmax`. A replacement that chooses exactly one candidate per row must set
+            ``keeps_one = True``.
         threshold: see :class:`~sparsemix.ArchParameterGroup`.
     """
 
@@ -66,7 +66,7 @@ class Alphas(Architecture, ABC):
         self.moment = replace(self._moment, phi=value)
 
     def spend_moment(self) -> None:
-        """Note that a search step is made at the present moment; warn once if it is not the first one."""
+        """Record that a search step uses the present moment; warn once if a step has used it before and phi matters."""
         if self._is_spent and not self._was_warned and self._depends_on_phi():
             self._was_warned = True
             warnings.warn(
@@ -159,13 +159,13 @@ class Alphas(Architecture, ABC):
         return True
 
     def check_bound(self) -> None:
-        """Insist that the model still runs under these alphas; a group can be released, see its own method."""
+        """Check that the model still uses these alphas; a group, which can be released, overrides this."""
 
     def check_finite(self) -> None:
-        """Stop at an alpha, or a beta, that is NaN or infinite.
+        """Check that all alphas and betas are finite.
 
         Raises:
-            FloatingPointError: names the first such row and shows its values.
+            FloatingPointError: one is NaN or infinite; the message names the first such row and shows its values.
         """
         parameters = self.parameters()
         if bool(torch.cat([parameter.detach().flatten() for parameter in parameters]).isfinite().all()):  # one transfer
@@ -179,7 +179,7 @@ class Alphas(Architecture, ABC):
                     )
 
     def dry_run(self, x: Tensor) -> None:
-        """Run the model once on ``x`` without gradients and without touching any state, to meet errors before training.
+        """Run the model once on ``x`` without gradients and without changing any state, to find errors before training.
 
         Raises:
             ValueError: candidates of some mixed operation disagree in shape; both are named.
@@ -187,7 +187,7 @@ class Alphas(Architecture, ABC):
 
         def check(op: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
             x, _, keywords = call_arguments(*args, **given)
-            shapes = [c(x, **keywords).shape for c in op.candidates.values()]  # of those that add nothing, too
+            shapes = [c(x, **keywords).shape for c in op.candidates.values()]  # even of none, which mix() does not run
             for name, shape in zip(op.names, shapes, strict=True):
                 check_same_shape(op.names[0], shapes[0], name, shape, x.shape)
 
@@ -206,9 +206,9 @@ class Alphas(Architecture, ABC):
         """Information entropy summation over the rows, in nats (Eq. 21).
 
         Args:
-            temperature: of a softmax of the alphas; 1 as the paper prints Eq. 21. None: of the weights that the
-                relaxation gives in a sparse batch, at the temperature that the method itself trains at (t_sp for
-                SP-DARTS, as its code logs it; 1 for DARTS). Methods are compared by the latter.
+            temperature: temperature of a softmax of the alphas; the paper prints Eq. 21 with 1. None takes the weights
+                that the relaxation gives in a sparse batch, at the method's own training temperature (t_sp for
+                SP-DARTS, as its code logs it; 1 for DARTS). Use None to compare methods.
         """
         relaxation: Relaxation = self.relaxation if temperature is None else Softmax(temperature)
         with torch.no_grad():
@@ -216,30 +216,30 @@ class Alphas(Architecture, ABC):
 
     @abstractmethod
     def choices(self) -> dict[str, tuple[str, ...]]:
-        """What is chosen in every row: label -> names, usually one; ``()`` for nothing; several are strongest first."""
+        """The candidates chosen in every row: label -> names, strongest first; usually one, ``()`` if there is none."""
 
     def genotype(self) -> dict[str, str]:
         """The strongest candidate of every row: label -> name (Eq. 4); an exact tie goes to the earlier candidate.
 
-        Rows in which nothing is chosen are left out, and where several are chosen, only the strongest is named;
-        :meth:`choices` names all of them.
+        Rows without a chosen candidate are left out. If a row has several, only the strongest is given;
+        :meth:`choices` gives all of them.
         """
         return {label: names[0] for label, names in self.choices().items() if names}
 
     def discretize(self, genotype: Genotype | None = None) -> nn.Module:
         """A copy of the model in which each mixed operation is replaced by its chosen candidate or candidates.
 
-        An ordinary module without alphas, hooks or discarded candidates; the model itself stays as it is. With a
-        genotype that was saved, a freshly built supernet gives the network that was found, which then loads its
-        weights.
+        The copy is an ordinary module without alphas, hooks or discarded candidates; the model itself is unchanged. To
+        restore the network that a search found, pass the saved genotype to a newly built supernet, then load the
+        network's weights.
 
         Args:
-            genotype: label -> name, as :meth:`genotype` returns it, or label -> names, as :meth:`choices` does: several
-                are summed, each as it is, and ``()`` is zeros (:class:`~sparsemix.supernet.chosen.Chosen`). By default
-                what is chosen now.
+            genotype: label -> name, as returned by :meth:`genotype`, or label -> names, as returned by :meth:`choices`.
+                Several candidates are summed without weights, and ``()`` gives zeros
+                (:class:`~sparsemix.supernet.chosen.Chosen`). By default the current choice.
 
         Raises:
-            ValueError: the genotype is of other rows, or names a candidate that a row does not have.
+            ValueError: the genotype lacks a row, or names a row or a candidate that does not exist.
 
         Example:
             >>> from sparsemix import ArchParameterGroup
@@ -255,7 +255,7 @@ class Alphas(Architecture, ABC):
         return self._copied({}, self.choices() if genotype is None else self._checked(genotype))
 
     def _copied(self, memo: dict[int, Any], chosen: Mapping[str, tuple[str, ...]]) -> nn.Module:
-        """A deep copy of the model that, where it meets a mixed operation, takes what is chosen instead."""
+        """A deep copy of the model with each mixed operation replaced by its chosen candidates."""
         labels = {op: label for label, ops in self.rows.items() for op in ops}
         operations = [module for module in self.model.modules() if isinstance(module, MixedOp)]
         # modules() lists outer ones first, so that in reverse the inner ones are chosen before they are copied.
@@ -264,11 +264,11 @@ class Alphas(Architecture, ABC):
         return copy.deepcopy(self.model, memo)
 
     def _plain(self, op: MixedOp, names: tuple[str, ...], memo: dict[int, Any]) -> nn.Module:
-        """A copy of what is chosen of a mixed operation, to take its place."""
+        """A copy of a mixed operation's chosen candidates, as the module that replaces it."""
         return Chosen({name: copy.deepcopy(op.candidates[name], memo) for name in names or op.names}, names)
 
     def _checked(self, genotype: Genotype) -> dict[str, tuple[str, ...]]:
-        """Insist that a genotype is of these rows; the names in each."""
+        """Check that a genotype fits these rows; return the names chosen in each row."""
         if missing := [label for label in self.rows if label not in genotype]:
             raise ValueError(
                 f"the genotype lacks {', '.join(missing)}; it has {', '.join(genotype) or 'nothing'} (a row of which "
@@ -288,7 +288,7 @@ class Alphas(Architecture, ABC):
         return torch.no_grad() if self._alphas_fixed else nullcontext()
 
     def _decide(self) -> dict[str, Weights]:
-        """The weights of every row with what decides which operations run, by one transfer to the host."""
+        """The weights of every row, with the values on the host that determine which operations run; one transfer."""
         rows = self.weights()
         weak = Execution.SKIPPED if self._alphas_fixed else Execution.SCORED
         try:
@@ -299,14 +299,15 @@ class Alphas(Architecture, ABC):
 
 
 def decided(weights: Tensor, threshold: float = 0.0) -> list[Weights]:
-    """Weights that other code has relaxed, as rows for ``MixedOp(...)(x, row)``; only candidates that matter run.
+    """Turn weights relaxed by other code into rows for ``MixedOp(...)(x, row)`` that skip negligible candidates.
 
-    A plain tensor row runs every candidate. Call this once per forward: one transfer to the host decides all rows.
+    With a plain tensor as row, every candidate runs. Call this once per forward: all rows share one transfer to the
+    host.
 
     Args:
-        weights: ``(edges, M)``.
-        threshold: candidates of smaller weight are scored where the weights require gradients, and do not run where
-            they do not, as in a weights update on ``weights.detach()``. 0: only weights of exactly zero do not run.
+        weights: the relaxed weights, ``(edges, M)``.
+        threshold: candidates with a smaller weight are scored if the weights require gradients, and skipped if not, as
+            in a weights update on ``weights.detach()``. 0 skips only weights of exactly zero.
 
     Example:
         >>> op = MixedOp({"skip": nn.Identity(), "pool": nn.AvgPool2d(3, 1, 1)}, has_alpha=False)

@@ -1,4 +1,4 @@
-"""What a search step, a measure or a cost needs of architecture parameters, whoever holds them."""
+"""The interface that search steps, measures and costs need of architecture parameters."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class Architecture(Protocol):
     # The two sets of parameters
 
     def parameters(self) -> list[nn.Parameter]:
-        """What alpha's optimizer trains: the alphas and, behind them, the logits of weighed edges, of any shape."""
+        """The parameters that alpha's optimizer trains: the alphas, then the edge logits (betas), of any shape."""
 
     def weight_parameters(self) -> list[nn.Parameter]:
-        """Every other parameter of the model, disjoint from these and complete."""
+        """All other parameters of the model."""
 
     # The relaxed weights
 
@@ -80,29 +80,29 @@ class Architecture(Protocol):
         """Label -> the names of what is chosen: one, several, or none."""
 
     def discretize(self, genotype: Genotype | None = None) -> nn.Module:
-        """A copy of the model that has what is chosen in place of its mixed operations."""
+        """A copy of the model with each mixed operation replaced by its chosen candidates."""
 
     # Guards
 
     def spend_moment(self) -> None:
-        """Note that a search step is made at the present moment."""
+        """Record that a search step uses the present moment."""
 
     def check_bound(self) -> None:
-        """Insist that the model still runs under these parameters."""
+        """Check that the model still uses these parameters."""
 
 
 _ASKED = ("parameters", "weight_parameters", "weights", "fixed_alphas", "discretize", "spend_moment")
 
 
 def check_architecture(arch: Any, who: str) -> None:
-    """Insist that somebody was given architecture parameters, and not, say, the model itself.
+    """Check that an argument holds architecture parameters, and is not, for example, the model itself.
 
     Args:
-        arch: what was given.
-        who: needs them, for the message.
+        arch: the argument.
+        who: name of the function or class that needs it, for the error message.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: the argument is something else.
     """
     if not all(callable(getattr(type(arch), name, None)) for name in _ASKED):
         raise TypeError(f"{who}: needs the model's ArchParameterGroup first, got a {type(arch).__name__}")

@@ -14,7 +14,7 @@ __all__ = ["Chosen"]
 
 
 class Chosen(nn.Module):
-    """The sum of the candidates that were chosen, each as it is, without a weight; of none of them, zeros.
+    """The unweighted sum of the chosen candidates; zeros if none was chosen.
 
     It takes the place of the mixed operation and can be called in the same way; weights are ignored.
 

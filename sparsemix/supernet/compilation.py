@@ -18,7 +18,7 @@ class Compilations:
 
     Attributes:
         units: how many modules are compiled.
-        count: how many graphs were compiled so far; modules of one structure and shape have one in common.
+        count: how many graphs were compiled so far; modules with the same structure and shapes share one.
     """
 
     def __init__(self, backend: str = "inductor") -> None:
@@ -34,14 +34,14 @@ class Compilations:
 def compile_operations(model: nn.Module, backend: str = "inductor") -> Compilations:
     """Compile every candidate of a supernet, and every largest part without mixed operations, in place.
 
-    A supernet as a whole would be compiled anew for every set of operations that run. Relaxation, alphas and the
-    weighted sum stay outside, so that no temperature is part of a graph either. A module needs one graph each for
-    training, scoring and evaluation, and for each size of batch: at most ``8 units``, to which PyTorch's limits are
-    raised where they are lower. Candidates that would share work with each other then run by themselves.
+    A supernet compiled as a whole would be recompiled for every new set of running operations. The relaxation, the
+    alphas and the weighted sum are not compiled, so graphs do not depend on the temperature either. A module needs one
+    graph each for training, scoring and evaluation, and for each batch size; PyTorch's recompilation limits are raised
+    to ``8 units`` if they are lower. Compiled candidates run separately instead of sharing work.
 
     Args:
         model: the supernet; copies of it (``arch.discretize()``) are not compiled.
-        backend: as ``torch.compile`` knows it.
+        backend: name of a ``torch.compile`` backend.
 
     Returns:
         The counter of compilations.

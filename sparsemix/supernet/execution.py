@@ -30,8 +30,9 @@ __all__ = [
 class Execution(Enum):
     """How a candidate takes part in a forward.
 
-    Why scored: alpha's gradient by a candidate's weight is ``<g, o_m(x)>``, which needs the candidate's output and
-    nothing else. A weak candidate's backward pass, the dearer part, would only bring ``a_m J_m^T g`` to earlier nodes.
+    Scoring suffices for weak candidates: the gradient with respect to a candidate's weight is ``<g, o_m(x)>``, with g
+    the gradient of the edge's output, and needs only the candidate's output. The backward pass through the candidate,
+    the more expensive part, would only add ``a_m J_m^T g`` to the gradient of earlier nodes.
     """
 
     FULL = "full"  # runs, and gradients flow through it
@@ -47,9 +48,9 @@ class Weights(NamedTuple):
         sizes: their absolute values on the host; None: every candidate runs in full.
         threshold: candidates of smaller weight are weak.
         weak: how weak candidates run.
-        passing: the weight of all candidates that add something to the node, on this edge and those that lead there
-            too; None: on this edge. See :meth:`MixedOp.executions`.
-        row: the name of the row of alphas that they come from, where a table of other code holds it.
+        passing: the total weight of all candidates but ``none`` on all edges into the node; None: on this edge alone.
+            See :meth:`MixedOp.executions`.
+        row: the label of their row, if they come from a table that other code owns.
     """
 
     scalars: Sequence[Tensor]
@@ -79,10 +80,10 @@ class _Part(NamedTuple):
 
 
 def mix(source: Source, edges: Sequence[Edge]) -> list[Tensor]:
-    """``sum_m w_m o_m(x)`` for every edge; candidates of one sharing key, across the edges, run together.
+    """``sum_m w_m o_m(x)`` for every edge; candidates with the same sharing key run together, even across edges.
 
-    An edge without a candidate that runs gives zeros (:func:`nothing_of`). Outputs of several edges may be parts of one
-    tensor.
+    If no candidate of an edge runs, its output is zeros (:func:`nothing_of`). Outputs of several edges may be views of
+    one tensor.
     """
     shapes = _Shapes(source)
     with in_forward() as forward:
@@ -110,7 +111,7 @@ def mix(source: Source, edges: Sequence[Edge]) -> list[Tensor]:
 
 
 def _groups(source: Source, edges: Sequence[Edge], wanted: Execution) -> Iterable[list[_Part]]:
-    """The candidates that take part in this way, those that may run together in one list."""
+    """The candidates with this kind of execution; each list holds those that may run together."""
     groups: dict[Hashable, list[_Part]] = {}
     for index, edge in enumerate(edges):
         for (name, candidate), weight, execution in zip(
@@ -136,9 +137,10 @@ def _run(parts: Sequence[_Part], source: Source, weights: Sequence[Tensor]) -> T
 
 
 def _result(source: Source, edge: Edge, total: Total | None, is_alone: bool) -> Tensor:
-    """The sum of an edge, with gradients of zero for what had no part in it.
+    """The sum of an edge; gives zero gradients to tensors that were not used in it.
 
-    Idle siblings of an edge that is alone must not matter to what follows, which may change the sum in place.
+    Later modules may change the sum of a single edge in place. Idle candidates must not interfere with that, so the sum
+    is cloned if something else holds it.
     """
     if total is None:
         nothing = nothing_of(shape_donor(edge.candidates.values()), source.x, source.keywords)
@@ -149,7 +151,7 @@ def _result(source: Source, edge: Edge, total: Total | None, is_alone: bool) -> 
         for candidate, execution in idle:
             if execution is not Execution.FULL:
                 without_part += own_parameters(candidate)
-        if not total.passes_gradients:  # in the dense sum gradients would flow back through the others, times zero
+        if not total.passes_gradients:  # as the dense sum does, through the other candidates
             without_part.append(source.x)
         if not total.value.requires_grad:
             without_part += edge.weights
@@ -159,7 +161,7 @@ def _result(source: Source, edge: Edge, total: Total | None, is_alone: bool) -> 
 
 
 class _Shapes:
-    """Insists that all candidates of an edge agree on the shape of what they return."""
+    """Checks that all candidates of an edge return the same shape."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -188,7 +190,7 @@ def shape_donor(candidates: Iterable[nn.Module]) -> nn.Module:
 
 
 def nothing_of(donor: nn.Module, x: Tensor, keywords: Mapping[str, Any]) -> Tensor:
-    """Zeros of the shape of a candidate's output, which leave no graph and no trace in its batch norms."""
+    """Zeros in the shape of a candidate's output, without a graph; its batch-norm statistics do not change."""
     if adds_nothing(donor):
         return donor(x, **keywords)
     with evaluating(donor), torch.no_grad():
@@ -196,10 +198,10 @@ def nothing_of(donor: nn.Module, x: Tensor, keywords: Mapping[str, Any]) -> Tens
 
 
 def check_same_shape(first: str, first_shape: torch.Size, second: str, second_shape: torch.Size, x: torch.Size) -> None:
-    """Insist that two candidates agree on the shape of their output for an input of shape ``x``.
+    """Check that two candidates have the same output shape for an input of shape ``x``.
 
     Raises:
-        ValueError: they do not; names both.
+        ValueError: the shapes differ; the message names both candidates.
     """
     if first_shape != second_shape:
         raise ValueError(

@@ -1,7 +1,7 @@
 """One forward of a supernet: what is done once for all of its mixed operations rather than in each of them.
 
-Why: on a GPU a small operator costs its launch, and a mixed operation's bookkeeping is nothing but small operators.
-Gradients of zero, running statistics and expanded weights are therefore computed for all operations at once.
+On a GPU, the cost of a small operator is its launch, and the bookkeeping of mixed operations consists of small
+operators. Zero gradients, running statistics and expanded weights are therefore computed for all operations at once.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _running: ContextVar[Forward | None] = ContextVar("running", default=None)
 
 
 class Forward:
-    """What the mixed operations of one forward compute once, and what they leave for its end.
+    """The state of one forward: results that its mixed operations compute only once, and work deferred to its end.
 
-    A group begins one with each forward of its model; mixed operations that run outside of any have their own
+    A group begins one with each forward of its model; mixed operations that run outside such a forward begin their own
     (:func:`in_forward`).
     """
 
@@ -37,33 +37,33 @@ class Forward:
         self._token: Token[Forward | None]
 
     def begin(self) -> None:
-        """From now on mixed operations take part in it."""
+        """Make this the running forward, which mixed operations use."""
         self._token = _running.set(self)
 
     def end(self, output: Any) -> Any:
-        """Do what was left for the end.
+        """Do the work that was deferred to the end.
 
         Args:
             output: of the forward: a tensor, or tensors in lists, tuples, dictionaries or attributes of an object.
 
         Returns:
-            The output, behind which every tensor that is owed a gradient has one.
+            The output, whose backward pass also gives a zero gradient to every tensor noted by :meth:`owe`.
         """
         _running.reset(self._token)
         self._move_statistics()
         return self._with_gradients_owed(output)
 
     def once(self, name: str, of: Sequence[Tensor | None], compute: Callable[[], Tensor], *more: Hashable) -> Tensor:
-        """``compute()``, remembered for these very tensors and whatever else it depends on."""
+        """``compute()``, cached by the identity of these tensors and by everything else that it depends on."""
         key = (name, *map(id, of), *more, torch.is_grad_enabled())
         if key not in self._computed:
-            self._computed[key] = compute(), of  # the tensors are held, so that their identities stay theirs
+            self._computed[key] = compute(), of  # keep the tensors alive, so that no id is reused
         return self._computed[key][0]
 
     # Gradients of zero
 
     def owe(self, tensors: Iterable[Tensor]) -> None:
-        """Note tensors that had no part in the forward, and are to have gradients of zero rather than none."""
+        """Note tensors that were not used in the forward, and must get zero gradients instead of None."""
         if torch.is_grad_enabled():
             self._without_part.update(dict.fromkeys(tensor for tensor in tensors if tensor.requires_grad))
 
@@ -79,7 +79,7 @@ class Forward:
     # Running statistics
 
     def statistics(self, norm: nn.BatchNorm2d, channels: int) -> tuple[Tensor, Tensor]:
-        """Zeros, to which a batch norm writes mean and variance of a batch if they are its statistics at momentum 1."""
+        """Zeros that receive a batch's mean and variance, as the running statistics of a batch norm at momentum 1."""
         like = cast(Tensor, norm.running_mean)
         key = like.dtype, like.device
         room = self._zeros.get(key)
@@ -116,7 +116,7 @@ _ROOM = 4096
 
 @contextmanager
 def in_forward() -> Iterator[Forward]:
-    """The forward that is going on, or, outside of any, one that ends with the context."""
+    """The running forward; if there is none, a new one that ends with the context."""
     if (running := _running.get()) is not None:
         yield running
     else:
@@ -128,12 +128,11 @@ def in_forward() -> Iterator[Forward]:
 
 
 class _Behind(torch.autograd.Function):
-    """Values as they are, and for tensors that had no part in them gradients of zero rather than none.
+    """Returns values unchanged, and gives zero gradients instead of None to tensors that were not used in them.
 
-    Why: an operation at weight zero changes nothing, so that it need not run; but an optimizer passes over parameters
-    whose gradient is None. With zeros, momentum and weight decay go on acting on them, as they would had the operation
-    run at weight zero, and a wrapper that waits for every parameter's gradient (DistributedDataParallel) is not kept
-    waiting.
+    An operation with weight zero changes nothing, so it need not run; but an optimizer skips parameters whose gradient
+    is None. With zero gradients, momentum and weight decay still act on them, as if the operation had run with weight
+    zero, and a wrapper that waits for every parameter's gradient (DistributedDataParallel) does not hang.
     """
 
     @staticmethod
@@ -183,14 +182,15 @@ def _zeros_like(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def with_zero_gradients(value: Tensor, others: Sequence[Tensor], is_own: bool = False) -> Tensor:
-    """The value, behind which every other tensor has a gradient, if only of zero.
+    """The value, whose backward pass gives the other tensors zero gradients instead of None.
 
-    Within the forward of a supernet its output takes care of that, and the value is returned as it is.
+    Within the forward of a supernet, the forward's output does this for all such tensors, and the value is returned
+    unchanged.
 
     Args:
         value: any tensor.
-        others: tensors that had no part in it.
-        is_own: nothing else holds the value, so that it need not be copied.
+        others: tensors that were not used in it.
+        is_own: whether nothing else holds the value, so that it need not be copied.
     """
     if (forward := _running.get()) is not None:
         forward.owe(others)

@@ -1,7 +1,7 @@
 """Alpha's gradient, in first and in second order.
 
-A loss here is a function of a batch, ``loss(batch) -> scalar``, that runs the model. A batch that is too large for that
-is cut by ``split`` into parts whose losses add up to the batch's, and is one step all the same.
+A loss here is a function of a batch, ``loss(batch) -> scalar``, that runs the model. ``split`` cuts a batch that is too
+large for one run into parts whose losses add up to the batch's; it is still one step.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ Arch = TypeVar("Arch", bound=Architecture)
 
 
 def checked(loss: Any) -> Tensor:
-    """Insist that a loss is a scalar that can be differentiated.
+    """Check that a loss is a differentiable scalar tensor.
 
     Raises:
-        TypeError: it is a number, or a tensor without a graph or of several elements.
+        TypeError: it is not a tensor, or one without a graph or with several elements.
     """
     if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
         return loss
@@ -56,7 +56,7 @@ def whole(batch: Any) -> Iterable[Any]:
 
 
 def loss_gradients(loss: Loss, batch: Any, split: Split, parameters: Sequence[Tensor]) -> tuple[Gradients, Tensor]:
-    """Gradients of these parameters alone, zero for one that the loss does not depend on; and the detached loss.
+    """Gradients with respect to these parameters, zero where the loss does not depend on one; and the detached loss.
 
     The parts of the batch run one after the other, so that only one of them is in memory.
 
@@ -107,7 +107,7 @@ def unrolled_alpha_gradient(
     ``grad L_val(w') - xi [grad L_train(w+) - grad L_train(w-)] / (2 R)`` with ``w'`` one SGD step of learning rate xi,
     with the optimizer's momentum and weight decay, ``w+- = w +- R grad_w' L_val`` and ``R = 0.01 / |grad_w' L_val|``.
     The finite difference stands for the product of the Hessian with ``grad_w' L_val``. Its two passes see the same
-    random numbers (dropout). Weights, buffers (running statistics) and the random state are afterwards what they were.
+    random numbers (dropout). Weights, buffers (running statistics) and the random state are restored afterwards.
 
     Args:
         arch: the model's architecture parameters.
@@ -156,7 +156,7 @@ def unrolled_alpha_gradient(
 def _virtual_sgd_step(
     optimizer: torch.optim.Optimizer, weights: Sequence[Tensor], gradients: Gradients
 ) -> tuple[list[Tensor], list[float]]:
-    """What SGD would add to each weight for these gradients, and minus the derivative of that by the gradient."""
+    """The step that SGD would take for these gradients, and minus its derivative with respect to the gradient."""
     sgd = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
     if not isinstance(sgd, torch.optim.SGD):
         raise TypeError(f"second order needs torch.optim.SGD for its virtual step, got {type(sgd).__name__}")

@@ -1,4 +1,4 @@
-"""The architecture parameters of a model: all its mixed operations' alphas, in order, and what is read off them."""
+"""The architecture parameters of a model: the alphas of all its mixed operations, and the architecture read out."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ __all__ = ["ArchParameterGroup", "labelled_rows", "tie_alphas_"]
 
 
 def labelled_rows(model: nn.Module) -> dict[str, list[MixedOp]]:
-    """The mixed operations of a module tree by label, in module order; without a label, the module's path is its own.
+    """Group the mixed operations of a module tree by label, in module order; a module's path replaces a missing label.
 
-    Those without an alpha (``has_alpha=False``) belong to the code that hands them their weights.
+    Operations without an alpha (``has_alpha=False``) are left out, since other code passes them their weights.
 
     Raises:
-        ValueError: two operations share a label but not their candidates or their node, or a label is another
-            operation's path.
+        ValueError: operations with the same label differ in candidates or node, or a label equals the path of an
+            operation without a label.
     """
     rows: dict[str, list[MixedOp]] = {}
     for path, module in model.named_modules():
@@ -57,10 +57,11 @@ def labelled_rows(model: nn.Module) -> dict[str, list[MixedOp]]:
 
 
 def tie_alphas_(model: nn.Module) -> dict[str, list[MixedOp]]:
-    """Let mixed operations with one label share what the first one has, in place: alpha, beta and what is allowed.
+    """Tie mixed operations with the same label, in place: all get the first one's alpha, beta and allowed candidates.
 
-    Tied as weights usually are in PyTorch: ``model.parameters()`` lists the row once, ``model.state_dict()`` under each
-    operation's name. A group does this by itself; a supernet that is to share its rows without one calls it.
+    Parameters are tied as usual in PyTorch: ``model.parameters()`` lists each shared row once, ``model.state_dict()``
+    lists it under each operation's name. A group does this when it is created; call this function to share rows in a
+    supernet that has no group.
 
     Returns:
         The rows, as :func:`labelled_rows`.
@@ -77,34 +78,36 @@ def tie_alphas_(model: nn.Module) -> dict[str, list[MixedOp]]:
 class ArchParameterGroup(Alphas):
     """The architecture parameters of any model that holds :class:`~sparsemix.MixedOp` modules.
 
-    The group finds every mixed operation of the module tree, ties the alphas of those with one label, and from then on
-    relaxes all rows in one operation at the start of each forward of ``model`` (where a part of the model is called by
-    itself, each of its operations asks for its own). It splits the model's parameters into alphas and weights, disjoint
-    and complete, and reads the architecture out. It is a handle, not a module: the alphas stay in the model and in its
-    ``state_dict``. A second group on the same model releases the first.
+    The group finds every mixed operation in the module tree and ties the alphas of operations with the same label. It
+    relaxes all rows together at the start of each forward of ``model``; if only a part of the model is called, each of
+    its mixed operations requests its weights separately. The group splits the model's parameters into alphas and
+    weights, without overlap or omission, and reads out the architecture. It is a handle, not a module: the alphas stay
+    in the model and in its ``state_dict``. A second group on the same model releases the first.
 
     Args:
         model: the supernet. Its ``forward`` may be called directly or through wrappers.
         relaxation: a callable ``(alpha, moment) -> weights`` on rows padded with ``-inf``, such as
             :class:`~sparsemix.SparseSmoothSoftmax` (the default) or :class:`~sparsemix.relaxations.Softmax`.
-        threshold: eps in [0, 1): operations of smaller weight are left out of a weights update (a forward within
+        threshold: eps in [0, 1). Operations with a smaller weight are skipped in a weights update (a forward within
             :meth:`fixed_alphas`) and *scored* in an alpha update: they run, but no gradient flows back through them.
-            The strongest operation of a row always runs. Where ``none`` holds almost all weight, the threshold is a
-            share of what is left (:meth:`MixedOp.executions`). 0: only weights of exactly zero are left out.
+            The strongest operation of a row always runs. If ``none`` takes part of the weight, the threshold is
+            relative to the weight of the other operations (:meth:`MixedOp.executions`). 0 skips only weights of exactly
+            zero.
 
-    Which operations run is decided once a forward for the whole supernet, by one transfer of the weights to the host.
-    An operation of weight exactly 0 never runs, which changes nothing but the running statistics of its batch norms:
-    it would add ``0 o(x)``, its parameters get gradients of zero all the same, and under a softmax so does its alpha.
-    With a threshold an edge's output in a weights update deviates by ``|sum_weak a_m o_m(x)| <= eps (M - 1) max_m
-    |o_m(x)|``. In an alpha update the output is exact, and so is the gradient that reaches the edge's own alphas; what
-    is dropped is ``sum_weak a_m J_m^T g`` of the gradient that flows on to earlier nodes, at most ``eps (M - 1) max_m
-    |J_m| |g|`` with the operations' Jacobians J. Forwards without gradients leave out exact zeros only.
+    The operations to run are determined once per forward for the whole supernet, with a single transfer of the weights
+    to the host. An operation with weight exactly 0 does not run. Skipping it changes only the running statistics of its
+    batch norms: it would add ``0 o(x)``, its parameters still receive zero gradients, and under a softmax its alpha's
+    gradient is zero as well. With a threshold, an edge's output in a weights update deviates by ``|sum_weak a_m o_m(x)|
+    <= eps (M - 1) max_m |o_m(x)|``. In an alpha update the output is exact, and so is the gradient of the edge's own
+    alphas. The gradient that flows on to earlier nodes lacks ``sum_weak a_m J_m^T g``, which is at most ``eps (M - 1)
+    max_m |J_m| |g|``, where J_m are the operations' Jacobians. In a forward without gradients, only operations with
+    weight exactly zero are skipped.
 
     Attributes:
-        moment: of the coming batch, see :class:`~sparsemix.relaxations.Moment`;
+        moment: the moment of the next batch, see :class:`~sparsemix.relaxations.Moment`;
             :class:`~sparsemix.BatchMixedScheduler` sets it.
-        phi: whether the coming batch is a sparse one (Eq. 15), that of the moment.
-        edge_relaxation: of the edges that compete for a node, see :meth:`weigh_edges_`.
+        phi: whether the next batch is sparse (Eq. 15); part of the moment.
+        edge_relaxation: the relaxation of the edges that compete for a node, see :meth:`weigh_edges_`.
         rows: label -> the mixed operations that share that row of alphas.
 
     Raises:
@@ -199,18 +202,18 @@ class ArchParameterGroup(Alphas):
     # What is searched
 
     def restrict(self, label: str, names: Iterable[str]) -> None:
-        """Allow these candidates of a row and no others, in all its operations, from the next forward on.
+        """Allow only these candidates of a row, in all operations that share it, from the next forward on.
 
-        To every relaxation the others do not exist: the row's weight is shared by those that remain, and the others'
-        alphas get gradients of zero.
+        Relaxations ignore the other candidates: the row's weight is shared among the allowed ones, and the alphas of
+        the others receive zero gradients.
 
         Args:
-            label: of the row.
-            names: of its candidates; all: nothing is forbidden any more. None, ``()``, removes the row: its weights are
-                0, its operations do not run, and a cell leaves the edge out where another one leads to the node.
+            label: the row's label.
+            names: the candidates to allow. Naming all of them lifts the restriction. ``()`` removes the row: its
+                weights are 0, its operations do not run, and a cell omits the edge if another edge leads to the node.
 
         Raises:
-            ValueError: a row or a candidate that is not there.
+            ValueError: there is no such row or candidate.
 
         Example:
             >>> arch = ArchParameterGroup(MixedOp({"skip": nn.Identity(), "relu": nn.ReLU(), "tanh": nn.Tanh()}, "row"))
@@ -228,15 +231,15 @@ class ArchParameterGroup(Alphas):
             op.restrict_(names)
 
     def weigh_edges_(self, relaxation: Relaxation | None = None) -> None:
-        """Give every row that names its node an edge weight: a logit beta, relaxed among the edges of that node.
+        """Give every row that names its node a trainable edge weight: a logit beta, relaxed over that node's edges.
 
-        The edge weight multiplies the operation weights, ``beta_e a_em``, so that an edge of weight zero does not run.
-        Rows that were removed do not compete; rows without a node keep weight 1. Betas that are there already, of a
-        state dict that is to be continued, stay. What is made here is new to optimizers: call it before they are made.
+        The edge weight multiplies the operation weights, ``beta_e a_em``, so an edge with weight zero does not run.
+        Removed rows do not compete, and rows without a node keep weight 1. Existing betas are kept. Call this before
+        creating optimizers and before loading a state dict with betas, since it adds parameters.
 
         Args:
-            relaxation: of the betas, one row a node, padded with ``-inf``; by default it stays what it was, at first a
-                softmax.
+            relaxation: maps the betas, one row per node, padded with ``-inf``, to edge weights; by default the present
+                :attr:`edge_relaxation` is kept, which is initially a softmax.
 
         Raises:
             ValueError: no row names a node.
@@ -302,7 +305,7 @@ class ArchParameterGroup(Alphas):
         }
 
     def edge_weights(self) -> dict[str, Tensor]:
-        """The weight of every row's edge among those of its node: label -> scalar; 1 where edges are not weighed."""
+        """The weight of every row's edge among those of its node: label -> scalar; 1 for rows without a beta."""
         with self._gradients_wanted():
             weighed = self._edge_weights_at(self.moment)
         return {label: weighed.get(label, ops[0].alpha.new_ones(())) for label, ops in self.rows.items()}
@@ -310,7 +313,7 @@ class ArchParameterGroup(Alphas):
     def discretized(self) -> AbstractContextManager[None]:
         """Within the context, the model runs with only the chosen operations of each row (Fig. 3b).
 
-        That is what :meth:`discretize` gives, edge weights left out. Without gradients the others are not executed.
+        The output matches that of :meth:`discretize`, so edge weights are ignored. The other operations do not run.
         """
         return having(self, relaxation=self.discretization, edge_relaxation=_ones)
 
@@ -321,7 +324,7 @@ class ArchParameterGroup(Alphas):
                 "a mixed operation runs that its group does not know: a replica of DataParallel, or a copy of a part "
                 "of the model; use DistributedDataParallel, or make a group for the copy"
             )
-        # A backward pass runs a part of the model again where its activations were not kept (gradient checkpointing).
+        # Gradient checkpointing reruns parts of the model in the backward pass, with the weights of the forward.
         again = in_backward_pass()
         decided = self._present or (self._differentiable if again else None) or self._decide()
         return decided[self._labels[op]]
@@ -341,11 +344,13 @@ class ArchParameterGroup(Alphas):
     ) -> Iterator[None]:
         """Within the context, the alphas have other values, such as their mean over the last epochs.
 
-        Where two operations share a row's weight, the last epoch's argmax says little; that of a mean is steadier.
+        If two operations of a row are nearly tied, the argmax of the last epoch is arbitrary; that of a mean is more
+        stable.
 
         Args:
-            alphas: label -> row.
-            allowed: label -> the names that may be chosen, of rows where not all may; None: as it is now.
+            alphas: label -> the values of the row.
+            allowed: label -> the names that may be chosen; in rows that are not listed, all may be chosen. None keeps
+                the present restrictions.
         """
         previous = {label: alpha.detach().clone() for label, alpha in self.named_parameters()}
         restricted = {label: ops[0].allowed_names for label, ops in self.rows.items()}
@@ -370,7 +375,7 @@ class ArchParameterGroup(Alphas):
 
     def _copied(self, memo: dict[int, Any], chosen: Mapping[str, tuple[str, ...]]) -> nn.Module:
         bound = bool(self._hooks)
-        self.release()  # so that nothing of the search is copied
+        self.release()  # so that the copy holds neither hooks nor the group
         try:
             return super()._copied(memo, chosen)
         finally:
@@ -392,7 +397,7 @@ class ArchParameterGroup(Alphas):
     # The bond with the model
 
     def release(self) -> None:
-        """Let the model go: its mixed operations are on their own again, and no hook is left behind."""
+        """Detach from the model: remove all hooks; its mixed operations then compute their own softmax weights."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = ()
@@ -401,10 +406,10 @@ class ArchParameterGroup(Alphas):
                 op.group = None
 
     def check_bound(self) -> None:
-        """Insist that the model still runs under this group.
+        """Check that the model still uses this group.
 
         Raises:
-            RuntimeError: it was released, by :meth:`release` or by a second group on the same model.
+            RuntimeError: the group was released, by :meth:`release` or by a second group on the same model.
         """
         if not self._hooks:
             raise RuntimeError(
@@ -413,7 +418,7 @@ class ArchParameterGroup(Alphas):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles of the model: everything but the last forward's weights, which belong to its graph."""
+        """The state to copy or pickle: everything but the last forward's weights, which hold its autograd graph."""
         return {**self.__dict__, "_present": None, "_differentiable": None, "_forward": None}
 
     def _bind(self) -> None:
@@ -438,7 +443,7 @@ class ArchParameterGroup(Alphas):
 
 
 class _MomentOfEdges(Moment):
-    """The same moment with draws of its own, so that what is drawn for edges is not what is drawn for operations."""
+    """The same moment with its own random draws, so that edges and operations do not get the same numbers."""
 
     def generator(self, name: str) -> torch.Generator:
         return super().generator(f"edges: {name}")

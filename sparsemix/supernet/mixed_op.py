@@ -45,44 +45,45 @@ class Binding(Protocol):
 class MixedOp(nn.Module):
     """Candidate operations on one edge, and their weighted sum ``sum_m a_m o_m(x)`` (Eq. 2).
 
-    The weights come from one of three places. Given explicitly, ``mixed_op(x, weights)``, they are used as they are,
-    as in DARTS code. Bound to an :class:`~sparsemix.ArchParameterGroup`, they are that group's relaxed weights. Alone,
-    they are ``softmax(alpha)``. An operation with a single candidate has nothing to mix: without explicit weights it is
-    that candidate, at no cost. Where all weights are exactly zero, the output is zeros; only one candidate runs,
-    without a graph, to determine the shape of the output.
+    The weights come from one of three sources: the call itself, ``mixed_op(x, weights)``, as in DARTS code; the
+    :class:`~sparsemix.ArchParameterGroup` that holds the operation; or, without a group, ``softmax(alpha)``. Without
+    explicit weights, an operation with a single candidate calls it directly, at no extra cost. If all weights are
+    exactly zero, the output is zero; only one candidate runs, without a graph, to determine the output's shape.
 
-    Candidates whose outputs disagree in shape are an error, raised at the first input that shows it
-    (:meth:`~sparsemix.ArchParameterGroup.dry_run` shows it before training).
+    Candidates must agree in output shape; a mismatch raises an error at the first input that reveals it
+    (:meth:`~sparsemix.ArchParameterGroup.dry_run` finds it before training).
 
     Args:
         candidates: name -> module, in the order of the alphas.
         label: mixed operations with the same label share one row of alphas once a group holds them; they must name the
-            same candidates. Without a label the row is the operation's own.
+            same candidates. Without a label, the operation has its own row.
         always_run: run every candidate in every forward, whatever its weight. For candidates that have side effects, or
             keep state other than the running statistics of batch norm.
-        has_alpha: False: it has no ``alpha``, and every call must give weights, as in code that owns its alphas.
-        node: the name of the node that it leads to, such as ``"normal 3"``. Rows of one node compete once their edges
-            are weighed (:meth:`~sparsemix.ArchParameterGroup.weigh_edges_`); until then it means nothing.
+        has_alpha: whether it has an ``alpha``. If not, every call must pass weights, as in code that owns its alphas.
+        node: the name of the node that the edge leads to, such as ``"normal 3"``. It tells which edges compete once
+            edges are weighted (:meth:`~sparsemix.ArchParameterGroup.weigh_edges_`), and which edges belong to a node
+            for methods that keep only some of them.
 
-    Candidates are found by name or position: ``op["skip"]``, ``op[0]``; iterating goes through the modules.
+    Candidates are indexed by name or position, ``op["skip"]`` or ``op[0]``; iteration yields the modules.
 
     Attributes:
-        alpha: the logits of the candidates, ``(M,)``, where it has any.
-        beta: the logit of the edge among those of its node, a scalar; None: the edge is not weighed.
-        allowed: bool ``(M,)``, which candidates may have a weight; a state dict without it allows all.
-        is_restricted: whether any is forbidden, known without reading ``allowed`` from its device.
+        alpha: the logits of the candidates, ``(M,)``, if ``has_alpha``.
+        beta: the logit of the edge among those of its node, a scalar; None if edges are not weighted.
+        allowed: bool ``(M,)``, the candidates that may have a weight; a state dict without it allows all.
+        is_restricted: whether any candidate is forbidden; a Python bool, so ``allowed`` need not be read from its
+            device.
         ran: how each candidate took part in the last forward.
-        row: the row of another code's table that it was last called with, see
-            :class:`~sparsemix.supernet.tables.AlphaTables`.
+        row: the label of the row of :class:`~sparsemix.supernet.tables.AlphaTables` that it was last called with; None
+            if there was none.
 
     Shapes:
         input and output as the candidates have them; ``weights`` is ``(M,)``, one for each candidate. Keyword arguments
         of a call (an attention's mask) are passed on to the candidates.
 
     Raises:
-        ValueError: no candidates; a name that no module can have; weights of another length, or none where there is no
-            alpha; candidate outputs of different shapes.
-        TypeError: the candidates are no mapping, or one of them is no module.
+        ValueError: there are no candidates; a name cannot be a module name; weights have the wrong length, or are
+            missing where there is no alpha; candidate outputs differ in shape.
+        TypeError: the candidates are not a mapping, or one of them is not a module.
 
     Example:
         >>> op = MixedOp({"skip": nn.Identity(), "pool": nn.AvgPool2d(3, 1, 1)})
@@ -149,15 +150,15 @@ class MixedOp(nn.Module):
     # What may be chosen
 
     def restrict_(self, names: Iterable[str]) -> None:
-        """Allow these candidates and no others, in place; the others have weight 0 from now on, and alpha no gradient.
+        """Allow only these candidates, in place; the others get weight 0 from now on, and their alphas zero gradients.
 
-        Operations that share a row are restricted together, by :meth:`~sparsemix.ArchParameterGroup.restrict`.
+        For operations that share a row, call :meth:`~sparsemix.ArchParameterGroup.restrict`, which restricts them all.
 
         Args:
-            names: of candidates; all of them: nothing is forbidden any more. None of them, ``()``, removes the edge.
+            names: the candidates to allow. Naming all of them lifts the restriction; ``()`` removes the edge.
 
         Raises:
-            ValueError: a candidate that it does not have; an operation without an alpha, whose weights are given.
+            ValueError: a name is not that of a candidate, or the operation has no alpha.
 
         Example:
             >>> op = MixedOp({"skip": nn.Identity(), "linear": nn.Linear(2, 2), "tanh": nn.Tanh()})
@@ -182,27 +183,27 @@ class MixedOp(nn.Module):
         return tuple(name for name, allowed in zip(self.names, self.allowed.tolist(), strict=True) if allowed)
 
     def ranked(self) -> list[str]:
-        """The names of the candidates that may be chosen, the strongest alpha first; of equal ones the earlier."""
+        """The names of the candidates that may be chosen, the strongest alpha first; ties keep their order."""
         alphas = dict(zip(self.names, self.alpha.tolist(), strict=True))
         return sorted(self.allowed_names, key=alphas.__getitem__, reverse=True)
 
     @property
     def is_fixed(self) -> bool:
-        """Whether there is nothing to weigh: a single candidate, at weight 1."""
+        """Whether there is nothing to mix, because the only candidate always has weight 1."""
         return len(self.candidates) == 1 and not self.is_restricted and self.beta is None
 
     def choices(self) -> tuple[str, ...]:
-        """The name of the strongest allowed candidate, argmax of alpha (Eq. 4); none where the edge is removed.
+        """The names of the chosen candidates: by default only the strongest allowed one, argmax of alpha (Eq. 4).
 
-        An exact tie goes to the earlier one. A group's ``discretization`` may keep several, or none; these are then
-        named, the strongest first.
+        An exact tie goes to the earlier candidate. ``()`` if the edge was removed. A group's ``discretization`` may
+        keep several candidates, named with the strongest first, or none.
         """
         self._check_alpha()
         hard = Argmax() if self.group is None else self.group.discretization
         return kept(self.names, self.alpha, hard, self.allowed if self.is_restricted else None)
 
     def choice(self) -> str:
-        """The same as one name.
+        """The name of the one chosen candidate.
 
         Raises:
             ValueError: none is chosen, or several are.
@@ -245,7 +246,7 @@ class MixedOp(nn.Module):
         return Weights(row.unbind(), row.tolist() if self.is_restricted else None)
 
     def passing(self, weights: Weights) -> float:
-        """The weight of the candidates that add something: 1, or what ``none`` and the edge's weight leave of it."""
+        """The total weight of all candidates but ``none``, edge weight included; 1 where nothing can reduce it."""
         nothing = self._adding_nothing()
         if weights.sizes is None or not (any(nothing) or self.is_restricted or self.beta is not None):
             return 1.0
@@ -254,9 +255,9 @@ class MixedOp(nn.Module):
     def executions(self, weights: Weights) -> list[Execution]:
         """How each candidate takes part in a forward under these weights.
 
-        Where ``none`` holds almost all weight on every edge that leads to a node, the little that the others add is
-        the node's whole input, and a later batch norm scales it up again. So the threshold is multiplied by the total
-        weight of the others.
+        If ``none`` has almost all the weight on every edge into a node, the small contributions of the other candidates
+        are the node's entire input, and a later batch norm scales them up again. The threshold is therefore multiplied
+        by the total weight of the other candidates.
         """
         sizes = weights.sizes
         if self.always_run or sizes is None:
@@ -268,10 +269,10 @@ class MixedOp(nn.Module):
         return [Execution.SKIPPED if size == 0 else weights.weak if size < bound else Execution.FULL for size in sizes]
 
     def rest(self, weights: Weights) -> list[Tensor]:
-        """Stay out of a forward in which all weights are zero.
+        """Record that no candidate runs in this forward, since all weights are zero.
 
         Returns:
-            What would have had a gradient of zero, and is to have it all the same (:func:`with_zero_gradients`).
+            The parameters and weights that must still receive zero gradients (:func:`with_zero_gradients`).
         """
         self.ran, self.row = [Execution.SKIPPED] * len(self.candidates), weights.row
         return [*(p for candidate in self.candidates.values() for p in own_parameters(candidate)), *weights.scalars]
@@ -300,7 +301,7 @@ def _softmax(alpha: Tensor, moment: Moment) -> Tensor:
 
 
 def _load_allowed(op: MixedOp, state: dict[str, Any], prefix: str, *args: Any) -> None:
-    """Before a state dict is loaded: one with alphas that says nothing of ``allowed``, as older ones, allows all."""
+    """Before a state dict is loaded: if it has alphas but no ``allowed``, as older ones do, allow all candidates."""
     if f"{prefix}alpha" in state:
         allowed = state.setdefault(f"{prefix}allowed", torch.ones_like(op.allowed))
         op.is_restricted = not bool(allowed.all())
@@ -309,23 +310,23 @@ def _load_allowed(op: MixedOp, state: dict[str, Any], prefix: str, *args: Any) -
 def call_arguments(
     x: Tensor, weights: Tensor | Weights | None = None, **keywords: Any
 ) -> tuple[Tensor, Tensor | Weights | None, dict[str, Any]]:
-    """For hooks on a MixedOp: what it was called with, apart: input, weights, and the arguments of its candidates."""
+    """For hooks on a MixedOp: split its call into the input, the weights, and the candidates' keyword arguments."""
     return x, weights, keywords
 
 
 def fan_out(x: Tensor, edges: Sequence[nn.Module], weights: Sequence[Weights | None] | None = None) -> list[Tensor]:
-    """The outputs of all edges that leave one node, with the work they have in common done once.
+    """The outputs of all edges that leave one node; work that they have in common is done once.
 
-    Equal to ``[edge(x) for edge in edges]`` up to rounding. Candidates of mixed operations that know how to run
-    together (:class:`~sparsemix.supernet.sharing.SharesWork`) share a ReLU, a pooling or one wide convolution. Edges
-    that are no MixedOp are called as they are; so are mixed operations and candidates with forward hooks, so that every
-    hook sees its module run, and compiled candidates.
+    Equal to ``[edge(x) for edge in edges]`` up to rounding. Candidates that can run together
+    (:class:`~sparsemix.supernet.sharing.SharesWork`) share a ReLU, a pooling or one wide convolution. Edges that are
+    not a MixedOp are called separately. So are compiled candidates, and mixed operations and candidates with forward
+    hooks, since a hook must see its module run.
 
     Args:
         x: the node's value.
-        edges: modules that read it.
-        weights: for each edge what its ``operation_weights()`` returned earlier, or None for an edge that is no
-            MixedOp; by default they are asked for now.
+        edges: the modules that read it.
+        weights: for each edge the earlier result of its ``operation_weights()``, or None if it is not a MixedOp; by
+            default computed here.
     """
     if weights is None:
         weights = [edge.operation_weights() if isinstance(edge, MixedOp) else None for edge in edges]
@@ -347,7 +348,7 @@ def _can_share(edge: nn.Module) -> TypeGuard[MixedOp]:
 
 
 def is_idle(edge: nn.Module, weights: Weights | None) -> bool:
-    """Whether it is known without running it that an edge adds nothing: all its weights are zero, or it was removed."""
+    """Whether an edge need not run, since it certainly adds nothing: all its weights are zero, or it was removed."""
     if isinstance(edge, MixedOp):
         sizes = None if weights is None or edge.always_run else weights.sizes
         return sizes is not None and not any(sizes)

@@ -41,14 +41,14 @@ def split_channels(x: Tensor, parts: int) -> tuple[Tensor, Tensor]:
 
 
 def joined(mixed: Tensor, rest: Tensor, parts: int, op: nn.Module, weights: Weights | None) -> Tensor:
-    """The channels together again, shuffled, so that the next edge mixes others.
+    """Concatenate mixed and other channels, and shuffle them so that the next edge mixes other channels.
 
     Args:
         mixed: output of the mixed operation ``(B, C / K, H, W)``.
         rest: the other channels, max-pooled here if the operation had a stride of 2.
         parts: K.
-        op: the edge. The rest takes the edge's weight, where that is weighed: the sum of its operation weights.
-        weights: of the edge's operations; None for one that is no mixed operation.
+        op: the edge. If it has a beta, the rest is multiplied by the edge weight, the sum of its operation weights.
+        weights: the edge's operation weights; None if it is not a mixed operation.
     """
     if mixed.shape[-2:] != rest.shape[-2:]:
         rest = F.max_pool2d(rest, 2)
@@ -58,9 +58,9 @@ def joined(mixed: Tensor, rest: Tensor, parts: int, op: nn.Module, weights: Weig
 
 
 class PartlyMixed(nn.Module):
-    """A module whose mixed operations see one in K of its channels, and that knows how to build them for more.
+    """A module whose mixed operations see 1/K of its channels, and that can rebuild them for a larger share.
 
-    K is saved with the weights: loading a state dict of wider operations widens those it is loaded into.
+    K is saved in the state dict; loading a state dict of wider operations first widens the module's own.
 
     Args:
         channel_parts: K; 1: all channels.
@@ -76,10 +76,10 @@ class PartlyMixed(nn.Module):
         self.register_load_state_dict_pre_hook(_load_parts)
 
     def wider(self, channel_parts: int) -> Iterator[tuple[nn.Module, Mapping[str, nn.Module]]]:
-        """Its mixed operations, each with new candidates for one in K of the channels.
+        """Its mixed operations, each with new candidates for 1/K of the channels.
 
         Raises:
-            ValueError: nobody said how they are built.
+            ValueError: the module has no function that builds candidates.
         """
         raise NotImplementedError
 
@@ -87,7 +87,8 @@ class PartlyMixed(nn.Module):
         """Let the mixed operations see more of the channels, in place; see :func:`~.widening.widen_`.
 
         Raises:
-            ValueError: fewer of the channels, or candidates that nobody can build, or that have been chosen among.
+            ValueError: the share of channels would not grow, the candidates cannot be built, or the operations have
+                been replaced by their chosen candidates.
         """
         if not 1 <= channel_parts < self.channel_parts:
             raise ValueError(
@@ -109,7 +110,7 @@ class PartlyMixed(nn.Module):
 
 
 def _load_parts(module: PartlyMixed, state: dict[str, Any], prefix: str, *args: Any) -> None:
-    """Before a state dict is loaded: be as wide as what it holds; one that does not say has the module's own K."""
+    """Before a state dict is loaded: widen the module to its K; if it holds none, the module keeps its own K."""
     saved = int(state.pop(f"{prefix}parts", module.channel_parts))
     if saved != module.channel_parts:
         module.widen_(saved, torch.Generator())  # the weights come from the state dict, whatever is drawn
@@ -118,15 +119,15 @@ def _load_parts(module: PartlyMixed, state: dict[str, Any], prefix: str, *args: 
 
 
 def check_partial(model: nn.Module, stages: Sequence[int], setting: str) -> None:
-    """Insist that a model's mixed operations see one in K of their channels, and can see more where K falls later.
+    """Check that a model's mixed operations see 1/K of their channels, and can be rebuilt for each later K.
 
     Args:
         model: the supernet.
-        stages: K, one after the other.
-        setting: that says so, for the error.
+        stages: the values of K, in order.
+        setting: name of the setting that requires them, for the error message.
 
     Raises:
-        ValueError: they were built for another share, or cannot be built for a later one.
+        ValueError: the operations were built for another share, or cannot be built for a later one.
     """
     partly = [module for module in model.modules() if isinstance(module, PartlyMixed)]
     first, found = stages[0], {module.channel_parts for module in partly}
@@ -144,15 +145,15 @@ def check_partial(model: nn.Module, stages: Sequence[int], setting: str) -> None
 def widen_channels_(
     model: nn.Module, channel_parts: int, generator: torch.Generator, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Let every edge of a model see one in ``channel_parts`` of its channels, more than now; in place.
+    """Widen the mixed operations of a model to one in ``channel_parts`` of the channels, in place.
 
-    New channels are copies of old ones, and so is what an optimizer remembers of them (its momentum).
+    New channels are copies of old ones; the optimizer's state for them, such as momentum, is copied as well.
 
     Args:
-        model: of :class:`PartlyMixed` modules, such as a supernet of the DARTS space.
-        channel_parts: K.
-        generator: of the channels that are copied.
-        optimizer: of the weights.
+        model: contains :class:`PartlyMixed` modules, such as a supernet of the DARTS space.
+        channel_parts: K, smaller than at present.
+        generator: draws the channels that are copied.
+        optimizer: the weights' optimizer.
 
     Source: Chen et al., "DrNAS", section 3.3.
     """
@@ -166,12 +167,12 @@ def widen_channels_(
 
 
 class PartialChannels(PartlyMixed):
-    """A mixed operation on the first ``1 / K`` of the channels; the others pass (PC-DARTS, Eq. 2).
+    """A mixed operation on the first ``1 / K`` of the channels; the others bypass it (PC-DARTS, Eq. 2).
 
     Args:
         op: the mixed operation, whose candidates are built for ``C / K`` channels, at stride 1 or 2.
         parts: K.
-        build: K -> name -> candidate, for a search that goes on with more of the channels; None: none does.
+        build: K -> name -> candidate, for a search that later mixes more of the channels; None: it cannot be widened.
 
     Shapes:
         input ``(B, C, H, W)``, K divides C; output ``(B, C, H, W)``, or half that size.
@@ -202,7 +203,7 @@ class PartialChannels(PartlyMixed):
 
     def forward(self, x: Tensor) -> Tensor:
         first, rest = split_channels(x, self.channel_parts)
-        if not isinstance(self.op, MixedOp):  # what was chosen of it
+        if not isinstance(self.op, MixedOp):  # after discretisation
             return joined(self.op(first), rest, self.channel_parts, self.op, None)
         weights = self.op.operation_weights()
         return joined(self.op(first, weights), rest, self.channel_parts, self.op, weights)

@@ -13,14 +13,14 @@ from .._utils.torch_private import is_compiled, is_watched
 __all__ = ["Contribution", "SharesWork", "Source", "adds_nothing", "sharing_key"]
 
 Contribution = tuple[Tensor | None, Tensor | None]
-"""What a candidate adds to its edge: a value, and the weight that is still to be applied.
+"""What a candidate adds to its edge, as a value and the weight still to be applied to it.
 
-A weight of None says that the value has it already, a value of None that there is nothing to add.
+The weight is None if it has already been applied; the value is None if there is nothing to add.
 """
 
 
 class Source:
-    """A node's value, and what the edges that leave it have in common, computed once."""
+    """A node's value, with a cache of results that several of the edges leaving it need."""
 
     def __init__(self, x: Tensor, keywords: Mapping[str, Any] | None = None) -> None:
         self.x = x
@@ -41,9 +41,10 @@ class Source:
 class SharesWork(Protocol):
     """A candidate that can run together with others, of the same edge or of other edges of the same source.
 
-    Why: in a cell, many edges read one node, and most of their candidates begin alike. A candidate with a sharing key
-    is not called; the first candidate of each key runs all of them at once. Its ``forward`` still computes it alone:
-    whoever calls it by itself (a hook, a compiled candidate, the network that is found) gets the same value.
+    In a cell, many edges read the same node, and most of their candidates begin with the same computation. Candidates
+    with equal sharing keys are not called one by one; the first of them runs them all at once. ``forward`` must still
+    compute a candidate alone, with the same result: it is called if the candidate has hooks or is compiled, and in the
+    final network.
 
     Any class that defines these two members qualifies; nothing needs to be inherited or registered.
 
@@ -63,24 +64,26 @@ class SharesWork(Protocol):
 
     @property
     def sharing_key(self) -> Hashable | None:
-        """Equal for candidates that may run together; None: not now (a layer inside was replaced, say)."""
+        """A key that is equal for candidates that may run together; None if this one may not, at present."""
 
     def contributions(self, ops: Any, source: Source, weights: Sequence[Tensor]) -> Iterable[Contribution] | Tensor:
-        """Run candidates of this key on one source: for each of ``ops``, this one the first, a contribution.
-
-        Or all of them in one new tensor, side by side along dimension 1, with their weights applied.
+        """Run candidates with this key on one source.
 
         Args:
-            ops: the candidates, each of this class.
+            ops: the candidates, all of this class; this one is the first.
             source: the node that they read.
-            weights: for each of them its weight, a scalar.
+            weights: the weight of each candidate, a scalar.
+
+        Returns:
+            One contribution per candidate; or a single new tensor, in which their outputs, with the weights applied,
+            are concatenated along dimension 1.
         """
 
 
 def sharing_key(candidate: nn.Module) -> Hashable | None:
-    """A candidate's key, None where it is to be called by itself.
+    """A candidate's sharing key; None if it must be called by itself.
 
-    A candidate with hooks is called, so that they see it run; a compiled one, so that it runs compiled.
+    Candidates with hooks are called so that the hooks run, compiled ones so that the compiled code runs.
     """
     key = getattr(candidate, "sharing_key", None)
     if key is None or is_compiled(candidate) or is_watched(candidate):
@@ -89,8 +92,8 @@ def sharing_key(candidate: nn.Module) -> Hashable | None:
 
 
 def adds_nothing(candidate: nn.Module) -> bool:
-    """Whether the output is always zero (``none``), which a class says by ``adds_nothing = True``.
+    """Whether the output is always zero, as for ``none``; a class declares this by ``adds_nothing = True``.
 
-    Its weight passes nothing on, and its output shows the shape of nothing.
+    Such a candidate contributes nothing to its edge; its output only gives zeros their shape.
     """
     return getattr(type(candidate), "adds_nothing", False)

@@ -1,8 +1,8 @@
 """Weighted sums of many values for many edges, in a few operators.
 
 An edge needs ``sum_k w_k y_k``, and in the backward pass the product of its gradient with every ``y_k``. For all edges
-that leave a node, both are products of matrices: of weights with values, and of gradients with values. The product
-needs the values in one tensor. On a CPU, where operators are cheap and copies are not, large values are therefore
+that leave a node, both are matrix products: weights times values, and gradients times values. They need the values
+copied into one tensor. On a CPU, where operator calls are cheap and copies are not, large values are therefore
 multiplied one by one.
 """
 
@@ -27,8 +27,8 @@ class Total(NamedTuple):
 
     Attributes:
         value: the sum.
-        is_own: it is a tensor made here, which nothing else holds.
-        passes_gradients: they flow back from it to the node.
+        is_own: whether it is a new tensor that nothing else holds.
+        passes_gradients: whether gradients flow back from it to the node.
     """
 
     value: Tensor
@@ -49,7 +49,7 @@ class Sums:
         self._passing: set[int] = set()
 
     def add(self, edges: Sequence[int], values: Tensor) -> None:
-        """Add a value to each of these edges; they lie side by side along dimension 1 of a tensor that is new."""
+        """Add one value to each of these edges; a new tensor holds the values, concatenated along dimension 1."""
         if values.requires_grad:
             self._passing.update(edges)
         if len({*edges}) == len(edges):
@@ -59,7 +59,7 @@ class Sums:
                 self.add_weighted(edge, value, None)
 
     def add_weighted(self, edge: int, value: Tensor | None, weight: Tensor | None) -> None:
-        """Add ``weight * value`` to an edge; no weight: it is applied already; no value: nothing."""
+        """Add ``weight * value`` to an edge; no weight: it has been applied already; no value: add nothing."""
         if value is None:
             return
         if value.requires_grad:
@@ -125,9 +125,10 @@ class Sums:
         self._totals.update(zip(edges, sums, strict=True))
 
     def _matrix(self, weights: Sequence[Sequence[Tensor | None]], images: int | None = None) -> Tensor:
-        """``(E, K)``, zero where there is no weight, or ``(B, E, K)``; one for all cells of a supernet that mix alike.
+        """The weights as a matrix ``(E, K)``, zero where there is none, or expanded over the images to ``(B, E, K)``.
 
-        Expanded here, so that its gradient is summed over the images once for all of these cells.
+        Cells with the same weights share it. The expansion is part of it, so that its gradient is summed over the
+        images only once for all these cells.
         """
         flat = [weight for row in weights for weight in row]
         some = next(weight for weight in flat if weight is not None)
@@ -153,7 +154,7 @@ def _put(values: dict[int, _Common], edge: int, value: Tensor, weight: Tensor) -
 
 
 FEW_NUMBERS = 2**16
-"""Values with more numbers than this are large. Up to about here, both ways take equally long on two cores."""
+"""Values with more elements than this are large; up to about here, both ways are equally fast on two cores."""
 
 
 class _Together(torch.autograd.Function):
@@ -182,7 +183,7 @@ class _Together(torch.autograd.Function):
         ctx.number = len(values)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(together)
-        # Values with a graph are in memory anyway; of others nothing else is left.
+        # Values with a graph are in memory anyway; without one, only the joint copy has to be kept.
         ctx.is_together = not any(ctx.needs_input_grad[3 + count :])
         ctx.save_for_backward(matrix, *([together] if ctx.is_together else values))
 
@@ -257,14 +258,14 @@ class _OneByOne(torch.autograd.Function):
 def add_each(totals: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
     """Each total plus its counterpart, in one operator."""
     alike = {(tensor.dtype, tensor.shape) for tensor in (*totals, *others)}
-    # A compiler joins them anyway, and formats such as ONNX know no operator on lists.
+    # A compiler fuses the additions anyway, and formats such as ONNX have no operator on lists.
     if len(totals) < 2 or len(alike) > 1 or torch.compiler.is_compiling():
         return [total + other for total, other in zip(totals, others, strict=True)]
     return [*_AddEach.apply(len(totals), *totals, *others)]
 
 
 class _AddEach(torch.autograd.Function):
-    """PyTorch's own derivative of the operator would keep all of its inputs."""
+    """Adds two lists of tensors; PyTorch's own derivative of that would keep all inputs in memory."""
 
     @staticmethod
     @with_signature
@@ -323,7 +324,7 @@ class _Layout(NamedTuple):
 
 
 def _as_it_is(value: Tensor) -> AbstractContextManager[Any]:
-    """The precision of the value also within autocast, which would compute a product in a narrower one."""
+    """A context without autocast, which would compute the product in a lower precision than the value's."""
     kind = value.device.type
     is_on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.autocast(kind, enabled=False) if is_on else nullcontext()

@@ -19,23 +19,23 @@ __all__ = ["AlphaTables"]
 
 
 class AlphaTables(Alphas):
-    """Alphas that other code owns, as tables of one row an edge; made by ``ArchParameterGroup.from_parameters``.
+    """Alphas that other code owns, as tables with one row per edge; made by ``ArchParameterGroup.from_parameters``.
 
-    The other code keeps owning them and gets the operation weights here, wherever it used to call ``softmax``. All
-    tables are relaxed together. A row is named by its table and its place in it, ``"normal 3"``; which mixed operations
-    it belongs to is known once the model has run (:attr:`rows`). From then on measures and costs
-    (:mod:`sparsemix.measure`) take the tables as they take a group.
+    The other code still owns them, and gets the operation weights here instead of calling ``softmax``. All tables are
+    relaxed together. A row is named by its table and its index in it, such as ``"normal 3"``; the mixed operations that
+    use it are known once the model has run (:attr:`rows`). From then on, measures and costs (:mod:`sparsemix.measure`)
+    accept the tables in place of a group.
 
     Args:
         tables: name -> parameter ``(edges, M)``, or ``(M,)``.
         relaxation, threshold: as for :class:`~sparsemix.ArchParameterGroup`.
-        model: the module whose weights are searched with them, for :meth:`weight_parameters` and for what is measured.
-            A table that is an attribute of it, or of a part of it, is followed: where other code replaces the
-            attribute, the new parameter is the table. Without a model a replaced parameter goes unnoticed.
+        model: the supernet that uses the alphas, for :meth:`weight_parameters` and for measurements. If a table is an
+            attribute of the model or of a submodule, and other code replaces that attribute, the new parameter is used
+            from then on. Without a model, a replacement goes unnoticed.
 
     Raises:
-        ValueError: no tables, or one that is no leaf with gradients, of one or two dimensions; at a use, a table that
-            was replaced by one of another shape, or something that needs the model where there is none.
+        ValueError: there are no tables, or one is not a leaf tensor of one or two dimensions that requires gradients;
+            later, a table was replaced by one of another shape, or a method needs the model and none was given.
 
     Example:
         >>> normal = (1e-3 * torch.randn(14, 8)).requires_grad_()
@@ -93,8 +93,8 @@ class AlphaTables(Alphas):
     def rows(self) -> dict[str, list[MixedOp]]:
         """Label, ``"normal 3"`` -> the mixed operations that were last called with that row.
 
-        Other code decides in its forward which operation gets which row, so that a forward shows it. Rows that no
-        operation was called with are left out.
+        Only a forward of the other code shows which operation uses which row. Rows that no operation was called with
+        are left out.
 
         Raises:
             ValueError: no operation was called yet; or operations of one row name different candidates.
@@ -123,7 +123,7 @@ class AlphaTables(Alphas):
         return [*self.tables.items()]  # type: ignore[list-item]  # leaves, if not always of that class
 
     def weight_parameters(self) -> list[nn.Parameter]:
-        """Every parameter of the model that is no table, nor the own alpha or beta of a mixed operation."""
+        """All parameters of the model except the tables and the mixed operations' own alphas and betas."""
         operations = [op for op in self.model.modules() if isinstance(op, MixedOp)]
         own = {parameter for op in operations for parameter in op.parameters(recurse=False)}
         return [parameter for parameter in self.model.parameters() if parameter not in {*self.parameters(), *own}]
@@ -157,7 +157,7 @@ class AlphaTables(Alphas):
     def table_weights(self) -> dict[str, Tensor]:
         """The operation weights under the present relaxation and moment: name -> tensor of the table's shape.
 
-        Code that uses them runs every operation; :meth:`operation_weights` says which need not.
+        With these tensors, every operation runs; use :meth:`operation_weights` to skip negligible ones.
         """
         with self._gradients_wanted():
             weights = self._by_table(self.moment)
@@ -174,7 +174,7 @@ class AlphaTables(Alphas):
     # The read-out
 
     def indices(self) -> dict[str, list[int]]:
-        """The strongest candidate of every row: name -> one index an edge; an exact tie goes to the lower one."""
+        """The strongest candidate of every row: name -> one index per edge; an exact tie goes to the lower one."""
         return {
             name: table.detach().reshape(-1, table.shape[-1]).argmax(-1).tolist() for name, table in self.tables.items()
         }
@@ -190,7 +190,7 @@ class AlphaTables(Alphas):
 
     def _copied(self, memo: dict[int, Any], chosen: Mapping[str, tuple[str, ...]]) -> nn.Module:
         found = super()._copied(memo, chosen)
-        for owner, attribute in self._places.values():  # the model's forward may go on reading them
+        for owner, attribute in self._places.values():  # the forward of the copy may still read them
             twin = memo[id(owner)]
             table = getattr(twin, attribute)
             if isinstance(table, nn.Parameter):

@@ -1,4 +1,4 @@
-"""Wider candidates in the place of narrower ones, whose weights they begin with.
+"""Replacing candidates by wider ones that start from their weights.
 
 Source: Chen et al., "DrNAS: Dirichlet Neural Architecture Search", section 3.3; Chen et al., "Net2Net".
 """
@@ -16,15 +16,15 @@ from .mixed_op import MixedOp
 __all__ = ["Widened", "Widening", "widen_"]
 
 Widened = Mapping[nn.Parameter, Callable[[Tensor], Tensor]]
-"""Parameters that have grown -> what grows a tensor of the shape they had, such as an optimizer's momentum."""
+"""Widened parameter -> function that widens a tensor of its old shape, such as an optimizer's momentum."""
 
 
 class Widening:
     """New channels as copies of old ones, drawn at random.
 
-    Where a dimension grows from C to C', its C entries stay, and each new one is a copy of a drawn one. The draw is the
-    same wherever C grows to C', so that a convolution's new outputs meet the batch norm and the inputs that belong to
-    the outputs they were copied from.
+    Where a dimension grows from C to C', its C entries stay, and each new one is a copy of a randomly drawn one. The
+    same draw is used wherever C grows to C', so that a convolution's new outputs match the copied entries of its batch
+    norm and of the next layer's inputs.
 
     Args:
         generator: of the draws, on the CPU.
@@ -56,18 +56,18 @@ class Widening:
 
 
 def widen_(op: MixedOp, candidates: Mapping[str, nn.Module], generator: torch.Generator) -> Widened:
-    """Give a mixed operation wider candidates, in place; parameters stay the objects that they are, at a larger shape.
+    """Replace a mixed operation's candidates by wider ones, in place; parameters remain the same objects, but larger.
 
     Args:
         op: the mixed operation.
-        candidates: of the same names and structure, at more channels; their weights are replaced.
-        generator: of the channels that are copied, see :class:`Widening`.
+        candidates: the wider candidates, with the same names and structure; their own weights are discarded.
+        generator: draws the channels that are copied, see :class:`Widening`.
 
     Returns:
         The parameters that have grown, and how.
 
     Raises:
-        ValueError: other candidates, or some that are narrower or built otherwise.
+        ValueError: the candidates' names differ, or one is narrower or has another structure.
 
     Example:
         >>> build = lambda channels: {"conv": nn.Conv2d(channels, channels, 1, bias=False)}

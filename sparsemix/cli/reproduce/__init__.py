@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "proxy: the same with fewer images and epochs, minutes per search; smoke: minutes in all, on the embedded "
         "digits. For tables of trained networks, reduced and proxy are the same",
     )
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="by default 0 1 2")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED", help="seeds (default 0 1 2)")
     parser.add_argument(
         "--only",
         metavar="TEXT",
@@ -85,10 +85,10 @@ def _parser() -> argparse.ArgumentParser:
         nargs=2,
         type=Path,
         metavar=("TRAIN", "VAL"),
-        help="ImageNet's folders, for the transfer of table3",
+        help="folders of ImageNet's training and validation images, for the transfer in table3",
     )
     parser.add_argument("--output", type=Path, default=Path("runs/reproduce"), metavar="FOLDER", help="folder of runs")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores (default 1)")
     parser.add_argument("--dry-run", action="store_true", help="only print what would run, and for how long")
-    parser.add_argument("--yes", action="store_true", help="run at the paper's scale on a CPU")
+    parser.add_argument("--yes", action="store_true", help="allow runs at the paper's scale on a CPU")
     return parser

@@ -14,7 +14,7 @@ import torch
 from ... import __version__
 from ...report.tables import Table
 
-__all__ = ["as_words", "chosen_rows", "duration", "has_finished", "insist_on_time", "names", "notes", "show"]
+__all__ = ["as_words", "check_time", "chosen_rows", "duration", "has_finished", "names", "notes", "show"]
 
 Row = TypeVar("Row")
 
@@ -65,7 +65,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def insist_on_time(chosen: argparse.Namespace, seconds: float) -> None:
+def check_time(chosen: argparse.Namespace, seconds: float) -> None:
     """Refuse runs at the paper's scale on a CPU, which would take days, unless ``--yes`` was given.
 
     Raises:

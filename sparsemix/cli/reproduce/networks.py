@@ -17,7 +17,7 @@ from ...runs.several import run_processes
 from ...runs.training_config import TrainingConfig
 from ...speed.steps import seconds_a_step
 from .. import darts, pick, train
-from .common import as_words, chosen_rows, duration, has_finished, insist_on_time, notes, show
+from .common import as_words, check_time, chosen_rows, duration, has_finished, notes, show
 
 __all__ = ["reproduce_networks"]
 
@@ -158,8 +158,8 @@ def _announce(
         seconds += each * len(seeds)
         print(f"  {name}, training: {len(seeds)} x {duration(each)}", flush=True)
     if seconds:
-        print(f"about {duration(seconds)} in all, one after another on this machine, and what is measured", flush=True)
-    insist_on_time(chosen, seconds)
+        print(f"about {duration(seconds)} in all if run one after another here, plus time for measurements", flush=True)
+    check_time(chosen, seconds)
 
 
 class _Clock:

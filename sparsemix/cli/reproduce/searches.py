@@ -20,12 +20,12 @@ from ...runs.search import Search
 from ...runs.several import run_processes
 from ...speed.steps import compare_steps, seconds_a_step
 from .. import nb201
-from .common import as_words, chosen_rows, duration, has_finished, insist_on_time, names, notes, show
+from .common import as_words, check_time, chosen_rows, duration, has_finished, names, notes, show
 
 __all__ = ["reproduce_searches", "reproduce_times"]
 
 ROUNDS = 9
-"""Rounds in which steps are timed, of the table of search times."""
+"""Number of timing rounds for the table of search times."""
 
 
 def reproduce_searches(
@@ -119,5 +119,5 @@ def _announce(chosen: argparse.Namespace, experiment: Experiment, finished: int,
         size = f"{search.epochs} epochs of {len(search.pairs)} steps"
         print(f"  {run}: {len(configs)} x {size}, {duration(each)} each")
     if waiting:
-        print(f"about {duration(seconds)} in all, one after another on this machine, and what is measured", flush=True)
-    insist_on_time(chosen, seconds)
+        print(f"about {duration(seconds)} in all if run one after another here, plus time for measurements", flush=True)
+    check_time(chosen, seconds)

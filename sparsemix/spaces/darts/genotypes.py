@@ -28,8 +28,9 @@ class DartsGenotype:
         normal_concat, reduce_concat: the nodes whose concatenation is a cell's output.
 
     Raises:
-        ValueError: an unknown operation or ``none``, an odd number of pairs, pairs and triples together, an edge from a
-            later node or from one that nothing leads to, an output that is no node; says which cell and which node.
+        ValueError: an unknown operation or ``none``, an odd number of pairs, pairs mixed with triples, an edge from a
+            later node or from a node without incoming edges, or an output that is not a node of the cell. The message
+            names the cell.
 
     Example:
         >>> cell = "[('sep_conv_3x3', 0), ('skip_connect', 1)]"
@@ -109,7 +110,7 @@ class DartsGenotype:
         """Read ``Genotype(normal=[...], normal_concat=..., reduce=[...], reduce_concat=...)``. Nothing is evaluated.
 
         Raises:
-            ValueError: it is anything else than literals in that form.
+            ValueError: the text has another form, or arguments that are not literals.
         """
         expected = (
             "Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=[2, ...], reduce=[...], reduce_concat=[...])"
@@ -197,7 +198,7 @@ def _triples(cell: str, entries: Iterable[tuple[Any, ...]]) -> list[Edge]:
     return [(operation, 2 + i // 2, source) for i, (operation, source) in enumerate(entries)]
 
 
-_LONGEST = 10_000  # characters of a genotype; what is longer is none
+_LONGEST = 10_000  # characters; longer text is rejected without parsing it
 
 
 def _literal(node: ast.expr) -> Any:

@@ -105,7 +105,7 @@ class Candidate(NamedTuple):
 def select(edges: Sequence[Candidate], temperature: float, rule: ReadOut = READ_OUTS["exact"]) -> list[tuple[str, int]]:
     """The operations of the two strongest edges of one node: (operation, predecessor), those of the stronger first.
 
-    Edges that have been removed, and those that may only be ``none``, come last: every node has two.
+    Removed edges, and edges that allow only ``none``, come last, but are kept if a node would have fewer than two.
 
     Args:
         edges: one from each predecessor.
@@ -134,7 +134,7 @@ def _read(edge: Candidate, temperature: float, rule: ReadOut, is_weighed: bool) 
     forbidden = torch.tensor([allowed is not None and name not in allowed for name in names])
     scores = (alpha / temperature).masked_fill(forbidden, -math.inf)
     strengths = _strengths(scores, rule)
-    best = max(possible, key=strengths.__getitem__)  # the edge's weight has no say here, nor has its rounding
+    best = max(possible, key=strengths.__getitem__)  # the edge weight does not affect this choice
     return (_weighed(scores, weight, rule) if is_weighed else strengths)[best], (names[best],)
 
 

@@ -55,7 +55,7 @@ def everywhere(*operations: str) -> Space:
 
 
 def check_space(space: Space) -> None:
-    """Insist that a space has operations that this module knows on the 14 edges of both cells, and not ``none`` alone.
+    """Check that a space gives known operations, and not only ``none``, to all 14 edges of both cells.
 
     Raises:
         ValueError: names the cell and the edge.
