@@ -75,6 +75,13 @@ def test_one_run_is_shown_in_full(runs, capsys):
     assert "weight_lr:" in shown.text
 
 
+def test_an_earlier_epoch_that_is_the_result_is_named(runs, pages):
+    assert "The result is that of epoch" not in pages[0]
+    run = load_run(runs[0])
+    run = run._replace(summary={**run.summary, "result_epoch": 1})
+    assert "3 epochs of 3 planned. The result is that of epoch 2." in Elements(render([run])).text
+
+
 def test_a_page_needs_nothing_but_itself(pages):
     """No address is loaded, and no identifier, to which gradients and clips refer, occurs twice."""
     for page in pages:

@@ -131,7 +131,9 @@ def _facts(run: FinishedRun) -> dict[str, str]:
 def _search(run: FinishedRun) -> Iterator[Section]:
     total = run.settings.get("epochs", len(run.records))
     text = f"{run.what}, {run.kind}, {run.data}, seed {run.summary.get('seed', '-')}"
-    yield Section(run.name, f"{text}; {len(run.records)} epochs of {total} planned.", _facts(run))
+    epoch = run.summary.get("result_epoch", len(run.records) - 1) + 1
+    taken = f" The result is that of epoch {epoch}." if epoch < len(run.records) else ""
+    yield Section(run.name, f"{text}; {len(run.records)} epochs of {total} planned.{taken}", _facts(run))
     layers = _layers(run)
     yield Section("What was found", "" if layers else run.summary["genotype"], tables=layers, figures=[*_cells(run)])
     shown = [each for each in COURSE if any(record.get(each.field) is not None for record in run.records)]
