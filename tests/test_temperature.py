@@ -55,6 +55,14 @@ def test_the_schedule_follows_the_entropy_whatever_the_scale():
             assert group.relaxation.smooth == pytest.approx(10 * group.relaxation.sparse)
 
 
+def test_the_schedule_counts_only_what_is_allowed():
+    group = arch(4, 5, 3)
+    group.restrict("0", ["op0", "op3"])
+    group.restrict("2", ())
+    EntropySchedule(group, epochs=5, start=0.4, end=0.2).step(0)
+    assert group.entropy(group.relaxation.sparse) == pytest.approx(0.4 * math.log(2 * 5), rel=1e-4)
+
+
 def test_the_suggestion_by_hand():
     found = suggest(arch(3, 5), steps=2500, lr=3e-4)
     assert isinstance(found, SparseSmoothSoftmax)

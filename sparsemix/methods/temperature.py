@@ -130,8 +130,9 @@ class EntropySchedule:
 
     def temperature(self, epoch: int) -> float | None:
         """The t_sp at which the present alphas have the epoch's planned entropy; None while no row has a leader."""
-        alphas = padded([alpha for _, alpha in self.arch.named_parameters()])
-        return temperature_of_entropy(alphas, self.share(epoch))
+        rows = [ops[0] for ops in self.arch.rows.values()]
+        allowed = padded([op.alpha[op.allowed] for op in rows if op.allowed_names])
+        return temperature_of_entropy(allowed, self.share(epoch))
 
     def step(self, epoch: int, metric: float | None = None) -> None:
         """Begin an epoch; while no row has a leader, the relaxation does not change."""
