@@ -207,10 +207,11 @@ def best_epochs(rows: Sequence[Row]) -> Table:
         accuracies = [{"discretized_accuracy": float(row["discretized_accuracy"])} for row in own]
         index = best_epoch(accuracies, range(len(own) // 2, len(own)))
         best = own[-1 if index is None else index]
-        pairs = [(float(row["discretized_accuracy"]), float(row["true_accuracy"])) for row in late]
+        measured, true = ([float(row[field]) for row in late] for field in ("discretized_accuracy", "true_accuracy"))
+        correlation = f"{spearmanr(measured, true).statistic:.2f}" if len({*true}) > 1 else "-"
+        shown = [f"{float(row['true_accuracy']):.2f}" for row in (own[-1], best)]
         cells = len({row["genotype"] for row in late})
-        shown = [own[-1]["true_accuracy"], best["true_accuracy"], spearmanr(*zip(*pairs, strict=True)).statistic]
-        lines.append([method, seed, str(cells), best["epoch"], *(f"{float(value):.2f}" for value in shown)])
+        lines.append([method, seed, str(cells), best["epoch"], *shown, correlation])
     headings = ["method", "seed", "cells in the second half", "best epoch", "true accuracy of the last epoch, %"]
     return Table([*headings, "of the best epoch, %", "rank correlation"], lines)
 
