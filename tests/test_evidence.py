@@ -89,8 +89,9 @@ def _numbers(name):
     return [{field: numbers.get(field, str)(value) for field, value in row.items()} for row in rows]
 
 
-def test_the_table_of_a_budget():
-    rows = evidence.read(DOCS / "data" / "budget.csv")
+@pytest.mark.parametrize("name", ["budget", "budget-kernel"])
+def test_the_table_of_a_budget(name):
+    rows = evidence.read(DOCS / "data" / f"{name}.csv")
     numbers = [{k: v if k == "kind" else float(v) for k, v in row.items()} for row in rows]
     assert timm_budget.summary(numbers).markdown() in PAGE
 
