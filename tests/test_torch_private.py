@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import inspect
 import re
 from pathlib import Path
 
@@ -33,27 +32,6 @@ def test_compilation_is_seen():
     assert private.is_compiled(torch.compile(module, backend="eager"))
     module.compile(backend="eager")
     assert private.is_compiled(module)
-
-
-def test_the_signature_of_a_forward_is_derived_once(monkeypatch):
-    class Double(torch.autograd.Function):
-        @staticmethod
-        @private.with_signature
-        def forward(x, factor=2.0):
-            return factor * x
-
-        @staticmethod
-        def setup_context(ctx, inputs, output):
-            _, ctx.factor = inputs
-
-        @staticmethod
-        def backward(ctx, gradient):
-            return ctx.factor * gradient, None
-
-    monkeypatch.setattr(inspect, "_signature_from_function", lambda *_, **__: pytest.fail("derived again"))
-    x = torch.ones(2, requires_grad=True)
-    Double.apply(x).sum().backward()
-    assert x.grad.tolist() == [2, 2]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ If PyTorch changes one of them, only this file and its test break.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeGuard
 
@@ -37,7 +36,6 @@ __all__ = [
     "own_parameters",
     "tensors_in",
     "version",
-    "with_signature",
 ]
 
 
@@ -97,12 +95,6 @@ def version(tensor: Tensor) -> int:
 def in_backward_pass() -> bool:
     """Whether a backward pass is running, which recomputes parts of a model whose activations were not kept."""
     return torch._C._current_graph_task_id() != -1
-
-
-def with_signature(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep the signature of an ``autograd.Function``'s forward, which PyTorch would derive anew in each call."""
-    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
-    return forward
 
 
 def map_tensors(function: Callable[[Tensor], Any], structure: Any) -> Any:

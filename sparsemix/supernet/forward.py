@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .._utils.torch_private import add_, lerp_, map_tensors, tensors_in, with_signature
+from .._utils.torch_private import add_, lerp_, map_tensors, tensors_in
 
 __all__ = ["Forward", "in_forward", "with_zero_gradients"]
 
@@ -136,7 +136,6 @@ class _Behind(torch.autograd.Function):
     """
 
     @staticmethod
-    @with_signature
     def forward(count: int, is_own: bool, *values_and_others: Tensor) -> tuple[Tensor, ...]:
         values = values_and_others[:count]
         return values if is_own else tuple(value.clone() for value in values)  # a view could not be changed in place

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._utils.torch_private import added, with_signature
+from .._utils.torch_private import added
 from .forward import Forward
 
 __all__ = ["Sums", "Total", "add_each"]
@@ -164,7 +164,6 @@ class _Together(torch.autograd.Function):
     """
 
     @staticmethod
-    @with_signature
     def forward(layout: _Layout, matrix: Tensor, count: int, *totals_and_values: Any) -> tuple[Tensor, ...]:
         totals, values = totals_and_values[:count], totals_and_values[count:]
         there = [e for e, total in enumerate(totals) if total is not None]
@@ -208,7 +207,6 @@ class _OneByOne(torch.autograd.Function):
     """``totals[e] + sum_k matrix[e, k] values[k]`` for every e, over the values ``there[e]``."""
 
     @staticmethod
-    @with_signature
     def forward(there: Sequence[Sequence[int]], matrix: Tensor, *totals_and_values: Any) -> tuple[Tensor, ...]:
         totals, values = totals_and_values[: len(there)], totals_and_values[len(there) :]
         sums = []
@@ -268,7 +266,6 @@ class _AddEach(torch.autograd.Function):
     """Adds two lists of tensors; PyTorch's own derivative of that would keep all inputs in memory."""
 
     @staticmethod
-    @with_signature
     def forward(count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(added(tensors[:count], tensors[count:]))
 
