@@ -42,6 +42,6 @@ def _one(name: str) -> Method:
     known = methods()
     if name not in known:
         close = get_close_matches(name, known, 1)
-        meant = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"there is no method {name!r}{meant} There are {', '.join(known)}, and a+b for two at once")
+        meant = f"; did you mean {close[0]}?" if close else "."
+        raise ValueError(f"there is no method {name!r}{meant} The methods are {', '.join(known)}; a+b combines two")
     return known[name]
