@@ -1,6 +1,8 @@
 """What is done once a forward of a supernet, against what each mixed operation would do by itself."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from sparsemix import ArchParameterGroup, MixedOp
-from sparsemix.relaxations import Softmax
+from sparsemix.relaxations import Softmax, SparseSmoothSoftmax
 from sparsemix.spaces.primitives import DilConv, ReLUConvBN, SepConv
 from sparsemix.supernet.forward import Forward, in_forward
 from sparsemix.supernet.mixed_op import fan_out
@@ -155,3 +157,130 @@ def test_a_part_whose_activations_are_computed_again(reentrant):
         model(x).square().sum().backward()
         found.append([parameter.grad.clone() for parameter in (*arch.parameters(), *arch.weight_parameters())])
     torch.testing.assert_close(*found)
+
+
+class Checkpointed(nn.Module):
+    """Three mixed operations, whose activations, or those of the whole model, may be computed again."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        edge = {"conv": nn.Conv2d(4, 4, 3, padding=1), "skip": nn.Identity(), "tanh": nn.Tanh()}
+        self.ops = nn.ModuleList(MixedOp(copy.deepcopy(edge)) for _ in range(3))
+        self.again = False
+
+    def forward(self, x):
+        x = self.stem(x)
+        for op in self.ops:
+            x = checkpoint(op, x, use_reentrant=False) if self.again else op(x)
+        return x.pow(2).mean()
+
+
+def gradients_of(model, loss):
+    model.zero_grad()
+    loss().backward()
+    return [None if parameter.grad is None else parameter.grad.clone() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("alphas", ["trained", "fixed"])
+def test_activations_computed_again_after_a_second_forward_under_another_temperature(alphas):
+    model, x = Checkpointed().double(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    arch = ArchParameterGroup(model, SparseSmoothSoftmax(sparse=0.001, smooth=0.05))
+
+    def both():
+        total = torch.zeros((), dtype=torch.float64)
+        for arch.phi in (False, True):
+            with arch.fixed_alphas() if alphas == "fixed" else nullcontext():
+                total = total + model(x)
+        return total
+
+    expected = gradients_of(model, both)
+    model.again = True
+    torch.testing.assert_close(gradients_of(model, both), expected)
+
+
+def test_a_whole_model_computed_again_runs_under_the_settings_of_its_forward():
+    model, x = Checkpointed().double(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    arch = ArchParameterGroup(model, SparseSmoothSoftmax(sparse=0.001, smooth=0.05), threshold=1e-2)
+
+    def loss(run):
+        with arch.using(Softmax(0.2)), arch.fixed_alphas():
+            return run(x)
+
+    expected = gradients_of(model, lambda: loss(model))
+    assert expected[0] is not None
+    again = gradients_of(model, lambda: loss(lambda x: checkpoint(model, x, use_reentrant=False)))
+    torch.testing.assert_close(again, expected)
+    assert arch.weights()["ops.0"].requires_grad, "the settings of the past forward are gone with its backward pass"
+
+
+def test_a_backward_pass_leaves_no_forward_behind():
+    """An operation that is computed again on its own takes its own weights, not those of an earlier forward."""
+    model = Checkpointed().double()
+    arch = ArchParameterGroup(model, Softmax())
+    model(torch.randn(2, 3, 5, 5, dtype=torch.float64)).backward()
+    with torch.no_grad():
+        arch.parameters()[0].copy_(torch.tensor([1.0, 2.0, 3.0]))
+    x, found = torch.randn(2, 4, 5, 5, dtype=torch.float64), []
+    for run in (model.ops[0], lambda x: checkpoint(model.ops[0], x, use_reentrant=False)):
+        found.append(gradients_of(model.ops[0], lambda run=run: run(x).pow(2).sum()))
+    torch.testing.assert_close(*found)
+
+
+class Interrupted(nn.Module):
+    def forward(self, x):
+        raise KeyboardInterrupt
+
+
+def mixed_conv():
+    return MixedOp({"skip": nn.Identity(), "conv": nn.Conv2d(3, 3, 1)})
+
+
+@pytest.mark.parametrize("next_model", ["the same", "another"])
+def test_a_forward_ended_by_ctrl_c_is_dropped_by_the_next_one(next_model):
+    model, x = nn.Sequential(mixed_conv(), Interrupted()), torch.randn(2, 3, 4, 4)
+    ArchParameterGroup(model, Softmax())
+    with pytest.raises(KeyboardInterrupt):
+        model(x)
+    if next_model == "the same":
+        model[1] = nn.Identity()
+    else:
+        model = nn.Sequential(mixed_conv())
+        ArchParameterGroup(model, Softmax())
+    model(x)
+    alone = mixed_conv()
+    alone.restrict_(["skip"])
+    alone(x).sum().backward()
+    assert alone["conv"].weight.grad is not None, "a forward is still running, which owes the gradient"
+
+
+def test_a_model_that_calls_itself_ends_both_forwards():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.op = MixedOp({"conv": ReLUConvBN(3, 3, 1), "pool": ReLUConvBN(3, 3, 3)})
+
+        def forward(self, x, inner=False):
+            if not inner:
+                x = x + self(x.flip(-1), inner=True)
+            return self.op(x)
+
+    model, x = Twice(), torch.randn(2, 3, 4, 4)
+    ArchParameterGroup(model, Softmax())
+    model(x)
+    assert Forward.of(model) is None
+    assert [norm.num_batches_tracked for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)] == [2, 2]
+
+
+def test_one_model_in_several_threads():
+    model, x = Checkpointed(), torch.randn(2, 3, 5, 5)
+    ArchParameterGroup(model, Softmax())
+
+    def run(_):
+        with torch.no_grad():
+            return model(x)
+
+    with ThreadPoolExecutor(4) as threads:
+        found = [*threads.map(run, range(40))]
+    with torch.no_grad():
+        assert all(torch.equal(value, model(x)) for value in found)

@@ -71,6 +71,26 @@ def test_a_recomputation_knows_that_it_is_one():
     assert not private.in_backward_pass()
 
 
+def test_what_is_called_at_the_end_of_a_backward_pass():
+    seen = []
+    x = torch.ones(2, requires_grad=True)
+    x.register_hook(lambda gradient: seen.append("leaf"))
+    y = x.square()
+    y.register_hook(lambda gradient: private.at_end_of_backward(lambda: seen.append("end")))
+    y.sum().backward()
+    assert seen == ["leaf", "end"]
+
+
+def test_calls_of_a_module_on_the_stack():
+    class Nested(nn.Module):
+        def forward(self, depth):
+            return [private.calls_running(self), *(self(depth - 1) if depth else [])]
+
+    module = Nested()
+    assert nn.Sequential(module)(2) == [1, 2, 3]
+    assert private.calls_running(module) == 0
+
+
 def test_many_tensors_at_once():
     tensors, others = [torch.zeros(2), torch.ones(3)], [torch.full((2,), 3.0), torch.full((3,), 4.0)]
     assert [float(norm) for norm in private.norms(tensors)] == [0, pytest.approx(3**0.5)]

@@ -6,7 +6,9 @@ If PyTorch changes one of them, only this file and its test break.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import FrameType
 from typing import Any, TypeGuard
 
 import torch
@@ -19,7 +21,9 @@ __all__ = [
     "DispatchMode",
     "add_",
     "added",
+    "at_end_of_backward",
     "buffers_of",
+    "calls_running",
     "compiler_backend",
     "compiler_limits",
     "copy_",
@@ -95,6 +99,21 @@ def version(tensor: Tensor) -> int:
 def in_backward_pass() -> bool:
     """Whether a backward pass is running, which recomputes parts of a model whose activations were not kept."""
     return torch._C._current_graph_task_id() != -1
+
+
+def at_end_of_backward(function: Callable[[], None]) -> None:
+    """Call a function when the running backward pass has ended; to be called within one."""
+    torch.autograd.Variable._execution_engine.queue_callback(function)
+
+
+def calls_running(module: nn.Module) -> int:
+    """How many calls of the module are running in this thread, found on its stack."""
+    frame: FrameType | None = sys._getframe()
+    calls = 0
+    while frame is not None:
+        calls += frame.f_code is nn.Module._call_impl.__code__ and frame.f_locals["self"] is module
+        frame = frame.f_back
+    return calls
 
 
 def map_tensors(function: Callable[[Tensor], Any], structure: Any) -> Any:

@@ -7,15 +7,15 @@ operators. Zero gradients, running statistics and expanded weights are therefore
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from .._utils.torch_private import add_, lerp_, map_tensors, tensors_in
+from .._utils.torch_private import add_, calls_running, lerp_, map_tensors, tensors_in
 
 __all__ = ["Forward", "in_forward", "with_zero_gradients"]
 
@@ -26,19 +26,40 @@ class Forward:
     """The state of one forward: results that its mixed operations compute only once, and work deferred to its end.
 
     A group begins one with each forward of its model; mixed operations that run outside such a forward begin their own
-    (:func:`in_forward`).
+    (:func:`in_forward`). Each thread has its own running forward.
+
+    Args:
+        model: the supernet whose forward it is; None for that of a mixed operation alone.
+        decided: label -> the weights of the model's rows, and what decides which candidates run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module | None = None, decided: Mapping[str, Any] | None = None) -> None:
+        self.model = model
+        self.decided = decided or {}
+        self._outer: Forward | None = None
         self._computed: dict[Hashable, tuple[Tensor, Any]] = {}
         self._without_part: dict[Tensor, None] = {}
         self._moving: dict[nn.BatchNorm2d, tuple[Tensor, Tensor]] = {}
         self._zeros: dict[tuple[torch.dtype, torch.device], Tensor] = {}
-        self._token: Token[Forward | None]
+
+    @staticmethod
+    def of(model: nn.Module) -> Forward | None:
+        """The running forward of a model; the innermost one if it calls itself."""
+        return next((forward for forward in _chain() if forward.model is model), None)
 
     def begin(self) -> None:
         """Make this the running forward, which mixed operations use."""
-        self._token = _running.set(self)
+        self._outer = _running.get()
+        while self._outer is not None and self._outer._was_interrupted(self.model):
+            self._outer = self._outer._outer
+        _running.set(self)
+
+    def _was_interrupted(self, beginning: nn.Module | None) -> bool:
+        """Whether it ended without :meth:`end`: hooks see exceptions, but not Ctrl-C (KeyboardInterrupt)."""
+        if self.model is None:
+            return False
+        calls = calls_running(self.model) - (beginning is self.model)
+        return calls < sum(forward.model is self.model for forward in _chain(self))
 
     def end(self, output: Any) -> Any:
         """Do the work that was deferred to the end.
@@ -49,7 +70,7 @@ class Forward:
         Returns:
             The output, whose backward pass also gives a zero gradient to every tensor noted by :meth:`owe`.
         """
-        _running.reset(self._token)
+        _running.set(self._outer)
         self._move_statistics()
         return self._with_gradients_owed(output)
 
@@ -108,6 +129,14 @@ class Forward:
                 lerp_(own, [of for norm in norms for of in moving[norm]], cast(float, momentum))
             if moving:
                 add_([cast(Tensor, norm.num_batches_tracked) for norm in moving], 1)
+
+
+def _chain(forward: Forward | None = None) -> Iterator[Forward]:
+    """A forward, by default the running one, and those within which it runs."""
+    forward = forward or _running.get()
+    while forward is not None:
+        yield forward
+        forward = forward._outer
 
 
 _ROOM = 4096

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 from .._utils.modes import having
-from .._utils.torch_private import in_backward_pass
+from .._utils.torch_private import at_end_of_backward, in_backward_pass, tensors_in
 from ..relaxations import Moment, Relaxation, Softmax
 from .alphas import Alphas
 from .execution import Weights
@@ -142,9 +142,7 @@ class ArchParameterGroup(Alphas):
             )
         self._labels = {op: label for label, ops in self.rows.items() for op in ops}
         self._nodes = self._weighed_nodes()
-        self._present: dict[str, Weights] | None = None  # while the model's forward runs
-        self._differentiable: dict[str, Weights] | None = None  # those of its last forward with gradients
-        self._forward: Forward | None = None
+        self._recomputing: _Past | None = None  # the forward that the running backward pass belongs to
         self._hooks: tuple[RemovableHandle, ...] = ()
         for holder in {op.group for op in self._labels if op.group is not None}:
             if holder.model is not model:
@@ -324,9 +322,12 @@ class ArchParameterGroup(Alphas):
                 "a mixed operation runs that its group does not know: a replica of DataParallel, or a copy of a part "
                 "of the model; use DistributedDataParallel, or make a group for the copy"
             )
-        # Gradient checkpointing reruns parts of the model in the backward pass, with the weights of the forward.
-        again = in_backward_pass()
-        decided = self._present or (self._differentiable if again else None) or self._decide()
+        if forward := Forward.of(self.model):
+            decided = forward.decided
+        elif past := self._past():
+            decided = past.decided
+        else:
+            decided = self._decide()
         return decided[self._labels[op]]
 
     # The read-out
@@ -418,8 +419,8 @@ class ArchParameterGroup(Alphas):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state to copy or pickle: everything but the last forward's weights, which hold its autograd graph."""
-        return {**self.__dict__, "_present": None, "_differentiable": None, "_forward": None}
+        """The state to copy or pickle: everything but a past forward's weights, which hold its autograd graph."""
+        return {**self.__dict__, "_recomputing": None}
 
     def _bind(self) -> None:
         self._hooks = (
@@ -431,15 +432,52 @@ class ArchParameterGroup(Alphas):
 
     def _begin_forward(self, model: nn.Module, args: Any) -> None:
         if not all(ops[0].is_fixed for ops in self.rows.values()):
-            self._present = self._decide()
-            if torch.is_grad_enabled():
-                self._differentiable = self._present
-            self._forward = Forward()
-            self._forward.begin()
+            past = self._past()
+            with having(self, **past.settings) if past else nullcontext():
+                Forward(model, self._decide()).begin()
 
     def _end_forward(self, model: nn.Module, args: Any, output: Any) -> Any:
-        forward, self._forward, self._present = self._forward, None, None
-        return output if forward is None else forward.end(output)
+        if (forward := Forward.of(model)) is None:
+            return output
+        output = forward.end(output)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._note_past(output, forward)
+        return output
+
+    # Gradient checkpointing, which runs parts of the model again in the backward pass
+
+    def _note_past(self, output: Any, forward: Forward) -> None:
+        """A backward pass through the output then recomputes with the weights and settings of this forward.
+
+        Before it is over, other forwards may have run, and the relaxation or the moment may have changed.
+        """
+        past = _Past(forward.decided, {name: getattr(self, name) for name in _SETTINGS})
+
+        @unserializable_hook
+        def reached(gradient: Tensor) -> None:
+            self._recomputing = past
+            at_end_of_backward(forget)
+
+        def forget() -> None:
+            self._recomputing = None
+
+        for value in tensors_in(output):
+            if value.requires_grad:
+                value.register_hook(reached)
+
+    def _past(self) -> _Past | None:
+        return self._recomputing if in_backward_pass() else None
+
+
+class _Past(NamedTuple):
+    """What is needed to run parts of an earlier forward again."""
+
+    decided: Mapping[str, Weights]
+    settings: Mapping[str, Any]
+
+
+_SETTINGS = ("relaxation", "edge_relaxation", "threshold", "_moment", "_alphas_fixed")
+"""Attributes of a group on which the weights of a forward depend."""
 
 
 class _MomentOfEdges(Moment):
