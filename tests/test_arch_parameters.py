@@ -378,3 +378,11 @@ def test_relaxation_and_alphas_stay_in_float32_under_autocast(phi):
     [gradient] = torch.autograd.grad(loss, arch.parameters())
     assert gradient.dtype == torch.float32
     torch.testing.assert_close(gradient, exact, rtol=0.05, atol=0.05 * float(exact.abs().max()))
+
+
+def test_mixed_operations_added_later_are_not_weights():
+    model = nn.Sequential(MixedOp({"skip": nn.Identity(), "tanh": nn.Tanh()}))
+    arch = ArchParameterGroup(model)
+    model.append(MixedOp({"skip": nn.Identity(), "tanh": nn.Tanh()}))
+    with pytest.raises(RuntimeError, match="added after the group was made: 1; make a new group"):
+        arch.weight_parameters()

@@ -1,6 +1,7 @@
 import copy
 import math
 import warnings
+from contextlib import contextmanager
 
 import pytest
 import reference
@@ -501,3 +502,28 @@ def test_a_model_in_place_of_its_group(plain_supernet):
         TypeError, match=r"needs the model, a torch.nn.Module; got a list \(mix_ changes the model in place"
     ):
         ArchParameterGroup([model])
+
+
+def test_a_frozen_alpha_is_named_before_the_first_step():
+    model = nn.Sequential(MixedOp({"skip": nn.Identity(), "linear": nn.Linear(4, 4)}), nn.Linear(4, 2))
+    arch = ArchParameterGroup(model)
+    optimizers = torch.optim.SGD(arch.weight_parameters(), lr=0.1), torch.optim.Adam(arch.parameters())
+    model[0].alpha.requires_grad_(False)
+    with pytest.raises(ValueError, match="1 of 1 alphas have requires_grad=False"):
+        SearchStep(arch, lambda batch: model(batch).sum(), *optimizers)
+
+
+def test_a_single_update_of_both_runs_within_the_context_of_the_weights():
+    model = nn.Sequential(MixedOp({"skip": nn.Identity(), "linear": nn.Linear(4, 4)}), nn.Linear(4, 2))
+    arch, entered = ArchParameterGroup(model), []
+    optimizers = torch.optim.SGD(arch.weight_parameters(), lr=0.1), torch.optim.Adam(arch.parameters())
+
+    @contextmanager
+    def around(batch):
+        entered.append(batch)
+        yield
+
+    step = SearchStep(arch, lambda batch: model(batch).sum(), *optimizers, order="single", around_weights=around)
+    batch = torch.randn(3, 4)
+    step(batch, batch)
+    assert entered == [batch]

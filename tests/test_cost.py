@@ -175,3 +175,10 @@ def test_costs_are_of_an_image_whatever_a_candidate_sees(unit):
 def test_what_is_no_group():
     with pytest.raises(TypeError, match="needs the model's ArchParameterGroup first, got a Sequential"):
         measure_costs(supernet(), X)
+
+
+def test_nested_mixed_operations_have_no_table():
+    inner = MixedOp({"k1": nn.Conv2d(4, 4, 1), "k3": nn.Conv2d(4, 4, 3, padding=1)})
+    model = nn.Sequential(MixedOp({"skip": nn.Identity(), "block": nn.Sequential(inner, nn.ReLU())}))
+    with pytest.raises(ValueError, match="candidate 'block' of row '0' holds a mixed operation"):
+        measure_costs(ArchParameterGroup(model), torch.zeros(1, 4, 8, 8))

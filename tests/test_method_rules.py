@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sparsemix import ArchParameterGroup, MixedOp
+from sparsemix.cli import timm_model
 from sparsemix.measure.hessian import dominant_eigenvalue, largest_eigenvalue
 from sparsemix.methods import SearchStep
 from sparsemix.methods.darts_es import EarlyStopping, local_averages
@@ -388,3 +389,17 @@ def test_a_composition_that_is_a_method_of_its_own():
     assert find_method("sgas+pt").parts == (SGAS(by_accuracy=True),)
     assert [type(part) for part in find_method("gaea-bilevel+pc-darts").parts] == [GAEA, PCDARTS]
     assert Part() in find_method("r-darts-l2").parts
+
+
+def test_an_attack_is_on_the_training_loss_alone(tmp_path, monkeypatch):
+    """The cost of operations is a term of the alphas' loss; the weights' loss, under attack or not, has none."""
+    flags = ["--preset", "proxy", "--epochs", "1", "--limit", "64", "--batch-size", "32", "--image-size", "16"]
+    flags += ["--model", "resnet10t", "--mix", "kernel", "--where", "layer1*", "--cost-budget", "1", "--device", "cpu"]
+    asked = []
+    monkeypatch.setattr(timm_model, "CostTerm", lambda arch, *others: lambda: asked.append(arch.relaxation) or 0.0)
+    for method in ("darts", "sdarts-adv"):
+        asked.clear()
+        config = timm_model.configure([*flags, "--method", method, "--output", str(tmp_path / method)])
+        search = timm_model.make_search(config)
+        search.run()
+        assert len(asked) == len(search.pairs), "once a step, for the alphas"

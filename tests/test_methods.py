@@ -556,3 +556,17 @@ def test_what_a_method_insists_on_is_said_before_there_is_a_folder(tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="this method is not searched at several temperatures"):
         SearchConfig().method.__class__("plain", (Part(),)).at_temperature(1e-3)
+
+
+def test_the_order_of_a_composition_keeps_settings_of_a_data_set():
+    one, other = (find_method(name).presets["nb201"] for name in ("sp-darts+darts-es", "darts-es+sp-darts"))
+    settings = {"sparse": 1.3e-3, "smooth": 1.3e-2, "p_up": 0.9}
+    for presets in (one, other):
+        first = next(iter(presets.values()))
+        assert settings.items() <= {**first["*"], **first["cifar100"]}.items()
+
+
+def test_another_temperature_scales_all_temperatures():
+    authors = find_method("sp-darts").with_settings({"sparse": 1e-3, "smooth": 1e-2, "warmup_smooth": 5e-3})
+    found = authors.at_temperature(2e-2).settings
+    assert (found["sparse"], found["smooth"], found["warmup_smooth"]) == pytest.approx((2e-2, 0.2, 0.1))

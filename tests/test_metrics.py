@@ -221,3 +221,10 @@ def test_leakage_of_operations_with_further_arguments():
 
     arch = ArchParameterGroup(Model(), lambda alpha, moment: torch.tensor([[0.75, 0.25]]))
     assert leakage(arch, torch.ones(1, 4)) == {"op": Leakage(weight=0.25, output=0.25)}
+
+
+def test_statistics_that_can_be_iterated_over_only_once():
+    model = nn.Sequential(MixedOp({"skip": nn.Identity(), "norm": nn.BatchNorm1d(4)}), nn.Linear(4, 2))
+    data = [(torch.randn(8, 4), torch.randint(2, (8,)))]
+    with pytest.raises(ValueError, match="no batch to compute statistics from"):
+        discretization(ArchParameterGroup(model), data, statistics=iter(data))

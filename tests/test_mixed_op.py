@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from sparsemix import ArchParameterGroup, MixedOp
+from sparsemix.methods.fair_darts import Sigmoid, StrongerThan
 from sparsemix.spaces.nb201 import OPERATIONS
-from sparsemix.spaces.primitives import ReLUConvBN, SepConv, Zero
+from sparsemix.spaces.primitives import AvgPool, ReLUConvBN, SepConv, Zero
+from sparsemix.supernet.alphas import decided
 from sparsemix.supernet.mixed_op import Weights, fan_out
 
 
@@ -301,3 +303,45 @@ def test_a_mixed_op_without_an_alpha_of_its_own():
             use()
     with pytest.raises(ValueError, match="no MixedOp among the"):
         ArchParameterGroup(nn.Sequential(op))
+
+
+def test_the_weight_of_a_single_candidate_counts():
+    x = torch.ones(1, 3)
+    op = MixedOp({"only": nn.Identity()}, has_alpha=False)
+    [row] = decided(torch.tensor([[0.25]]))
+    assert torch.equal(fan_out(x, [op], [row])[0], 0.25 * x)
+    with pytest.raises(ValueError, match="has no alpha"):
+        op(x)
+
+
+def test_a_single_candidate_that_need_not_be_kept_has_its_weight():
+    model = nn.Sequential(MixedOp({"only": nn.Identity()}))
+    arch = ArchParameterGroup(model, Sigmoid())
+    arch.discretization = StrongerThan(0.5)
+    with torch.no_grad():
+        model[0].alpha.fill_(-1.0)
+    x = torch.ones(1, 3)
+    assert torch.allclose(model(x), torch.sigmoid(torch.tensor(-1.0)) * x)
+    with arch.discretized(), torch.no_grad():
+        assert torch.equal(model(x), arch.discretize()(x))
+
+
+def test_a_subclass_of_a_pooling_runs_itself():
+    class Sevens(AvgPool):
+        def forward(self, x):
+            return torch.full_like(x, 7.0)
+
+    op = MixedOp({"pool": AvgPool(), "sevens": Sevens()})
+    x = torch.zeros(1, 2, 4, 4)
+    assert torch.equal(op(x, torch.tensor([0.5, 0.5])), torch.full_like(x, 3.5))
+    assert torch.equal(MixedOp({"s": Sevens(), "p": AvgPool()})(x, torch.tensor([0.5, 0.5])), torch.full_like(x, 3.5))
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_alphas_may_have_a_higher_precision_than_weights(affine):
+    op = MixedOp({"1x1": ReLUConvBN(3, 3, 1, affine=affine), "3x3": ReLUConvBN(3, 3, 3, affine=affine)}).bfloat16()
+    op.alpha.data = op.alpha.data.float()
+    out = op(torch.randn(2, 3, 5, 5, dtype=torch.bfloat16))
+    out.sum().backward()
+    assert out.dtype == torch.bfloat16
+    assert op.alpha.grad.dtype == torch.float32

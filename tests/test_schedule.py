@@ -2,6 +2,7 @@ import math
 import warnings
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import reference
 import torch
@@ -162,3 +163,14 @@ def test_updates_past_the_end_of_the_search():
     with pytest.warns(UserWarning, match="update 16 is past the end of the search, 3 epochs of 5 steps; p stays 1"):
         phi.step_update(16)
     assert "epochs=3, steps_per_epoch=5" in repr(phi)
+
+
+def test_draws_do_not_depend_on_the_kind_of_integer():
+    numbers = [torch.rand(1, generator=seeded_generator("phi", kind(3))).item() for kind in (int, np.int64)]
+    assert numbers[0] == numbers[1]
+    with pytest.raises(TypeError):
+        seeded_generator("phi", 3.0)
+
+
+def test_a_search_of_one_epoch_has_p_up_after_it():
+    assert [sparse_probability(epoch, epochs=1) for epoch in (0, 1)] == [0.0, 1.0]

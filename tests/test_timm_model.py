@@ -8,6 +8,8 @@ import torch
 
 from sparsemix.cli import timm_model, train
 from sparsemix.inject import choose_
+from sparsemix.runs.epoch_table import compact
+from sparsemix.runs.search import Search
 
 TINY = [
     "--preset",
@@ -110,3 +112,39 @@ def test_what_is_printed(tmp_path, capsys, caplog):
     assert "macs of 1.00G" in heading
     assert "skips" not in heading
     assert "Cosine annealing" not in caplog.text
+
+
+@pytest.mark.parametrize(("result", "has_weights"), [(1, True), (0, False)], ids=["kept", "not kept"])
+def test_everything_that_is_kept_is_of_the_epoch_that_is_the_result(tmp_path, monkeypatch, capsys, result, has_weights):
+    monkeypatch.setattr(Search, "_result", lambda self, records: min(result, len(records) - 1))
+    monkeypatch.setattr(Search, "best_epoch", lambda self: None)  # only the two newest checkpoints are kept
+    folder = tmp_path / "run"
+    flags = ["--mix", "kernel", "--where", "layer[12]*", "--epochs", "3", "--method", "straight-through"]
+    summary = search(folder, *flags, "--alpha-lr", "1")
+    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    assert len({record["genotype"] for record in records}) == 3, "each epoch has its own choice"
+    choice, costs = (json.loads((folder / name).read_text()) for name in ("choice.json", "costs.json"))
+    assert summary["genotype"] == records[result]["genotype"] == ", ".join(map(": ".join, choice.items()))
+    cost = costs["fixed"] + sum(costs["rows"][row][name] for row, name in choice.items())
+    assert f"{compact(cost)} macs; to train it from scratch" in capsys.readouterr().out
+    assert (folder / "weights.pt").exists() == has_weights
+    if has_weights:
+        network = timm.create_model("resnet10t", num_classes=10, in_chans=1)
+        choose_(network, "kernel", choice, example=torch.zeros(1, 1, 32, 32))
+        weights = torch.load(folder / "weights.pt", weights_only=True)
+        network.load_state_dict(weights)
+        [then] = folder.glob(f"checkpoint-{result + 1:05}-*.pt")
+        assert torch.equal(weights["conv1.0.weight"], torch.load(then, weights_only=True)["model"]["conv1.0.weight"])
+
+
+def test_a_model_of_fixed_image_size_is_searched_and_trained(tmp_path, capsys):
+    vit = ["--model", "vit_tiny_patch16_224", "--mix", "skip", "--where", "blocks.[01].mlp", "--epochs", "1"]
+    search(tmp_path / "run", *vit)
+    command = next(line for line in capsys.readouterr().out.splitlines() if "sparsemix train" in line)
+    flags = [*shlex.split(command)[2:], "--preset", "proxy", "--epochs", "1", "--limit", "64", "--batch-size", "32"]
+    assert train.train(train.configure([*flags, "--output", str(tmp_path / "trained")]))["parameters"] > 5e6
+
+
+def test_a_budget_needs_trained_alphas(tmp_path):
+    with pytest.raises(ValueError, match="which random-search does not train"):
+        search(tmp_path / "run", "--mix", "kernel", "--method", "random-search", "--cost-budget", "10M")

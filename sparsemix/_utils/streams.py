@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 
 import torch
 
@@ -20,5 +21,8 @@ def seeded_generator(*key: int | str) -> torch.Generator:
         >>> bool(a == torch.rand(1, generator=seeded_generator("phi", 0, 3, 7)))
         True
     """
+    key = tuple(
+        part if isinstance(part, str) else operator.index(part) for part in key
+    )  # numpy's integers print a type
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

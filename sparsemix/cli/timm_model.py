@@ -18,9 +18,11 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from tyro.constructors import PrimitiveConstructorSpec
 
+from .._utils.modes import restoring
 from ..data import open_pairs
 from ..inject.mixing import choices, mix_
 from ..measure.cost import CostTable, CostTerm, Unit, measure_costs
+from ..models.fitting import fitting_options
 from ..runs.choice import Choice
 from ..runs.config import Measurement, SearchConfig, Size
 from ..runs.epoch_table import Columns, compact
@@ -121,10 +123,7 @@ def prepared(config: TimmConfig) -> tuple[Search, Callable[[], None]]:
     set_seed(config.run.seed)
     pairs = open_pairs(**config.data_options(), device=accelerator.device)
     mixed, image = config.mixed, next(pairs.validation())[0][:1]
-    options: dict[str, Any] = {"num_classes": len(pairs.classes), "in_chans": pairs.in_chans}
-    pretrained_cfg = timm.models.get_pretrained_cfg(mixed.model)
-    if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:  # vision transformers, mixers
-        options["img_size"] = image.shape[-1]
+    options = fitting_options(mixed.model, len(pairs.classes), image)
     model = timm.create_model(mixed.model, pretrained=mixed.pretrained, **options)
     layers = mix_(model, mixed.mix, mixed.where, share=mixed.share, example=image)
     arch = ArchParameterGroup(model.to(accelerator.device), threshold=config.execution.threshold)
@@ -134,6 +133,12 @@ def prepared(config: TimmConfig) -> tuple[Search, Callable[[], None]]:
     reach = f"from {compact(table.cheapest)} to {compact(table.most_expensive)} {unit}"
     say(accelerator, f"{mixed.mix} in {len(layers)} layers of {mixed.model}: {reach}")
     weight = mixed.cost_weight if mixed.cost_weight is not None else float(mixed.cost_budget is not None)
+    if weight and not any(
+        config.method.trains_alphas(epoch, config.size.epochs) for epoch in range(config.size.epochs)
+    ):
+        raise ValueError(
+            f"--cost-weight and --cost-budget act on the loss of the alphas, which {config.method.name} does not train"
+        )
     term = CostTerm(arch, table, weight, mixed.cost_budget) if weight else None
 
     def judge(choice: Choice) -> dict[str, Any]:
@@ -148,16 +153,24 @@ def prepared(config: TimmConfig) -> tuple[Search, Callable[[], None]]:
 def keep(run: Search, mixed: MixedModel, table: CostTable, options: dict[str, Any], image: Tensor) -> None:
     """Save the network found, and print how to train and load it."""
     folder, arch = run.folder, run.arch
-    folder.write("choice.json", choices(arch.model))
     folder.write("costs.json", {"unit": table.unit, "fixed": table.fixed, "rows": table.rows})
-    folder.save("weights.pt", arch.discretize().state_dict())
-    found, budget = table.of(arch.choices()), mixed.cost_budget
+    weights = run.result_weights()
+    with run.reading_result():
+        folder.write("choice.json", choices(arch.model))
+        found, budget = table.of(arch.choices()), mixed.cost_budget
+        if weights is not None:
+            with restoring(arch.model):
+                arch.model.load_state_dict(weights)
+                folder.save("weights.pt", arch.discretize().state_dict())
     if budget is not None and found > budget:
         say(run.accelerator, f"over the budget of {compact(budget)}: raise --cost-weight, or search for more epochs")
+    say(run.accelerator, f"{compact(found)} {table.unit}; to train it from scratch:\n  {_train_command(run, mixed)}")
+    if weights is None:
+        folder.remove("weights.pt")
+        say(run.accelerator, "the weights of the epoch that is the result were not kept, so weights.pt is not written")
+        return
     say(
         run.accelerator,
-        f"{compact(found)} {table.unit}; to train it from scratch:\n"
-        f"  {_train_command(run, mixed)}\n"
         f"with the weights of the search, to build it:\n"
         f"  import json, timm, torch\n"
         f"  from sparsemix.inject import choose_\n"

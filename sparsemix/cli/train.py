@@ -15,6 +15,7 @@ from accelerate.utils import set_seed
 from .. import models  # noqa: F401  (registers the networks)
 from ..data import open_training
 from ..inject.mixing import choose_
+from ..models.fitting import fitting_options
 from ..runs.config import configured
 from ..runs.launching import make_accelerator
 from ..runs.training import Training
@@ -50,17 +51,15 @@ def make_training(config: TrainingConfig) -> Training:
     accelerator = make_accelerator(config.run.device)
     set_seed(config.run.seed)
     data = open_training(**config.data_options(), device=accelerator.device)
-    options: dict[str, Any] = {"num_classes": len(data.classes), "in_chans": data.in_chans}
-    network, size = config.network, config.size
+    network, size, image = config.network, config.size, next(data.test())[0][:1].to("cpu")
+    published = "sparsemix_darts_imagenet" if config.preset == "imagenet" else "sparsemix_darts_cifar"
+    name = network.model or published
+    options = fitting_options(name, len(data.classes), image)
     if network.model is None:
-        name = "sparsemix_darts_imagenet" if config.preset == "imagenet" else "sparsemix_darts_cifar"
         options |= {"genotype": network.genotype, "channels": size.channels, "cells": size.cells}
         options |= {"auxiliary": network.auxiliary > 0}
-    else:
-        name = network.model
     model = timm.create_model(name, **options)
     if network.choice is not None and network.mix is not None:
-        image = next(data.test())[0][:1].to("cpu")
         choose_(model, network.mix, json.loads(network.choice), example=image)
     return Training(config, model, data, accelerator)
 

@@ -65,10 +65,16 @@ def renewed_statistics(model: nn.Module, batches: Batches) -> Iterator[None]:
         with evaluating(model), torch.no_grad():
             for norm in norms:
                 norm.train()
+            count = 0
             for count, (x, _) in enumerate(batches, 1):
                 for norm in norms:
                     norm.momentum = 1 / count  # the mean so far
                 model(x)
+        if norms and not count:
+            raise ValueError(
+                "renewed_statistics: no batch to compute statistics from; give batches that can be iterated over "
+                "again, such as a list"
+            )
         yield
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

@@ -155,7 +155,8 @@ def measure_costs(arch: Architecture, example: Tensor, unit: Unit = "macs") -> C
         unit: ``"parameters"``, ``"macs"`` or ``"seconds"``, the latter two per image.
 
     Raises:
-        ValueError: an unknown unit.
+        ValueError: an unknown unit, or a mixed operation within a candidate of another one, whose cost would depend on
+            both choices.
 
     Example:
         >>> from sparsemix import ArchParameterGroup
@@ -166,6 +167,13 @@ def measure_costs(arch: Architecture, example: Tensor, unit: Unit = "macs") -> C
     if unit not in _MEASURES:
         raise ValueError(f"measure_costs: the unit must be one of {', '.join(_MEASURES)}, got {unit!r}")
     check_architecture(arch, "measure_costs")
+    for label, ops in arch.rows.items():
+        for name, candidate in ops[0].candidates.items():
+            if any(isinstance(module, MixedOp) for module in candidate.modules()):
+                raise ValueError(
+                    f"measure_costs: candidate {name!r} of row {label!r} holds a mixed operation; a table has no costs "
+                    f"of nested choices"
+                )
     example = fitting(example, arch.model)
     images = 1 if unit == "parameters" else len(example)  # of the model; a candidate may see windows or patches
     calls: dict[MixedOp, list[tuple[Tensor | None, dict[str, Any]]]] = {op: [] for op in arch.operations}

@@ -80,8 +80,12 @@ def _check_weights(arch: Arch, weight_optimizer: Any) -> None:
 
 def _check_optimizers(arch: Arch, weight_optimizer: Any, alpha_optimizer: Any) -> None:
     """Check that each optimizer holds its own parameters: the weights, or the alphas."""
+    if frozen := sum(not alpha.requires_grad for alpha in arch.parameters()):
+        raise ValueError(
+            f"SearchStep: {frozen} of {len(arch.parameters())} alphas have requires_grad=False; to keep a row as it "
+            f"is, allow only one candidate: arch.restrict(row, [name])"
+        )
     alphas = {id(alpha) for alpha in arch.parameters()}
-
     among_weights, among_alphas = _held(weight_optimizer), _held(alpha_optimizer)
     if alphas <= among_weights and not alphas & among_alphas:
         raise ValueError(
@@ -128,13 +132,16 @@ class SearchStep(Generic[Arch]):
             (gradient accumulation). There is still one step, one phi, and one update each of weights and alphas. By
             default the batch is not split.
         around_weights: function of the training batch that returns the context in which the weights' loss is computed,
-            such as ``lambda batch: arch.using(relaxation)`` for a relaxation that applies to the weights update only.
-        backward: runs the backward pass of the weights' loss.
+            such as ``lambda batch: arch.using(relaxation)`` for a relaxation that applies to the weights update only
+            (to the one update of both with ``order="single"``).
+        backward: runs the backward pass of the weights' loss. It must leave unscaled gradients, which are then clipped:
+            ``torch.amp.GradScaler`` is not supported, bf16 needs none.
 
     Raises:
-        ValueError: an unknown order, a norm that is not positive, or optimizers that do not hold what they should:
-            swapped optimizers, alphas in the weights' optimizer, or an alphas' optimizer that lacks an alpha or holds
-            anything else. At a step, the loss depends on no alpha, or the alphas have been replaced since.
+        ValueError: an unknown order, a norm that is not positive, a frozen alpha, or optimizers that do not hold what
+            they should: swapped optimizers, alphas in the weights' optimizer, or an alphas' optimizer that lacks an
+            alpha or holds anything else. At a step, the loss depends on no alpha, or the alphas have been replaced
+            since.
         TypeError: ``arch`` does not hold architecture parameters; at a step, the loss is not a scalar tensor with a
             graph.
         RuntimeError: at a step, the group has been released, because another one was made for the model.
@@ -241,7 +248,8 @@ class SearchStep(Generic[Arch]):
         """One step of both optimizers on the loss of ``batch``, by one backward pass."""
         self.weight_optimizer.zero_grad()
         self.alpha_optimizer.zero_grad()
-        loss = self._backward(batch, nullcontext)
+        with self.around_weights(batch):
+            loss = self._backward(batch, nullcontext)
         gradients = [torch.zeros_like(a) if a.grad is None else a.grad for a in self.arch.parameters()]
         self._step_weights()
         self._step_alphas(gradients)

@@ -188,7 +188,7 @@ class Part:
     # Variants
 
     def at_temperature(self, temperature: float) -> Part:
-        """A copy with another temperature and all settings derived from it."""
+        """A copy with another temperature, and all its other temperatures in the same ratio to it."""
         raise ValueError(f"{type(self).__name__}: this method is not searched at several temperatures")
 
     @property
@@ -236,8 +236,8 @@ class Method:
         presets = {
             space: {
                 preset: {
-                    dataset: {**_only(own, other.default_settings(space, dataset)), **settings}
-                    for dataset, settings in of_preset.items()
+                    dataset: {**_only(own, other.default_settings(space, dataset)), **of_preset.get(dataset, {})}
+                    for dataset in {**of_preset, **other.default_presets(space)}
                 }
                 for preset, of_preset in of_space.items()
             }
@@ -248,8 +248,11 @@ class Method:
 
     def default_settings(self, space: str, dataset: str = "*") -> Mapping[str, Any]:
         """The settings of the first preset on a space, for one data set or for all."""
-        first: Mapping[str, Mapping[str, Any]] = next(iter(self.presets.get(space, {}).values()), {})
-        return first.get(dataset, {})
+        return self.default_presets(space).get(dataset, {})
+
+    def default_presets(self, space: str) -> Mapping[str, Mapping[str, Any]]:
+        """The first preset on a space: data set -> settings."""
+        return next(iter(self.presets.get(space, {}).values()), {})
 
     def with_settings(self, settings: Mapping[str, Any]) -> Method:
         """A copy with other values for the parts' fields; names that are not such fields are ignored."""

@@ -31,7 +31,7 @@ def sparse_probability(epoch: int, epochs: int, p_low: float = 0.0, p_up: float 
     """
     if epoch < warmup_epochs:
         return 0.0
-    progress = min(1.0, (epoch + 1 - warmup_epochs) / (epochs - warmup_epochs))
+    progress = min(1.0, (epoch + 1 - warmup_epochs) / max(epochs - warmup_epochs, 1))
     return min(1.0, p_low + (p_up - p_low) * progress)
 
 

@@ -129,10 +129,10 @@ class SPDarts(Part):
         return step.arch.using(OfSoftmax(step.arch.relaxation)) if self.double_softmax else nullcontext()
 
     def at_temperature(self, temperature: float) -> SPDarts:
-        ratio, scale = self.smooth / self.sparse, temperature / self.sparse
-        return replace(
-            self, sparse=temperature, smooth=ratio * temperature, eval_temperature=self.eval_temperature * scale
-        )
+        derived = ("smooth", "warmup_smooth", "hold_sparse", "eval_temperature")
+        present = {name: value for name in derived if (value := getattr(self, name)) is not None}
+        scaled = {name: temperature * (value / self.sparse) for name, value in present.items()}
+        return replace(self, sparse=temperature, **scaled)
 
 
 # Settings, with their sources in docs/presets.md

@@ -88,15 +88,26 @@ class Checkpoints:
         """
         self._damaged, paths = [], self.paths()
         for path in paths:
-            content = path.read_bytes()
-            if path.stem.endswith(_checksum(content)):
-                return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            if (state := _read(path)) is not None:
+                return state
             self._damaged.append(path)
             message = f"{path} is damaged (its content does not fit its checksum); going back to the one before"
             warnings.warn(message, stacklevel=2)
         if paths:
             raise ValueError(f"{self.folder}: all {len(paths)} checkpoints are damaged; start anew in another folder")
         return None
+
+    def load_start_of(self, epoch: int) -> dict[str, Any] | None:
+        """The state at the start of an epoch, on the CPU; None if it was not kept or is damaged."""
+        return next((_read(path) for path in self.paths() if _place(path) == (epoch, 0)), None)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The content of a checkpoint; None if it is damaged."""
+    content = path.read_bytes()
+    if not path.stem.endswith(_checksum(content)):
+        return None
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def _place(path: Path) -> tuple[int, int]:

@@ -87,6 +87,11 @@ class RunFolder:
         """Write tensors, containers and numbers by ``torch.save``."""
         self._replace(name, lambda partial: torch.save(dict(state), partial))
 
+    def remove(self, name: str) -> None:
+        """Delete a file if it exists."""
+        if self._writes:
+            (self.path / name).unlink(missing_ok=True)
+
     def append_record(self, record: dict[str, Any]) -> None:
         """Add one line to ``records.jsonl``."""
         self._write_records([*self.records, record])
@@ -110,6 +115,11 @@ class RunFolder:
             state = self._checkpoints.load()
         self._write_records([] if state is None else json.loads(state.pop("records")))
         return state
+
+    def model_after(self, epoch: int) -> dict[str, Any] | None:
+        """The model's state dict after an epoch; None if no checkpoint of it was kept."""
+        state = self._checkpoints.load_start_of(epoch + 1)
+        return None if state is None else state["model"]
 
     def _write_records(self, records: list[dict[str, Any]]) -> None:
         self.records = records

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor
 
+from .._utils.modes import having
 from ..data import Pairs
 from ..measure.accuracy import accuracy, discretization, renewed_statistics
 from ..measure.audit import audit
@@ -104,6 +106,7 @@ class Search(Run):
         self.judge = judge
         self.retrain = retrain
         self.cost_term = cost_term
+        self._updates_weights_alone = False
 
         arch.model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         arch.dry_run(next(pairs.validation())[0][:2])
@@ -156,8 +159,10 @@ class Search(Run):
             if phi != self.arch.phi:
                 self.arch.phi = phi
             total = F.cross_entropy(model(x), y)
+            if self._updates_weights_alone:  # the other terms are of the alphas
+                return share * total
             if self.cost_term is not None:
-                total = total + self.cost_term()  # a constant for the weights, as are penalties
+                total = total + self.cost_term()
             for penalty in self.method.penalties(self.arch, self.progress.plan):
                 total = total + penalty
             return share * total
@@ -173,9 +178,18 @@ class Search(Run):
             clip_alphas=settings.clip_alphas,
             reduce=self.parallel.average,
             split=self._parts,
-            around_weights=lambda batch: self.method.around_weights(self.search_step, batch, self.progress.plan),
+            around_weights=self._around_weights,
             backward=self.accelerator.backward,
         )
+
+    @contextmanager
+    def _around_weights(self, batch: Shard) -> Iterator[None]:
+        alone = self.config.optimization.order != "single"
+        with (
+            having(self, _updates_weights_alone=alone),
+            self.method.around_weights(self.search_step, batch, self.progress.plan),
+        ):
+            yield
 
     def _parts(self, batch: Shard) -> Iterator[tuple[Shard, bool]]:
         """The parts of a batch that run one after the other, each with its phi."""
@@ -364,7 +378,7 @@ class Search(Run):
             "update_seconds",
         }
         averaged = self._averaged_genotype(records[-config.measurement.average_epochs :])
-        with self.arch.reading(_rows(last["alphas"]), records[-1].get("allowed", {})):
+        with self.reading_result():
             edges = {label: name_or_names(names) for label, names in self.arch.choices().items()}
         summary = {
             "method": config.method.name,
@@ -392,6 +406,15 @@ class Search(Run):
         if begin is not None:
             best = best_epoch(records, range(math.ceil(begin * len(records)), len(records)))
         return self.method.result(records) if best is None else best
+
+    def reading_result(self) -> AbstractContextManager[None]:
+        """Within the context, the alphas and restrictions are those of the result's epoch."""
+        record = self.folder.records[self._result(self.folder.records)]
+        return self.arch.reading(_rows(record["alphas"]), record.get("allowed", {}))
+
+    def result_weights(self) -> Mapping[str, Any] | None:
+        """The supernet's state dict after the result's epoch; None if no checkpoint of that epoch was kept."""
+        return self.folder.model_after(self.folder.records[self._result(self.folder.records)]["epoch"])
 
     def _averaged_genotype(self, records: Records) -> Any:
         """The genotype read out from the mean of the last epochs' alphas, which a late change affects less.
@@ -421,7 +444,11 @@ class Search(Run):
             alpha.grad = None if gradient is None else gradient.to(alpha)
 
     def best_epoch(self) -> int | None:
-        best = best_epoch(self.folder.records, range(len(self.folder.records)))
+        records, begin = self.folder.records, self.config.measurement.best_from
+        if self.method.chooses_result:
+            return self.method.result(records) + 1 if records else None
+        first = 0 if begin is None else math.ceil(begin * self.epochs)
+        best = best_epoch(records, range(first if first < len(records) else 0, len(records)))
         return None if best is None else best + 1
 
 

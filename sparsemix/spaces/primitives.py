@@ -73,7 +73,7 @@ class _Pool(nn.Module):
 
     @property
     def sharing_key(self) -> Hashable:
-        return (self.name, self.stride)
+        return (type(self), self.stride)
 
     def contributions(self, ops: Sequence[_Pool], source: Source, weights: Sequence[Tensor]) -> Iterable[Contribution]:
         pooled = source.once(self.sharing_key, self)
@@ -136,7 +136,7 @@ class NormalizedPool(nn.Module):
         bn = self.bn
         if not _is_plain(bn):
             return None
-        return ("normalized", self.pool.sharing_key, bn.training, bn.track_running_stats, bn.eps, bn.momentum)
+        return (type(self), self.pool.sharing_key, bn.training, bn.track_running_stats, bn.eps, bn.momentum)
 
     def contributions(
         self, ops: Sequence[NormalizedPool], source: Source, weights: Sequence[Tensor]
@@ -347,7 +347,9 @@ def scaled_batch_norm(norms: Sequence[nn.BatchNorm2d], y: Tensor, weights: Seque
     with in_forward() as forward:
         scale = shift = None
         if weights is not None:
-            scale = forward.once("scale", weights, lambda: _expanded(weights, widths), *widths)
+            like = first.weight if first.affine else first.running_mean
+            dtype = y.dtype if like is None else like.dtype  # alphas may be kept in a higher precision than weights
+            scale = forward.once("scale", weights, lambda: _expanded(weights, widths).to(dtype), *widths, dtype)
         if first.affine:
             own = [torch.cat([norm.weight for norm in norms]), torch.cat([norm.bias for norm in norms])]
             scale, shift = own if scale is None else (scale * of for of in own)

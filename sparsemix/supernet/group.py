@@ -189,11 +189,17 @@ class ArchParameterGroup(Alphas):
         """All parameters of the model that :meth:`parameters` does not return, for the weights' optimizer.
 
         Raises:
-            RuntimeError: a row's operations no longer share their alpha (``load_state_dict(..., assign=True)``).
+            RuntimeError: a row's operations no longer share their alpha (``load_state_dict(..., assign=True)``), or
+                the model has got mixed operations that the group does not know.
         """
         for label, ops in self.rows.items():
             if any(op.alpha is not ops[0].alpha or op.beta is not ops[0].beta for op in ops):
                 raise RuntimeError(f"the alphas of row {label!r} are no longer one parameter; make a new group")
+        new = [path for path, op in self.model.named_modules() if isinstance(op, MixedOp) and op not in self._labels]
+        if new := [path for path in new if self.model.get_submodule(path).has_alpha]:
+            raise RuntimeError(
+                f"mixed operations were added after the group was made: {', '.join(new)}; make a new group"
+            )
         own = set(self.parameters())
         return [parameter for parameter in self.model.parameters() if parameter not in own]
 

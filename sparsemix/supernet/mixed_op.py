@@ -37,6 +37,9 @@ class Binding(Protocol):
     @property
     def discretization(self) -> Relaxation: ...
 
+    @property
+    def keeps_one(self) -> bool: ...
+
     def operation_weights(self, op: MixedOp) -> Weights: ...
 
     def release(self) -> None: ...
@@ -184,13 +187,16 @@ class MixedOp(nn.Module):
 
     def ranked(self) -> list[str]:
         """The names of the candidates that may be chosen, the strongest alpha first; ties keep their order."""
+        self._check_alpha()
         alphas = dict(zip(self.names, self.alpha.tolist(), strict=True))
         return sorted(self.allowed_names, key=alphas.__getitem__, reverse=True)
 
     @property
     def is_fixed(self) -> bool:
         """Whether there is nothing to mix, because the only candidate always has weight 1."""
-        return len(self.candidates) == 1 and not self.is_restricted and self.beta is None
+        if len(self.candidates) > 1 or not self.has_alpha or self.is_restricted or self.beta is not None:
+            return False
+        return self.group is None or self.group.keeps_one
 
     def choices(self) -> tuple[str, ...]:
         """The names of the chosen candidates: by default only the strongest allowed one, argmax of alpha (Eq. 4).
