@@ -245,12 +245,23 @@ def test_the_eigenvalue_of_a_supernet_against_the_explicit_hessian():
 
 
 def test_where_early_stopping_stops():
-    part = EarlyStopping(window=2, back=2, factor=1.3, watch_from=4)
+    part = EarlyStopping(window=2, back=2, factor=1.3, watch_from=2)
     records = [{"eigenvalue": value} for value in (1.0, 1.0, 1.0, 1.0, 1.2, 2.0, 9.0)]
     assert local_averages([1.0, 2.0, 6.0], 2) == [1.0, 1.5, 4.0]
     assert [part.stops(records[:n]) for n in (4, 5, 6)] == [False, False, True]  # 1.6 against 1.0
     assert part.result(records[:6]) == 5 - 2 - 1
     assert part.result(records[:5]) == 4
+    later = EarlyStopping(window=2, back=2, factor=1.3, watch_from=3)
+    assert [later.stops(records[:n]) for n in (6, 7)] == [False, True]
+    assert later.result(records) == 3, "no earlier epoch than watch_from is returned"
+
+
+def test_early_stopping_as_published():
+    """With an eigenvalue every epoch that grows by a tenth, the published code stops at 16 and returns epoch 10."""
+    part, records = EarlyStopping(), [{"eigenvalue": 1.1**epoch} for epoch in range(50)]
+    stopped = next(n for n in range(1, 51) if part.stops(records[:n]))
+    assert (stopped - 1, part.result(records[:stopped])) == (16, 10)
+    assert not EarlyStopping(window=1, back=1, watch_from=1).stops([{"eigenvalue": -1.0}] * 9), "a ratio of 1"
 
 
 def test_what_early_stopping_needs():

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .._utils.modes import having, restoring
 from .._utils.torch_private import is_compiled
@@ -44,17 +45,18 @@ class EarlyStopping(Part):
     factor: float = 1.3
     """Growth of the averaged eigenvalue that ends the search."""
     watch_from: int = 10
-    """First epoch, counted from 0, whose average can end the search."""
+    """First epoch, counted from 0, that can be the result of a search that ends early."""
     products: int = 20
     """Hessian-vector products for an eigenvalue, at most."""
 
     needs_mixtures: ClassVar[str | None] = "needs second derivatives of a mixture"
 
     def __post_init__(self) -> None:
-        if min(self.window, self.back, self.products) < 1 or not self.factor > 0:
+        if min(self.window, self.back, self.products) < 1 or self.watch_from < 0 or not self.factor > 0:
             raise ValueError(
-                f"EarlyStopping: window, back and products must be at least 1 and factor positive, got {self.window}, "
-                f"{self.back}, {self.products} and {self.factor}"
+                f"EarlyStopping: window, back and products must be at least 1, watch_from must not be negative, and "
+                f"factor must be positive, got {self.window}, {self.back}, {self.products}, {self.watch_from} and "
+                f"{self.factor}"
             )
 
     def check(self, arch: ArchParameterGroup, epochs: int) -> None:
@@ -67,7 +69,8 @@ class EarlyStopping(Part):
 
     def measure(self, step: Step, batch: Any, plan: Plan) -> Plan:
         arch = step.arch
-        with restoring(arch.model), having(arch, threshold=0.0):
+        # Fused attention has no second derivative.
+        with restoring(arch.model), having(arch, threshold=0.0), sdpa_kernel(SDPBackend.MATH):
             loss = torch.stack([step.loss(part) for part in step.split(batch)]).sum()
             value = dominant_eigenvalue(loss, arch.parameters(), self.products, reduce=step.reduce)
         return {"eigenvalue": value}
@@ -78,14 +81,20 @@ class EarlyStopping(Part):
     def result(self, records: Records) -> int:
         """The record in the middle of the window before the growth."""
         last = self._stopped_by(records)
-        return len(records) - 1 if last is None else max(0, last - self.back - self.window // 2)
+        return len(records) - 1 if last is None else last - self._delay
 
     def _stopped_by(self, records: Records) -> int | None:
         averages = local_averages([record["eigenvalue"] for record in records], self.window)
-        for epoch in range(max(self.watch_from, self.back), len(averages)):
-            if averages[epoch] > self.factor * averages[epoch - self.back]:
+        for epoch in range(self.watch_from + self._delay, len(averages)):
+            before = averages[epoch - self.back]
+            if before > 0 and averages[epoch] / before > self.factor:
                 return epoch
         return None
+
+    @property
+    def _delay(self) -> int:
+        """Epochs from the middle of the window before the growth to the epoch that shows the growth."""
+        return self.back + self.window // 2
 
 
 _SUMMARY = "DARTS that stops when the loss's curvature in the alphas grows"
