@@ -26,6 +26,7 @@ from .runs.custom import custom_config, custom_search
 from .runs.folder import RunFolder
 from .runs.launching import Interrupted
 from .runs.search import Search
+from .runs.several import check_once
 from .speed.steps import REFERENCE, STEPS, check_steps, compare_steps
 from .supernet.group import ArchParameterGroup
 
@@ -114,11 +115,8 @@ def in_folders(configs: Sequence[SearchConfig], seeds: Sequence[int], output: Pa
     Raises:
         ValueError: no method or no seed, one named twice, or methods set to different spaces or data sets.
     """
-    for what, values in (("method", [config.method.name for config in configs]), ("seed", [*map(str, seeds)])):
-        if not values:
-            raise ValueError(f"a comparison needs at least one {what}")
-        if twice := [value for value in dict.fromkeys(values) if values.count(value) > 1]:
-            raise ValueError(f"{what} {', '.join(twice)} is named twice, among {', '.join(values)}")
+    check_once("method", [config.method.name for config in configs])
+    check_once("seed", seeds)
     for setting in ("space", "dataset"):
         named = {config.method.name: config.settings[setting] for config in configs if setting in config.settings}
         if len({*named.values()}) > 1:

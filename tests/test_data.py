@@ -373,3 +373,19 @@ def test_torchvision_s_layouts(monkeypatch, tmp_path, name, train):
 def test_a_batch_larger_than_a_half():
     with pytest.raises(ValueError, match="batches of 100 cannot be cut from 50 images for the weights and 50 for the"):
         open_pairs("digits", limit=100, batch_size=100)
+
+
+def test_a_last_batch_of_a_single_image_is_left_out():
+    """A batch norm may have no statistics for it."""
+    pairs = ResidentPairs(tiny_images(9), tiny_images(8), batch_size=4)
+    assert len(pairs) == 2
+    assert [len(train[1]) for train, _ in pairs.epoch(0)] == [4, 4]
+    assert [len(y) for _, y in pairs.statistics(9)] == [4, 4]
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    write_folder(tmp_path, {"a": 4, "b": 4})
+    file = next((tmp_path / "a").iterdir())
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(OSError, match=file.name):
+        open_pairs("folder", root=tmp_path, batch_size=2, image_size=8)

@@ -570,3 +570,17 @@ def test_another_temperature_scales_all_temperatures():
     authors = find_method("sp-darts").with_settings({"sparse": 1e-3, "smooth": 1e-2, "warmup_smooth": 5e-3})
     found = authors.at_temperature(2e-2).settings
     assert (found["sparse"], found["smooth"], found["warmup_smooth"]) == pytest.approx((2e-2, 0.2, 0.1))
+
+
+def test_decisions_are_made_under_the_evaluation_s_relaxation(tmp_path, monkeypatch):
+    """PT's measurements must not depend on the draws of one batch."""
+    seen = []
+
+    def decide(self, arch, evidence):
+        seen.append(arch.relaxation)
+        return {}
+
+    monkeypatch.setattr(PT, "decide", decide)
+    search(tmp_path, "--method", "drnas+pt", "--tuning-epochs", "1")
+    assert seen
+    assert {type(relaxation).__name__ for relaxation in seen} == {"DirichletMean"}

@@ -188,3 +188,17 @@ def test_how_steady_the_end_was(runs):
     assert run.summary["early_drift"] == 0
     row = steadiness_table([run]).rows[0]
     assert row == ["sp-darts-0", "sp-darts", "cifar10 16x16, 640 images", "1", "1.0", "0.00", "0.10", "no"]
+
+
+def test_a_damaged_run_is_named_and_the_same_run_counts_once(runs, capsys):
+    main([str(runs[0]), f"{runs[0]}/", str(runs[1])])
+    assert capsys.readouterr().out.count("| sp-darts-0 |") == 1
+    (runs[0] / "records.jsonl").write_text('{"epoch": 0')
+    main([str(runs[0]), str(runs[1])])
+    assert f"left out: a file in {runs[0]} is damaged" in capsys.readouterr().err
+
+
+def test_nothing_to_watch(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "typo"), "--watch", "2"])
+    assert f"there is no folder {tmp_path / 'typo'}" in capsys.readouterr().err

@@ -319,3 +319,9 @@ def test_a_row_that_is_not_there(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         reproduce("table3", "--scale", "smoke", "--only", "ResNet", "--output", tmp_path)
     assert "no row contains 'ResNet': the rows are DenseNet-BC (no cutout), NASNet-A," in capsys.readouterr().err
+
+
+def test_a_seed_counts_once(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        reproduce("table1", "--scale", "smoke", "--seeds", 0, 0, "--output", tmp_path)
+    assert "seed 0 is named twice, among 0, 0" in capsys.readouterr().err

@@ -384,3 +384,34 @@ def test_training_and_test_images_that_disagree():
     digits = DATASETS["digits"](Path(), True, False)
     with pytest.raises(ValueError, match="training and test images disagree: images of"):
         ResidentTraining(digits, digits.resized(16), 4)
+
+
+def test_digits_are_not_blanked_entirely():
+    """The presets' cutout of 16 is for images of 32x32."""
+    for preset in ("cifar", "robust"):
+        config = train_command.configure(["--genotype", "DARTS_V2", "--dataset", "digits", "--preset", preset])
+        batch, _ = next(open_training(**config.data_options()).epoch(0))
+        assert (batch != 0).flatten(1).any(1).all()
+    with pytest.raises(ValueError, match="a cutout of 8 leaves nothing of images of size 8"):
+        open_training("digits", cutout=8)
+
+
+@pytest.mark.parametrize(("size", "cutout"), [(16, "8"), (32, "16")])
+def test_the_command_for_training_fits_small_images(size, cutout):
+    config = darts_search.configure(["--image-size", str(size), "--preset", "paper", "--dataset", "cifar10"])
+    words = darts_search.retrain_command(config, Path("runs/x")).split()
+    assert words[words.index("--cutout") + 1] == cutout
+
+
+def test_test_images_that_would_not_be_used():
+    with pytest.raises(ValueError, match=r"would not be used: the network is evaluated on a holdout of 0\.2"):
+        open_training("folder", test_root="test", holdout=0.2)
+    with pytest.raises(ValueError, match="would not be used: the network is evaluated on the test images of digits"):
+        open_training("digits", test_root="test")
+
+
+def test_pick_checks_its_seeds_and_trainings_before_it_searches(tmp_path):
+    flags = [*TINY_SEARCH, "--space", "s2", "--output", str(tmp_path)]
+    with pytest.raises(ValueError, match="seed 0 is named twice, among 0, 1, 0"):
+        pick.pick(pick.configure([*flags, "--seeds", "0", "1", "0"]))
+    assert not [*tmp_path.iterdir()]

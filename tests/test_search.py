@@ -607,3 +607,28 @@ def test_thresholds_and_audits(tmp_path):
             (s, t) for s in (0, 2, 4) for t in (1e-2, 0.1)
         ]
         assert all(0 <= a["gradient"] < 1 and 0 < a["executed"] <= 1 for a in record["audits"])
+
+
+def test_losses_that_are_not_finite_stop_a_search_whose_alphas_are_set(tmp_path):
+    with pytest.raises(FloatingPointError, match="the losses of epoch 1 add up to nan"):
+        search(tmp_path / "run", "--method", "random-search", "--weight-lr", "1e12")
+
+
+def test_a_run_without_its_checkpoints_is_not_begun_anew(tmp_path):
+    search(tmp_path / "run")
+    before = (tmp_path / "run" / "records.jsonl").read_text()
+    for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
+        checkpoint.unlink()
+    with pytest.raises(ValueError, match=r"has no checkpoint to resume from, though its records\.jsonl lists"):
+        search(tmp_path / "run", "--resume")
+    assert (tmp_path / "run" / "records.jsonl").read_text() == before
+
+
+def test_accuracies_of_another_epoch_are_not_those_of_the_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(Search, "_result", lambda self, records: 0)
+    summary = search(tmp_path / "run", "--evaluate-every", "3")
+    assert "discretized_accuracy" in records(tmp_path / "run")[2]
+    assert summary["result_epoch"] == 0
+    assert not {"discretized_accuracy", "supernet_accuracy", "output_leakage"} & summary.keys()
+    monkeypatch.setattr(Search, "_result", lambda self, records: 2)
+    assert "discretized_accuracy" in search(tmp_path / "run", "--evaluate-every", "3", "--resume")

@@ -65,7 +65,7 @@ def test_bad_questions(csv_file, tmp_path):
         table.accuracy(CELLS[0], "cifar")
     with pytest.raises(ValueError, match="NB201Genotype: node 1"):
         table.accuracy("nonsense", "cifar10")
-    with pytest.raises(KeyError, match="has 4 architectures, but not"):
+    with pytest.raises(ValueError, match="has 4 of 15,625 architectures, but not"):
         table.accuracy(NB201Genotype.all()[-1], "cifar10")
     with pytest.raises(FileNotFoundError, match="no file"):
         NB201Table(tmp_path / "none.csv")
@@ -168,3 +168,13 @@ def test_the_real_table_where_one_is_given():
     assert [round(table.accuracy(skips, dataset), 2) for dataset in table.DATASETS] == [54.30, 15.61, 16.32]
     assert [round(table.best(dataset), 2) for dataset in table.DATASETS] == [94.37, 73.51, 47.31]
     assert set(table) == {str(cell) for cell in NB201Genotype.all()}
+
+
+def test_a_table_that_is_cut_off(csv_file):
+    lines = csv_file.read_text().splitlines()
+    csv_file.write_text("\n".join([*lines[:2], lines[2].rsplit(",", 1)[0]]))
+    with pytest.raises(ValueError, match=r"table.*\.csv, line 3"):
+        len(NB201Table(csv_file))
+    csv_file.write_text(lines[0])
+    with pytest.raises(ValueError, match="has no rows"):
+        len(NB201Table(csv_file))

@@ -16,6 +16,7 @@ from ..data import open_pairs
 from ..runs.config import SearchConfig
 from ..runs.launching import make_accelerator
 from ..runs.search import Search
+from ..runs.training_config import TrainingConfig
 from ..spaces import darts
 from ..spaces.darts import DartsGenotype
 from ..supernet.group import ArchParameterGroup
@@ -70,11 +71,12 @@ def make_search(config: DartsConfig) -> Search:
 def retrain_command(config: DartsConfig, folder: Path) -> str:
     """The command that trains the result of the search in this folder from scratch, by the protocol of its space."""
     preset = "robust" if config.space in darts.robust.SPACES else "cifar"
-    data = config.data
+    preset, data = preset if config.scale == "published" else config.scale, config.data
     flags = ["--genotype", str(folder / "genotype.json"), "--dataset", data.dataset, "--data", str(data.data)]
-    flags += ["--preset", preset if config.scale == "published" else config.scale]
+    flags += ["--preset", preset]
     if data.image_size is not None:
-        flags += ["--image-size", str(data.image_size)]
+        cutout = TrainingConfig.fitting_cutout(preset, data.dataset, data.image_size)
+        flags += ["--image-size", str(data.image_size), "--cutout", str(cutout)]
     if data.dataset == "folder":
         flags += ["--holdout", "0.2"]
     return shlex.join(["sparsemix", "train", *flags])

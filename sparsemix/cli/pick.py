@@ -22,6 +22,7 @@ from ..cli import darts as darts_search
 from ..cli import train
 from ..runs.config import AnyConfig, configured
 from ..runs.folder import RunFolder
+from ..runs.several import check_once
 from ..runs.training_config import TrainingConfig
 from ..spaces import darts
 from .darts import DartsConfig
@@ -62,9 +63,11 @@ SELECTIONS: dict[str, dict[str, Any]] = {
 
 def pick(config: PickConfig) -> dict[str, Any]:
     """Search and train, and return all candidates."""
-    name = f"pick-{config.space}-{config.data.dataset}-{config.method.name}-{config.preset}"
-    folder = config.run.output or Path("runs") / name
+    folder = folder_of(config)
+    check_once("seed", config.selection.seeds)
     candidates = []
+    for name, _ in searches(config, folder):
+        training_of(config, "DARTS_V2", folder / f"train-{name}")  # errors in its settings show before hours of search
     for name, search in searches(config, folder):
         found = finished(search) or darts_search.search(search)
         training = training_of(config, str(folder / f"search-{name}" / "genotype.json"), folder / f"train-{name}")
@@ -97,6 +100,24 @@ def searches(config: PickConfig, folder: Path) -> Iterator[tuple[str, DartsConfi
             yield name, in_folder(replace(search, method=at_temperature), folder / f"search-{name}", seed)
 
 
+def check_same(config: PickConfig) -> None:
+    """Check that the runs of a finished selection had this configuration.
+
+    Raises:
+        ValueError: one had another; the message names the fields with both values.
+    """
+    folder = folder_of(config)
+    for name, search in searches(config, folder):
+        finished(search)
+        finished(training_of(config, str(folder / f"search-{name}" / "genotype.json"), folder / f"train-{name}"))
+
+
+def folder_of(config: PickConfig) -> Path:
+    """The folder of a selection."""
+    name = f"pick-{config.space}-{config.data.dataset}-{config.method.name}-{config.preset}"
+    return config.run.output or Path("runs") / name
+
+
 def training_of(config: PickConfig, genotype: str, output: Path) -> TrainingConfig:
     """The training that evaluates a genotype, given as a file or a name; all trainings use the same seed."""
     selection, data = config.selection, config.data
@@ -105,6 +126,8 @@ def training_of(config: PickConfig, genotype: str, output: Path) -> TrainingConf
         "epochs": selection.train_epochs,
         "image_size": data.image_size,
         "genotype": genotype,
+        "cutout": data.image_size
+        and TrainingConfig.fitting_cutout(selection.train_preset, data.dataset, data.image_size),
         "holdout": selection.train_holdout,
         **{name: config.settings[name] for name in ("data", "download", "device", "workers")},
     }

@@ -11,6 +11,7 @@ sparsemix report runs/a --audit-figure audit.png       # what thresholds would h
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -31,7 +32,12 @@ def main(args: list[str] | None = None) -> None:
     for file in (chosen.figure, chosen.audit_figure, chosen.output):
         if file is not None and not file.parent.is_dir():
             parser.error(f"{file} cannot be written: there is no folder {file.parent}")
+        if file is not None and file.is_dir():
+            parser.error(f"{file} cannot be written: it is a folder")
+    chosen.folders = [*{folder.resolve(): folder for folder in chosen.folders}.values()]  # each run counts once
     if chosen.watch is not None:
+        if missing := [str(folder) for folder in chosen.folders if not folder.is_dir()]:
+            parser.error(f"there is no folder {', '.join(missing)}")
         _watch(chosen)
         return
     runs = _load(chosen.folders)
@@ -54,6 +60,8 @@ def _load(folders: Sequence[Path], may_be_running: bool = False) -> list[Finishe
     for folder in folders:
         try:
             runs.append(load_run(folder, may_be_running))
+        except (json.JSONDecodeError, KeyError) as error:
+            print(f"left out: a file in {folder} is damaged ({error!r})", file=sys.stderr)
         except (FileNotFoundError, ValueError) as error:
             print(f"left out: {error}", file=sys.stderr)
     return runs

@@ -28,6 +28,7 @@ from ..runs.config import Measurement, SearchConfig, Size
 from ..runs.epoch_table import Columns, compact
 from ..runs.launching import make_accelerator, say
 from ..runs.search import Search
+from ..runs.training_config import TrainingConfig
 from ..spaces.settings import SpaceSettings
 from ..supernet.group import ArchParameterGroup
 from .flags import search_config
@@ -182,10 +183,13 @@ def keep(run: Search, mixed: MixedModel, table: CostTable, options: dict[str, An
 
 
 def _train_command(run: Search, mixed: MixedModel) -> str:
-    data, size = run.config.data, ["--image-size", str(run.config.data.image_size)]
+    data = run.config.data
     words = ["sparsemix", "train", "--model", mixed.model, "--mix", mixed.mix]
     words += ["--choice", str(run.folder.path / "choice.json"), "--dataset", data.dataset, "--data", str(data.data)]
-    return shlex.join([*words, *(size if data.image_size else [])])
+    if data.image_size is not None:
+        cutout = TrainingConfig.fitting_cutout("cifar", data.dataset, data.image_size)
+        words += ["--image-size", str(data.image_size), "--cutout", str(cutout)]
+    return shlex.join(words)
 
 
 def configure(args: list[str] | None = None) -> TimmConfig:

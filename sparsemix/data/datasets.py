@@ -138,6 +138,13 @@ class Folder:
 
 
 def read_rgb(file: str) -> Image.Image:
-    """An image file as RGB, whatever its mode."""
-    with Image.open(file) as image:
-        return image.convert("RGB")
+    """An image file as RGB, whatever its mode.
+
+    Raises:
+        OSError: it cannot be read; the message names it.
+    """
+    try:
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except OSError as error:
+        raise OSError(f"{file}: {error}") from error

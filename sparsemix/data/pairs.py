@@ -59,7 +59,8 @@ class ResidentPairs:
 
     Args:
         weights, alphas: images for the two updates.
-        batch_size: images a batch; an incomplete last batch is kept.
+        batch_size: images a batch; an incomplete last batch is kept, unless it is a single image, for which a batch
+            norm may have no statistics.
         seed: of order and augmentation.
         device: where the images stay.
         sampling: how alpha batches are drawn. ``"shuffled"``: every image once before any image repeats;
@@ -99,7 +100,8 @@ class ResidentPairs:
         self._cutout, self._cutout_probability = 0, 1.0
 
     def __len__(self) -> int:
-        return -(-len(self.weights) // self.batch_size)
+        full, left = divmod(len(self.weights), self.batch_size)
+        return full + (left > 1)
 
     def __repr__(self) -> str:
         size = f"{self.image_size}x{self.image_size}"
@@ -137,7 +139,8 @@ class ResidentPairs:
     def statistics(self, images: int) -> Iterator[Batch]:
         generator = seeded_generator("statistics", self.seed)
         for rows in torch.randperm(len(self.weights), generator=generator)[:images].split(self.batch_size):
-            yield self.weights.augmented(rows, generator)
+            if len(rows) > 1 or self.batch_size == 1:
+                yield self.weights.augmented(rows, generator)
 
 
 class StreamedPairs:

@@ -48,7 +48,8 @@ class ResidentTraining:
         cutout: side of the square that is blanked in each training image.
 
     Raises:
-        ValueError: the two disagree in size or classes; fewer training images than a batch.
+        ValueError: the two disagree in size or classes; fewer training images than a batch; a cutout of the images'
+            size or more.
     """
 
     def __init__(
@@ -63,6 +64,10 @@ class ResidentTraining:
         check_alike(train, test, "training and test images")
         if len(train) < batch_size:
             raise ValueError(f"batches of {batch_size} cannot be cut from {len(train)} training images")
+        if cutout >= train.pixels.shape[1]:
+            raise ValueError(
+                f"a cutout of {cutout} leaves nothing of images of size {train.pixels.shape[1]}; choose a smaller one"
+            )
         normalization = Normalization(train, device)
         self._train = ResidentImages(train, normalization, device)
         self._test = ResidentImages(test, normalization, device)
@@ -165,7 +170,7 @@ def open_training(
 
     Raises:
         ValueError: an unknown data set; a holdout outside [0, 1); a folder with neither test images nor a holdout, or
-            whose classes differ from those of the test images.
+            whose classes differ from those of the test images; test images that would not be used.
         FileNotFoundError: the data is missing.
 
     Example:
@@ -178,6 +183,9 @@ def open_training(
     check_image_size(image_size)
     if not 0 <= holdout < 1:
         raise ValueError(f"the holdout must be in [0, 1), got {holdout}")
+    if test_root is not None and (holdout or dataset != "folder"):
+        reason = f"a holdout of {holdout:g}; set it to 0" if holdout else f"the test images of {dataset}"
+        raise ValueError(f"the test images in {test_root} would not be used: the network is evaluated on {reason}")
     root = Path(root)
     if dataset == "folder":
         return _open_folder(root, test_root, holdout, batch_size, image_size, limit, cutout, seed, device, workers)

@@ -85,7 +85,8 @@ class DrNAS(Part):
     def penalty(self, arch: ArchParameterGroup, plan: Plan) -> Tensor | None:
         if not self.kl:
             return None
-        shapes = (concentration(alpha) for _, alpha in arch.named_parameters())
+        tiny = torch.finfo(torch.float32).tiny  # elu(alpha) + 1 rounds to 0 at a very negative alpha
+        shapes = (concentration(alpha).clamp_min(tiny) for _, alpha in arch.named_parameters())
         terms = [kl_divergence(Dirichlet(shape), Dirichlet(torch.ones_like(shape))) for shape in shapes]
         return self.kl * torch.stack(terms).sum()
 

@@ -136,6 +136,8 @@ class Part:
     def decide(self, arch: ArchParameterGroup, evidence: Evidence) -> Plan:
         """Decide parts of the architecture before an epoch, by ``arch.restrict(row, names)`` or by setting alphas.
 
+        Called under the method's :meth:`evaluation` relaxation.
+
         Returns:
             The values to record about the decision.
         """

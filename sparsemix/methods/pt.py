@@ -7,6 +7,7 @@ are renewed before each measurement); on NAS-Bench-201 it decides the last edge 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -132,11 +133,15 @@ def needed(
     return min(without, key=without.__getitem__)
 
 
+_EDGE_OR_NODE = re.compile(r"(.+) \d+(<-\d+)?")
+
+
 def by_kind(labels: Iterable[str]) -> dict[str, list[str]]:
-    """Kind of cell -> labels: ``normal`` of ``normal 3<-1``. Labels without a kind form one group."""
+    """Kind of cell -> labels: ``normal`` of ``normal 3<-1``. Labels of other forms make one group."""
     kinds: dict[str, list[str]] = {}
     for label in labels:
-        kinds.setdefault(label.rpartition(" ")[0], []).append(label)
+        match = _EDGE_OR_NODE.fullmatch(label)
+        kinds.setdefault(match[1] if match else "", []).append(label)
     return kinds
 
 

@@ -5,6 +5,7 @@ Source: Li and Talwalkar, "Random Search and Reproducibility for Neural Architec
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -56,6 +57,20 @@ class RandomSearch(Part):
         if epochs % self.epochs_each:
             raise ValueError(
                 f"RandomSearch: {epochs} epochs do not divide into architectures of {self.epochs_each} epochs each"
+            )
+        alphas = {id(alpha) for alpha in arch.parameters()}
+        kept = [
+            f"{path}.{name}" if path else name
+            for path, module in arch.model.named_modules()
+            if not callable(getattr(module, "reset_parameters", None))
+            for name, parameter in module.named_parameters(recurse=False)
+            if id(parameter) not in alphas
+        ]
+        if kept:
+            warnings.warn(
+                f"RandomSearch: every architecture is trained from scratch but for {len(kept)} parameters, whose "
+                f"modules have no reset_parameters(): {', '.join(kept[:4])}{', ...' if kept[4:] else ''}",
+                stacklevel=2,
             )
 
     def phases(self, arch: ArchParameterGroup, epochs: int) -> Sequence[Phase]:

@@ -75,7 +75,7 @@ def load_run(folder: str | Path, may_be_running: bool = False) -> FinishedRun:
     data = _data(config)
     if "method" not in summary:
         what = summary.get("model") or summary["genotype"]
-        return FinishedRun(folder.name, "training", what, data, settings, summary, records, commands)
+        return FinishedRun(folder.resolve().name, "training", what, data, settings, summary, records, commands)
     if "temperature" not in summary:
         raise ValueError(f"{folder} holds a search by version {config.get('version')}, whose records are others")
     for entry in (entry for entry in (summary, *records) if "output_leakage" in entry):
@@ -85,7 +85,7 @@ def load_run(folder: str | Path, may_be_running: bool = False) -> FinishedRun:
         summary |= _late(records[-LATE - 1 :], temperature)
         summary["early_drift"] = _drift(records[: len(records) // 2]) / temperature
     kind = f"search of {config.get('space', 'a supernet')}"
-    return FinishedRun(folder.name, kind, summary["method"], data, settings, summary, records, commands)
+    return FinishedRun(folder.resolve().name, kind, summary["method"], data, settings, summary, records, commands)
 
 
 def _summary(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:

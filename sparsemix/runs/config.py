@@ -153,6 +153,7 @@ class Optimization:
         for name in ("weight_lr", "alpha_lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        at_least(self, 0, ["weight_lr_min", "weight_decay", "alpha_weight_decay"])
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -85,7 +86,9 @@ class RunFolder:
 
     def save(self, name: str, state: Mapping[str, Any]) -> None:
         """Write tensors, containers and numbers by ``torch.save``."""
-        self._replace(name, lambda partial: torch.save(dict(state), partial))
+        buffer = io.BytesIO()  # torch.save itself does not say which file could not be written
+        torch.save(dict(state), buffer)
+        self._replace(name, lambda partial: partial.write_bytes(buffer.getbuffer()))
 
     def remove(self, name: str) -> None:
         """Delete a file if it exists."""
@@ -108,11 +111,20 @@ class RunFolder:
             self._checkpoints.save({**state, "records": json.dumps(self.records)}, epoch, step, best)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The newest undamaged checkpoint, or None if there is none; its records are restored."""
+        """The newest undamaged checkpoint, or None if the run has not come to its first; its records are restored.
+
+        Raises:
+            ValueError: all checkpoints are damaged, or there is none although epochs have finished.
+        """
         with warnings.catch_warnings():
             if not self._writes:
                 warnings.simplefilter("ignore")  # the writing process has already warned
             state = self._checkpoints.load()
+        if state is None and self._writes and self._records.exists() and self._records.read_text():
+            raise ValueError(
+                f"{self.path} has no checkpoint to resume from, though its {self._records.name} lists finished epochs; "
+                f"start anew in another folder"
+            )
         self._write_records([] if state is None else json.loads(state.pop("records")))
         return state
 

@@ -75,7 +75,10 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def stop_requests() -> Iterator[threading.Event]:
-    """Context manager: an event set by Ctrl-C or SIGTERM, to stop after the running step; a second stops at once."""
+    """Context manager: an event set by a stop signal, to stop after the running step; a second stops at once.
+
+    Stop signals are Ctrl-C, SIGTERM, and SIGHUP, which a closed terminal or connection sends.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -86,7 +89,9 @@ def stop_requests() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
 
-    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    signals = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]  # as nohup does
+    previous = {number: signal.signal(number, request) for number in signals}
     try:
         yield stop
     finally:
@@ -114,6 +119,9 @@ def run_script(main: Callable[[], Any]) -> None:
         sys.exit(130)
     except KeyboardInterrupt:  # before the first step, or the second one in a row
         sys.exit(130)
+    except BrokenPipeError:  # the reader of the output, such as head, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError) as error:
         if os.environ.get("SPARSEMIX_TRACEBACK"):
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -226,7 +227,8 @@ class Search(Run):
             evidence = Evidence(
                 self.arch.moment, length, self.folder.records, self._validation_accuracy, plan["temperature"]
             )
-            self.progress.plan = {**plan, **method.decide(self.arch, evidence)}
+            with self.arch.using(method.evaluation(plan)):  # decisions do not depend on one batch's draws
+                self.progress.plan = {**plan, **method.decide(self.arch, evidence)}
         self.model.train()
 
     def step(self, batch: Any) -> None:
@@ -269,6 +271,13 @@ class Search(Run):
 
     def check_finite(self) -> None:
         self.arch.check_finite()
+        losses = {name: self.progress.totals.get(name, 0.0) for name in ("loss", "val_loss")}
+        if not all(map(math.isfinite, losses.values())):
+            raise FloatingPointError(
+                f"the losses of epoch {self.epoch + 1} add up to {losses['loss']} (weights) and {losses['val_loss']} "
+                f"(alphas): start anew with a lower learning rate than {self.config.optimization.weight_lr}; the "
+                f"checkpoints are of before"
+            )
 
     def same_everywhere(self) -> Iterator[tuple[str, Tensor]]:
         yield from ((f"alpha of {label!r}", alpha) for label, alpha in self.arch.named_parameters())
@@ -366,6 +375,7 @@ class Search(Run):
         records = every[: self._result(every) + 1]
         last = {field: value for record in records for field, value in record.items()}  # the latest value of each field
         of_epoch = {
+            *(set() if "discretized_accuracy" in records[-1] else _MEASURED),  # they would be of another architecture
             "epoch",
             "sparse_share",
             "audits",
@@ -394,7 +404,8 @@ class Search(Run):
         }
         self.folder.write("genotype.json", {"space": self.space, "genotype": summary["genotype"], "edges": edges})
         self.folder.write("summary.json", summary)
-        following = f"its course: sparsemix report {self.folder.path} --figure search.png"
+        report = shlex.join(["sparsemix", "report", str(self.folder.path), "--figure", "search.png"])
+        following = f"its course: {report}"
         if self.retrain is not None:
             following = f"to train it from scratch: {self.retrain(self.folder.path)}\n{following}"
         self.say(closing_lines(summary, len(self.arch.rows), self.folder.path, following))
@@ -454,6 +465,18 @@ class Search(Run):
 
 def _rows(alphas: Mapping[str, list[float]]) -> dict[str, Tensor]:
     return {label: torch.tensor(row) for label, row in alphas.items()}
+
+
+_MEASURED = {
+    "supernet_accuracy",
+    "discretized_accuracy",
+    "discretization_gap",
+    "raw_supernet_accuracy",
+    "raw_discretized_accuracy",
+    "weight_leakage",
+    "output_leakage",
+}
+"""Fields of a record that only evaluated epochs have."""
 
 
 class _Repeatable:

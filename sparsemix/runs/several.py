@@ -13,7 +13,7 @@ from typing import Protocol
 
 from .launching import Interrupted, stop_requests
 
-__all__ = ["exit_if_failed", "run_processes", "threads_each"]
+__all__ = ["check_once", "exit_if_failed", "run_processes", "threads_each"]
 
 POLL_SECONDS = 0.05
 
@@ -30,6 +30,18 @@ def threads_each(jobs: int) -> int:
     """CPU threads per run: the cores that this process may use, divided among ``jobs`` runs."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // jobs)
+
+
+def check_once(what: str, values: Sequence[str | int]) -> None:
+    """Check that there are values and that none is given twice, since the same run would count as two.
+
+    Raises:
+        ValueError: there is none, or one is given twice.
+    """
+    if not values:
+        raise ValueError(f"at least one {what} is needed")
+    if twice := [str(value) for value in dict.fromkeys(values) if values.count(value) > 1]:
+        raise ValueError(f"{what} {', '.join(twice)} is named twice, among {', '.join(map(str, values))}")
 
 
 def start(command: Sequence[str], log: Path, jobs: int) -> Process:

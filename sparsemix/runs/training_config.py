@@ -24,15 +24,11 @@ class TrainingDataSettings(DataSettings):
     """The images to train on and to evaluate on."""
 
     test_data: Path | None = None
-    """Folder of test images, for --dataset folder."""
+    """Folder of test images, for --dataset folder; needs --holdout 0."""
     holdout: float = 0.0
     """Fraction of the training images held out for evaluation; 0 evaluates on the test images."""
     cutout: int = 16
     """Side in pixels of the square that cutout blanks; 0 disables cutout."""
-
-    def __post_init__(self) -> None:
-        if self.image_size is not None and self.cutout >= self.image_size:
-            raise ValueError(f"a cutout of {self.cutout} leaves nothing of images of size {self.image_size}")
 
     def options(self) -> dict[str, Any]:
         judged = {"test_root": self.test_data, "holdout": self.holdout}
@@ -141,6 +137,12 @@ class TrainingConfig(Config):
         dataset = dataset or settings["*"].get("dataset", DataSettings.dataset)
         return configured(cls(), {**settings["*"], **settings.get(dataset, {}), "preset": preset, "dataset": dataset})
 
+    @classmethod
+    def fitting_cutout(cls, preset: str, dataset: str, image_size: int) -> int:
+        """The preset's cutout, or half of the images' side if it would leave nothing of them."""
+        cutout = cls.of_preset(preset, dataset).data.cutout
+        return cutout if cutout < image_size else image_size // 2
+
     def data_options(self) -> dict[str, Any]:
         """The arguments of :func:`sparsemix.data.open_training`, except the device."""
         return {**self.data.options(), "batch_size": self.size.batch_size, "seed": self.run.seed}
@@ -156,12 +158,13 @@ class TrainingConfig(Config):
 # preset -> data set -> settings; "*" is for all
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     # Liu et al., "DARTS", appendix A.2, with the batch and the drop path of Chen et al., "DrNAS"
-    "cifar": {"*": {}},
+    "cifar": {"*": {}, "digits": {"cutout": 4}},
     # Chen and Hsieh, "SmoothDARTS": S1 to S4; CIFAR-100 and SVHN on the smaller networks of Zela et al.
     "robust": {
         "*": {"batch_size": 96, "drop_path": 0.2},
         "cifar100": {"channels": 16, "cells": 8},
         "svhn": {"channels": 16, "cells": 8},
+        "digits": {"cutout": 4},
     },
     # Chen et al., "DrNAS", published code: the mobile setting
     "imagenet": {

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm.auto import tqdm
 
+from ..runs.config import at_least
 from . import variants
 from .autodl import check_autodl
 from .dispatch import count_dispatched
@@ -60,6 +61,15 @@ class Options(Size):
     json: Path | None = None
     """Write the rows to this file."""
 
+    def __post_init__(self) -> None:
+        at_least(self, 1, ["rounds", "schedule_epochs", *([] if self.threads is None else ["threads"])])
+        if self.json is not None and not self.json.parent.is_dir():
+            raise ValueError(f"{self.json} cannot be written: there is no folder {self.json.parent}")
+        try:
+            re.compile(self.only)
+        except re.error as error:
+            raise ValueError(f"only={self.only!r} is not a regular expression: {error}") from error
+
 
 @dataclass(frozen=True)
 class Row:
@@ -94,8 +104,6 @@ def measure_speed(options: Options) -> list[dict[str, Any]]:
     if options.autodl is not None:
         check_autodl(options.autodl)
     chosen = [c for c in comparisons(options) if re.search(options.only, c.name)]
-    if options.schedule_epochs < 1:
-        raise ValueError(f"schedule_epochs must be at least 1, got {options.schedule_epochs}; only= leaves it out")
     schedule = f"N {options.schedule_cells}: whole schedule"
     if not chosen and not re.search(options.only, schedule):
         names = ", ".join(repr(name) for name in (*(c.name for c in comparisons(options)), schedule))

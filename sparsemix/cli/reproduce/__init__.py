@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ...reproduction.experiments import EXPERIMENTS, SCALES, Experiment
 from ...reproduction.networks import NETWORK_TABLES, NetworkTable
-from ...runs.several import exit_if_failed
+from ...runs.several import check_once, exit_if_failed
 from ..flags import split_command
 from .networks import reproduce_networks
 from .searches import reproduce_searches, reproduce_times
@@ -47,6 +47,7 @@ def main(args: list[str] | None = None) -> None:
         width = max(map(len, TABLES))
         print("\n".join(f"{name:{width}}  {table.title}" for name, table in TABLES.items()))
         return
+    check_once("seed", chosen.seeds)
     folder = chosen.output / chosen.scale
     if chosen.name in NETWORK_TABLES:
         failed = reproduce_networks(chosen, NETWORK_TABLES[chosen.name], flags, folder)

@@ -41,16 +41,22 @@ def reproduce_networks(
     if chosen.dry_run:
         return []
     folder.mkdir(parents=True, exist_ok=True)
+    for name, words in picks.items():
+        if (folder / name / "pick.json").exists():
+            pick.check_same(pick.configure(words))
     waiting = {name: ["pick", *words] for name, words in picks.items() if not (folder / name / "pick.json").exists()}
     failed = _failed(run_processes(waiting, folder, chosen.jobs))
     found = {name: _picked(folder / name) for name in picks if name not in failed}
-    trainings = {
-        output.name: ["train", *_train_words(network, genotype, chosen, seed, output, flags)]
-        for name, network in table.networks.items()
-        if (genotype := None if network.search is None else found.get(network.search)) or network.search is None
-        for seed in chosen.seeds
-        if not has_finished(output := _folder(folder, name, seed))
-    }
+    trainings = {}
+    for name, network in table.networks.items():
+        genotype = None if network.search is None else found.get(network.search)
+        if network.search is not None and genotype is None:
+            continue  # its selection failed
+        for seed in chosen.seeds:
+            output = _folder(folder, name, seed)
+            words = _train_words(network, genotype, chosen, seed, output, flags)
+            if pick.finished(train.resolved(train.configure(words))) is None:
+                trainings[output.name] = ["train", *words]
     failed += _failed(run_processes(trainings, folder, chosen.jobs))
     trained = {
         name: [load_run(path) for seed in chosen.seeds if has_finished(path := _folder(folder, name, seed))]

@@ -15,6 +15,10 @@ from .genotypes import NB201Genotype
 __all__ = ["NB201Table", "convert_nats_bench"]
 
 
+CELLS = 5**6
+"""The number of cells of NAS-Bench-201: one of five operations on each of six edges."""
+
+
 class NB201Table:
     """Validation and test accuracies, in percent, of the 15,625 cells of NAS-Bench-201 after 200 epochs.
 
@@ -25,9 +29,8 @@ class NB201Table:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file lacks a column, or (at a look-up) a malformed architecture, an unknown data set, or
-            validation accuracies that the file does not have.
-        KeyError: an architecture that the table lacks.
+        ValueError: the file lacks a column or a value, or (at a look-up) a malformed architecture, one that the table
+            lacks, an unknown data set, or validation accuracies that the file does not have.
 
     Source: Dong and Yang, "NAS-Bench-201"; Dong et al., "NATS-Bench".
     """
@@ -55,7 +58,13 @@ class NB201Table:
             if missing:
                 raise ValueError(f"NB201Table: {self.path} lacks the columns {', '.join(sorted(missing))}")
             present = {key: column for key, column in columns.items() if column in given}
-            return {row["architecture"]: {key: float(row[column]) for key, column in present.items()} for row in reader}
+            try:
+                rows = {row["architecture"]: {key: float(row[c]) for key, c in present.items()} for row in reader}
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"NB201Table: {self.path}, line {reader.line_num}: {error}") from error
+        if not rows:
+            raise ValueError(f"NB201Table: {self.path} has no rows")
+        return rows
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -68,7 +77,9 @@ class NB201Table:
         try:
             return self._rows[str(genotype)]
         except KeyError:
-            raise KeyError(f"NB201Table: {self.path} has {len(self)} architectures, but not {genotype}") from None
+            raise ValueError(
+                f"NB201Table: {self.path} has {len(self)} of {CELLS:,} architectures, but not {genotype}"
+            ) from None
 
     def _check(self, dataset: str, of: str) -> None:
         if dataset not in self.DATASETS:
