@@ -386,3 +386,11 @@ def test_mixed_operations_added_later_are_not_weights():
     model.append(MixedOp({"skip": nn.Identity(), "tanh": nn.Tanh()}))
     with pytest.raises(RuntimeError, match="added after the group was made: 1; make a new group"):
         arch.weight_parameters()
+
+
+def test_a_dry_run_finds_a_candidate_that_changes_its_input():
+    model = nn.Sequential(MixedOp({"skip": nn.Identity(), "relu": nn.ReLU(inplace=True)}))
+    with pytest.raises(ValueError, match="candidate 'relu' of skip, relu changes its input in place"):
+        ArchParameterGroup(model).dry_run(torch.randn(2, 3))
+    alone = nn.Sequential(MixedOp({"relu": nn.ReLU(inplace=True)}))
+    ArchParameterGroup(alone).dry_run(torch.randn(2, 3))

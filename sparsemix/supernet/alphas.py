@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.modes import evaluating, having, restoring
+from .._utils.torch_private import version
 from ..relaxations import NEVER, Argmax, Moment, Relaxation, Softmax, SparseSmoothSoftmax, entropy
 from .architecture import Architecture, Genotype
 from .chosen import Chosen
@@ -182,12 +183,20 @@ class Alphas(Architecture, ABC):
         """Run the model once on ``x`` without gradients and without changing any state, to find errors before training.
 
         Raises:
-            ValueError: candidates of some mixed operation disagree in shape; both are named.
+            ValueError: candidates of some mixed operation disagree in shape; both are named. Or one of several
+                candidates changes its input in place.
         """
 
         def check(op: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
             x, _, keywords = call_arguments(*args, **given)
-            shapes = [c(x, **keywords).shape for c in op.candidates.values()]  # even of none, which mix() does not run
+            shapes, before = [], version(x)
+            for name, candidate in op.candidates.items():  # even none, which mix() does not run
+                shapes.append(candidate(x, **keywords).shape)
+                if len(op) > 1 and version(x) != before:
+                    raise ValueError(
+                        f"MixedOp: candidate {name!r} of {', '.join(op.names)} changes its input in place, which the "
+                        f"other candidates read as well; use inplace=False"
+                    )
             for name, shape in zip(op.names, shapes, strict=True):
                 check_same_shape(op.names[0], shapes[0], name, shape, x.shape)
 
