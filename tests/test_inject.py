@@ -725,3 +725,13 @@ def test_part_of_a_choice():
         assert type(again.get_submodule(path)) is (kind if path.startswith("layer1") else nn.ReLU)
     with pytest.raises(ValueError, match=r"where='stem' matches none of layer1\.0\.act1"):
         choose_(again, "activation", choice, "stem", example=x)
+
+
+def test_convolutions_padded_by_name():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding="same"), nn.Conv2d(4, 4, 3, padding="valid"))
+    x = torch.randn(1, 3, 8, 8)
+    expected = model(x)
+    layers = mix_(model, "kernel", example=x)
+    assert [*layers] == ["0"]
+    choose = ArchParameterGroup(model).discretize({"0": "conv3"})
+    torch.testing.assert_close(choose(x), expected)

@@ -584,3 +584,8 @@ def test_decisions_are_made_under_the_evaluation_s_relaxation(tmp_path, monkeypa
     search(tmp_path, "--method", "drnas+pt", "--tuning-epochs", "1")
     assert seen
     assert {type(relaxation).__name__ for relaxation in seen} == {"DirichletMean"}
+
+
+def test_rows_that_are_set_are_not_undecided(tmp_path):
+    summary = search(tmp_path, "--method", "random-search")
+    assert not {"undecided", "open"} & summary.keys()

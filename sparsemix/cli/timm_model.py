@@ -134,9 +134,7 @@ def prepared(config: TimmConfig) -> tuple[Search, Callable[[], None]]:
     reach = f"from {compact(table.cheapest)} to {compact(table.most_expensive)} {unit}"
     say(accelerator, f"{mixed.mix} in {len(layers)} layers of {mixed.model}: {reach}")
     weight = mixed.cost_weight if mixed.cost_weight is not None else float(mixed.cost_budget is not None)
-    if weight and not any(
-        config.method.trains_alphas(epoch, config.size.epochs) for epoch in range(config.size.epochs)
-    ):
+    if weight and not config.method.ever_trains_alphas(config.size.epochs):
         raise ValueError(
             f"--cost-weight and --cost-budget act on the loss of the alphas, which {config.method.name} does not train"
         )

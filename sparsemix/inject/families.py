@@ -67,11 +67,11 @@ _CONVOLUTIONS = (nn.Conv2d, StdConv2d, *_DYNAMIC, *_SCALED)
 
 def _is_same_convolution(layer: Any) -> bool:
     """A square convolution whose padding keeps the size. (Unknown subclasses may compute something else.)"""
-    if type(layer) not in _CONVOLUTIONS or isinstance(layer.padding, str):
+    if type(layer) not in _CONVOLUTIONS:
         return False
     size, dilation = layer.kernel_size[0], layer.dilation[0]
     square = layer.kernel_size == (size, size) and layer.dilation == (dilation, dilation)
-    padded = type(layer) in _DYNAMIC or layer.padding == (dilation * (size // 2),) * 2
+    padded = type(layer) in _DYNAMIC or layer.padding in ("same", (dilation * (size // 2),) * 2)
     return square and size % 2 == 1 and size > 1 and padded
 
 

@@ -293,6 +293,10 @@ class Method:
     def trains_alphas(self, epoch: int, epochs: int) -> bool:
         return all(part.trains_alphas(epoch, epochs) for part in self.parts)
 
+    def ever_trains_alphas(self, epochs: int) -> bool:
+        """Whether the alphas are updated in any epoch, and not only set."""
+        return any(self.trains_alphas(epoch, epochs) for epoch in range(epochs))
+
     @contextmanager
     def around_weights(self, step: Step, batch: Any, plan: Plan) -> Iterator[None]:
         with ExitStack() as contexts:

@@ -289,7 +289,8 @@ class Search(Run):
         genotype = self.read_out(arch, plan["temperature"])
         betas = {label: beta.item() for label, beta in arch.named_betas()}
         allowed = {label: [*op.allowed_names] for label, (op, *_) in arch.rows.items() if op.is_restricted}
-        close = undecided(arch, plan["temperature"])
+        is_trained = self.method.ever_trains_alphas(self.config.size.epochs)  # alphas that are set are decided
+        close = undecided(arch, plan["temperature"]) if is_trained else None
         record = {
             "epoch": self.epoch,
             "sparse_share": progress.mean("sparse"),

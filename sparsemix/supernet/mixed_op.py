@@ -74,7 +74,8 @@ class MixedOp(nn.Module):
         beta: the logit of the edge among those of its node, a scalar; None if edges are not weighted.
         allowed: bool ``(M,)``, the candidates that may have a weight; a state dict without it allows all.
         is_restricted: whether any candidate is forbidden; a Python bool, so ``allowed`` need not be read from its
-            device.
+            device. :meth:`restrict_` and ``load_state_dict`` set it; code that copies only tensors, such as a moving
+            average of the model, must call :meth:`restrict_` on its copy.
         ran: how each candidate took part in the last forward.
         row: the label of the row of :class:`~sparsemix.supernet.tables.AlphaTables` that it was last called with; None
             if there was none.
