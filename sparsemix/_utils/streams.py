@@ -21,8 +21,7 @@ def seeded_generator(*key: int | str) -> torch.Generator:
         >>> bool(a == torch.rand(1, generator=seeded_generator("phi", 0, 3, 7)))
         True
     """
-    key = tuple(
-        part if isinstance(part, str) else operator.index(part) for part in key
-    )  # numpy's integers print a type
+    # NumPy's integers become Python's, whose repr is without a type.
+    key = tuple(part if isinstance(part, str) else operator.index(part) for part in key)
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -61,13 +61,17 @@ SELECTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+STAND_IN = "DARTS_V2"
+"""Placeholder for a genotype not yet found, used to check configurations and time steps."""
+
+
 def pick(config: PickConfig) -> dict[str, Any]:
     """Search and train, and return all candidates."""
     folder = folder_of(config)
     check_once("seed", config.selection.seeds)
     candidates = []
     for name, _ in searches(config, folder):
-        training_of(config, "DARTS_V2", folder / f"train-{name}")  # errors in its settings show before hours of search
+        training_of(config, STAND_IN, folder / f"train-{name}")  # errors in its settings show before hours of search
     for name, search in searches(config, folder):
         found = finished(search) or darts_search.search(search)
         training = training_of(config, str(folder / f"search-{name}" / "genotype.json"), folder / f"train-{name}")
@@ -121,13 +125,13 @@ def folder_of(config: PickConfig) -> Path:
 def training_of(config: PickConfig, genotype: str, output: Path) -> TrainingConfig:
     """The training that evaluates a genotype, given as a file or a name; all trainings use the same seed."""
     selection, data = config.selection, config.data
-    training = TrainingConfig.of_preset(selection.train_preset, data.dataset)
+    preset = selection.train_preset
+    training = TrainingConfig.of_preset(preset, data.dataset)
     given = {
         "epochs": selection.train_epochs,
         "image_size": data.image_size,
         "genotype": genotype,
-        "cutout": data.image_size
-        and TrainingConfig.fitting_cutout(selection.train_preset, data.dataset, data.image_size),
+        "cutout": TrainingConfig.fitting_cutout(preset, data.dataset, data.image_size),
         "holdout": selection.train_holdout,
         **{name: config.settings[name] for name in ("data", "download", "device", "workers")},
     }

@@ -89,8 +89,9 @@ def stop_requests() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
 
-    signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    signals = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]  # as nohup does
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which nohup sets
+        signals.append(signal.SIGHUP)
     previous = {number: signal.signal(number, request) for number in signals}
     try:
         yield stop

@@ -138,10 +138,10 @@ class TrainingConfig(Config):
         return configured(cls(), {**settings["*"], **settings.get(dataset, {}), "preset": preset, "dataset": dataset})
 
     @classmethod
-    def fitting_cutout(cls, preset: str, dataset: str, image_size: int) -> int:
-        """The preset's cutout, or half of the images' side if it would leave nothing of them."""
+    def fitting_cutout(cls, preset: str, dataset: str, image_size: int | None) -> int:
+        """The preset's cutout, or half of the images' side if it would leave nothing of images of another size."""
         cutout = cls.of_preset(preset, dataset).data.cutout
-        return cutout if cutout < image_size else image_size // 2
+        return cutout if image_size is None or cutout < image_size else image_size // 2
 
     def data_options(self) -> dict[str, Any]:
         """The arguments of :func:`sparsemix.data.open_training`, except the device."""

@@ -17,12 +17,10 @@ from ...runs.several import run_processes
 from ...runs.training_config import TrainingConfig
 from ...speed.steps import seconds_a_step
 from .. import darts, pick, train
+from ..pick import STAND_IN
 from .common import as_words, check_time, chosen_rows, duration, has_finished, notes, show
 
 __all__ = ["reproduce_networks"]
-
-STAND_IN = "DARTS_V2"
-"""Placeholder for a genotype not yet found, used to check configurations and time steps."""
 
 
 def reproduce_networks(
