@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sparsemix.runs.checkpoints import Checkpoints, replace_file
+from sparsemix.runs.folder import RunFolder
 
 
 def saved(folder, epochs, **options):
@@ -118,3 +119,17 @@ def test_half_a_file_is_never_met(tmp_path):
     replace_file(tmp_path / "file", write)
     assert (tmp_path / "file").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_is_claimed_by_one_process(tmp_path):
+    RunFolder(tmp_path, {}, resume=False).claim()
+    RunFolder(tmp_path, {}, resume=True).claim()  # the same process may
+    script = "import sys; from pathlib import Path; from sparsemix.runs.folder import RunFolder\n"
+    script += "RunFolder(Path(sys.argv[1]), {}, resume=True).claim()"
+    other = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert f"another process is running in {tmp_path}" in other.stderr
+    again = tmp_path / "again"
+    for _ in range(2):  # the claim ends with its process
+        if not again.exists():
+            RunFolder(again, {}, resume=False)
+        subprocess.run([sys.executable, "-c", script, str(again)], check=True)

@@ -11,9 +11,17 @@ from typing import Any
 
 import torch
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 from .checkpoints import Checkpoints, replace_file
 
 __all__ = ["RunFolder"]
+
+_CLAIMED: dict[Path, Any] = {}
+"""The open files whose locks this process holds; the system releases them when it ends, however it ends."""
 
 
 class RunFolder:
@@ -79,6 +87,25 @@ class RunFolder:
                 f"{self.path} holds a run with another configuration: "
                 + ", ".join(f"{field} was {old!r} and is now {new!r}" for field, (old, new) in differing.items())
             )
+
+    def claim(self) -> None:
+        """Keep other processes from writing to the folder until this one ends.
+
+        Raises:
+            OSError: another process has claimed it.
+        """
+        lock = (self.path / "lock").resolve()
+        if fcntl is None or not self._writes or lock in _CLAIMED:
+            return
+        file = lock.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OSError(f"another process is running in {self.path}; wait for its end, or stop it") from error
+        except OSError:  # a file system without locks
+            file.close()
+            return
+        _CLAIMED[lock] = file
 
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file."""

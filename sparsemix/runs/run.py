@@ -133,6 +133,7 @@ class Run(ABC):
         self.settings = {**settings, **surroundings(self.accelerator)}
         config, main = self.config, self.accelerator.is_main_process
         self.folder = RunFolder(output, self.settings, config.run.resume, config.MOVABLE, writes=main)
+        self.folder.claim()
         if main:
             self.folder.write("commands.json", self.commands())
         self.accelerator.wait_for_everyone()
