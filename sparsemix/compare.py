@@ -67,7 +67,7 @@ def compare(
         ValueError: before anything runs: an unknown method or setting, the same method or seed twice, a run folder
             that holds another search, or timing without ``darts``, to which times are relative.
         RuntimeError: some runs failed. Raised at the end, after the table has been written; names their log files.
-        Interrupted: on Ctrl-C or SIGTERM; the running search has saved its state.
+        Interrupted: on Ctrl-C, SIGTERM or SIGHUP; the running search has saved its state.
 
     Example:
         See ``docs/compare.md``.

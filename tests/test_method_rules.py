@@ -414,3 +414,11 @@ def test_an_attack_is_on_the_training_loss_alone(tmp_path, monkeypatch):
         search = timm_model.make_search(config)
         search.run()
         assert len(asked) == len(search.pairs), "once a step, for the alphas"
+
+
+def test_a_single_update_under_attack_trains_the_alphas():
+    arch, step, batch = small()
+    step.order, step.around_weights = "single", lambda batch: attacked(step, batch, radius=0.1, steps=1)
+    before = [alpha.detach().clone() for alpha in arch.parameters()]
+    step(batch, batch)
+    assert not all(map(torch.equal, before, arch.parameters()))

@@ -112,8 +112,8 @@ def check_same(config: PickConfig) -> None:
     """
     folder = folder_of(config)
     for name, search in searches(config, folder):
-        finished(search)
-        finished(training_of(config, str(folder / f"search-{name}" / "genotype.json"), folder / f"train-{name}"))
+        if finished(search) is not None:  # the folders of a selection may have been deleted since
+            finished(training_of(config, str(folder / f"search-{name}" / "genotype.json"), folder / f"train-{name}"))
 
 
 def folder_of(config: PickConfig) -> Path:

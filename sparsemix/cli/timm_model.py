@@ -151,6 +151,8 @@ def prepared(config: TimmConfig) -> tuple[Search, Callable[[], None]]:
 
 def keep(run: Search, mixed: MixedModel, table: CostTable, options: dict[str, Any], image: Tensor) -> None:
     """Save the network found, and print how to train and load it."""
+    if not run.accelerator.is_main_process:
+        return
     folder, arch = run.folder, run.arch
     folder.write("costs.json", {"unit": table.unit, "fixed": table.fixed, "rows": table.rows})
     weights = run.result_weights()

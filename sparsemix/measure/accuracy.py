@@ -57,6 +57,9 @@ def renewed_statistics(model: nn.Module, batches: Batches) -> Iterator[None]:
     Args:
         model: in the state in which it will be evaluated; batch norms that do not run keep their statistics.
         batches: (images, labels).
+
+    Raises:
+        ValueError: there is no batch.
     """
     norms = [m for m in model.modules() if is_batch_norm(m) and m.track_running_stats]
     buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]

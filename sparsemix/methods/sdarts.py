@@ -1,7 +1,8 @@
 """SDARTS: the weights are trained under perturbed operation weights, drawn at random or the worst ones nearby.
 
 Source: Chen and Hsieh, "Stabilizing Differentiable Architecture Search via Perturbation-based Regularization". Presets
-are their published code. The alphas' update uses unperturbed operation weights.
+are their published code. The alphas' update uses unperturbed operation weights (with ``--order single`` there is only
+one update, under perturbed ones).
 """
 
 from __future__ import annotations
@@ -57,14 +58,23 @@ class Shaken(nn.Module):
 
 
 class Given(nn.Module):
-    """A relaxation that returns given weights, regardless of the alphas."""
+    """A relaxation that returns given weights, regardless of the alphas.
 
-    def __init__(self, weights: Tensor) -> None:
+    Args:
+        weights: the weights.
+        like: a relaxation whose gradient reaches the alphas nevertheless; None: no gradient does.
+    """
+
+    def __init__(self, weights: Tensor, like: Relaxation | None = None) -> None:
         super().__init__()
         self.weights = weights
+        self.like = like
 
     def forward(self, alpha: Tensor, moment: Moment = NEVER) -> Tensor:
-        return self.weights
+        if self.like is None:
+            return self.weights
+        weights = self.like(alpha, moment)
+        return self.weights + (weights - weights.detach())
 
 
 def _noisy(weights: Tensor, exists: Tensor, radius: float, moment: Moment) -> Tensor:
@@ -117,7 +127,7 @@ def attacked(step: SearchStep[Any], batch: Any, radius: float, steps: int = 7) -
             nearby = torch.minimum(torch.maximum(moved, weights - radius), weights + radius)
             point = on_simplex(nearby.where(exists, -torch.inf))
         _, after = loss_at(point.requires_grad_())
-    with arch.using(Given(weights if before > after else point.detach())):
+    with arch.using(Given(weights if before > after else point.detach(), like=arch.relaxation)):
         yield
 
 

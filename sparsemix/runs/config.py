@@ -198,7 +198,8 @@ class Measurement:
     """Data set whose accuracies in the table are used to judge cells; by default the data set searched on."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, ["evaluate_every", "evaluate_limit", "statistics_images", "average_epochs"])
+        at_least(self, 1, ["evaluate_every", "evaluate_limit", "average_epochs"])
+        at_least(self, 2, ["statistics_images"])
         if self.best_from is not None and not 0 <= self.best_from < 1:
             raise ValueError(f"best_from must be in [0, 1), got {self.best_from}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console, Group
@@ -45,7 +46,8 @@ class Display:
 
     def __exit__(self, *error: Any) -> None:
         if self._live is not None:
-            self._live.stop()
+            with suppress(OSError):  # the terminal may have been closed
+                self._live.stop()
 
     def show(self, line: Callable[[], str], done: int, total: int) -> None:
         """Show how far a run is.

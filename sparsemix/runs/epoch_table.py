@@ -162,9 +162,7 @@ def closing_lines(summary: Mapping[str, Any], rows: int, folder: Path, following
 def _accuracies(summary: Mapping[str, Any]) -> str:
     """The accuracy that is lost by cutting the architecture out of the supernet."""
     if "discretized_accuracy" not in summary:
-        return (
-            f"accuracies were not measured until epoch {summary['result_epoch'] + 1}, whose architecture is the result"
-        )
+        return f"accuracies were not measured in epoch {summary['result_epoch'] + 1}, whose architecture is the result"
     supernet, discretised = summary["supernet_accuracy"], summary["discretized_accuracy"]
     lost = f"{100 * summary['discretization_gap']:.1f} points"
     cutting = "nothing" if supernet - discretised < 0.005 else lost

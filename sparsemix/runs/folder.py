@@ -89,7 +89,7 @@ class RunFolder:
             )
 
     def claim(self) -> None:
-        """Keep other processes from writing to the folder until this one ends.
+        """Keep other processes from writing to the folder, until :meth:`release` or the end of this process.
 
         Raises:
             OSError: another process has claimed it.
@@ -99,13 +99,19 @@ class RunFolder:
             return
         file = lock.open("w")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # child processes do not inherit it
         except BlockingIOError as error:
+            file.close()
             raise OSError(f"another process is running in {self.path}; wait for its end, or stop it") from error
         except OSError:  # a file system without locks
             file.close()
             return
         _CLAIMED[lock] = file
+
+    def release(self) -> None:
+        """Let other processes write to the folder again."""
+        if (file := _CLAIMED.pop((self.path / "lock").resolve(), None)) is not None:
+            file.close()
 
     def write(self, name: str, content: Any) -> None:
         """Write a JSON file."""
@@ -147,7 +153,8 @@ class RunFolder:
             if not self._writes:
                 warnings.simplefilter("ignore")  # the writing process has already warned
             state = self._checkpoints.load()
-        if state is None and self._writes and self._records.exists() and self._records.read_text():
+        # An epoch's record is written before its checkpoint, so there may be one of an epoch that is not saved.
+        if state is None and self._writes and self._records.exists() and self._records.read_text().count("\n") > 1:
             raise ValueError(
                 f"{self.path} has no checkpoint to resume from, though its {self._records.name} lists finished epochs; "
                 f"start anew in another folder"

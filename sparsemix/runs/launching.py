@@ -79,19 +79,19 @@ def stop_requests() -> Iterator[threading.Event]:
 
     Stop signals are Ctrl-C, SIGTERM, and SIGHUP, which a closed terminal or connection sends.
     """
-    stop = threading.Event()
+    stop, hang_up = threading.Event(), getattr(signal, "SIGHUP", None)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def request(number: int, frame: Any) -> None:
-        if stop.is_set():
+        if stop.is_set() and number != hang_up:  # a terminal that closes may send several
             raise KeyboardInterrupt
         stop.set()
 
     signals = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which nohup sets
-        signals.append(signal.SIGHUP)
+    if hang_up is not None and signal.getsignal(hang_up) != signal.SIG_IGN:  # which nohup sets
+        signals.append(hang_up)
     previous = {number: signal.signal(number, request) for number in signals}
     try:
         yield stop
@@ -120,14 +120,23 @@ def run_script(main: Callable[[], Any]) -> None:
         sys.exit(130)
     except KeyboardInterrupt:  # before the first step, or the second one in a row
         sys.exit(130)
-    except BrokenPipeError:  # the reader of the output, such as head, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, ArithmeticError) as error:
         if os.environ.get("SPARSEMIX_TRACEBACK"):
             raise
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(1)
         print(f"error: {error}" if rank == "0" else f"error in process {rank}: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of the output, such as ``head``, has ended; what is printed from then on is discarded."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def command_line(accelerator: Accelerator) -> str:

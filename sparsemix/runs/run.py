@@ -151,9 +151,16 @@ class Run(ABC):
             The summary.
 
         Raises:
-            Interrupted: on Ctrl-C or SIGTERM, after the running step, whose state has been saved as a checkpoint.
+            Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after the running step, whose state has been saved.
             FloatingPointError: the loss or an alpha is not finite; the last checkpoint is from before that epoch.
         """
+        try:
+            self._run_epochs()
+            return self.summarize()
+        finally:
+            self.folder.release()
+
+    def _run_epochs(self) -> None:
         with (
             stop_requests() as stop,
             tracking(self.accelerator, self.config.run.log_with, self.folder.path, self.settings) as log,
@@ -167,7 +174,6 @@ class Run(ABC):
                 self.check_finite()
                 self.parallel.check_same(self.same_everywhere())
                 self._finish_epoch(log)
-        return self.summarize()
 
     def _finish_epoch(self, log: Callable[..., None]) -> None:
         started, trained = time.perf_counter(), self.progress.seconds

@@ -73,7 +73,7 @@ def run_processes(commands: Mapping[str, Sequence[str]], logs: Path, jobs: int =
 
     Raises:
         ValueError: ``jobs`` is below 1.
-        Interrupted: on Ctrl-C or SIGTERM, after every run has saved its state.
+        Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after every run has saved its state.
     """
     if jobs < 1:
         raise ValueError(f"at least one run goes on at a time, got jobs {jobs}")

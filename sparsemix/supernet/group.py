@@ -455,7 +455,9 @@ class ArchParameterGroup(Alphas):
     def _note_past(self, output: Any, forward: Forward) -> None:
         """A backward pass through the output then recomputes with the weights and settings of this forward.
 
-        Before it is over, other forwards may have run, and the relaxation or the moment may have changed.
+        Before it is over, other forwards may have run, and the relaxation or the moment may have changed. If the whole
+        model is recomputed, the output must be that of the recomputed function, since only a gradient of the output
+        tells which forward it belongs to: ``checkpoint(model, x, use_reentrant=False)``.
         """
         past = _Past(forward.decided, {name: getattr(self, name) for name in _SETTINGS})
 

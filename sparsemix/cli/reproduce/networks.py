@@ -35,13 +35,13 @@ def reproduce_networks(
     picks = {
         name: _pick_words(settings, chosen.scale, folder / name, flags) for name, settings in table.searches.items()
     }
+    for name, words in picks.items():
+        if (folder / name / "pick.json").exists():
+            pick.check_same(pick.configure(words))
     _announce(chosen, table, picks, flags, folder)
     if chosen.dry_run:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    for name, words in picks.items():
-        if (folder / name / "pick.json").exists():
-            pick.check_same(pick.configure(words))
     waiting = {name: ["pick", *words] for name, words in picks.items() if not (folder / name / "pick.json").exists()}
     failed = _failed(run_processes(waiting, folder, chosen.jobs))
     found = {name: _picked(folder / name) for name in picks if name not in failed}
