@@ -186,8 +186,9 @@ def test_what_does_not_fit_shows_before_there_is_a_run(tmp_path):
     with pytest.raises(ValueError, match="auxiliary classifier needs 8x8 after the second reduction"):
         train(tmp_path / "t", "--auxiliary", "0.4")
     assert not (tmp_path / "t").exists()
-    with pytest.raises(ValueError, match="a cutout of 16 leaves nothing of images of size 16"):
-        configured(TrainingConfig(), {"image_size": 16})
+    with pytest.raises(ValueError, match="a cutout of 16 leaves nothing of images of size 8"):
+        train(tmp_path / "t", "--cutout", "16")
+    assert not (tmp_path / "t").exists()
 
 
 def test_a_table_has_no_place_in_this_space(tmp_path):

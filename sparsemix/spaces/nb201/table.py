@@ -16,7 +16,7 @@ __all__ = ["NB201Table", "convert_nats_bench"]
 
 
 CELLS = 5**6
-"""The number of cells of NAS-Bench-201: one of five operations on each of six edges."""
+"""Number of cells of NAS-Bench-201, which have one of five operations on each of six edges."""
 
 
 class NB201Table:
