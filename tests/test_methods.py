@@ -463,7 +463,7 @@ def test_a_result_from_before_anything_was_measured(monkeypatch, tmp_path, capsy
             return 0
 
     run_with(monkeypatch, First(), tmp_path / "run", "--epochs", "2", "--evaluate-every", "9")
-    assert "accuracies were not measured until epoch 1, whose architecture is the result" in capsys.readouterr().out
+    assert "accuracies were not measured in epoch 1, whose architecture is the result" in capsys.readouterr().out
     found = load_run(tmp_path / "run")
     assert "discretized_accuracy" not in found.summary
     assert found.summary["genotype"] == found.records[0]["genotype"]
