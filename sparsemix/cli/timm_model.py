@@ -124,7 +124,7 @@ def prepared(config: TimmConfig) -> tuple[Search, Callable[[], None]]:
     set_seed(config.run.seed)
     pairs = open_pairs(**config.data_options(), device=accelerator.device)
     mixed, image = config.mixed, next(pairs.validation())[0][:1]
-    options = fitting_options(mixed.model, len(pairs.classes), image)
+    options = fitting_options(mixed.model, len(pairs.classes), pairs.in_chans, pairs.image_size)
     model = timm.create_model(mixed.model, pretrained=mixed.pretrained, **options)
     layers = mix_(model, mixed.mix, mixed.where, share=mixed.share, example=image)
     arch = ArchParameterGroup(model.to(accelerator.device), threshold=config.execution.threshold)

@@ -51,15 +51,16 @@ def make_training(config: TrainingConfig) -> Training:
     accelerator = make_accelerator(config.run.device)
     set_seed(config.run.seed)
     data = open_training(**config.data_options(), device=accelerator.device)
-    network, size, image = config.network, config.size, next(data.test())[0][:1].to("cpu")
+    network, size = config.network, config.size
     published = "sparsemix_darts_imagenet" if config.preset == "imagenet" else "sparsemix_darts_cifar"
     name = network.model or published
-    options = fitting_options(name, len(data.classes), image)
+    options = fitting_options(name, len(data.classes), data.in_chans, data.image_size)
     if network.model is None:
         options |= {"genotype": network.genotype, "channels": size.channels, "cells": size.cells}
         options |= {"auxiliary": network.auxiliary > 0}
     model = timm.create_model(name, **options)
     if network.choice is not None and network.mix is not None:
+        image = next(data.test())[0][:1].to("cpu")
         choose_(model, network.mix, json.loads(network.choice), example=image)
     return Training(config, model, data, accelerator)
 

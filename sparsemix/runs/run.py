@@ -154,6 +154,7 @@ class Run(ABC):
             Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after the running step, whose state has been saved.
             FloatingPointError: the loss or an alpha is not finite; the last checkpoint is from before that epoch.
         """
+        self.folder.claim()  # again, if an earlier call was interrupted
         try:
             self._run_epochs()
             return self.summarize()

@@ -276,7 +276,7 @@ class Search(Run):
             raise FloatingPointError(
                 f"the losses of epoch {self.epoch + 1} add up to {losses['loss']} (weights) and {losses['val_loss']} "
                 f"(alphas): start anew with a lower learning rate than {self.config.optimization.weight_lr}; the "
-                f"checkpoints are of before"
+                f"last checkpoint is from before that"
             )
 
     def same_everywhere(self) -> Iterator[tuple[str, Tensor]]:

@@ -127,7 +127,7 @@ class Training(Run):
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the loss of epoch {self.epoch + 1} is {loss}: start anew with a lower learning rate than "
-                f"{self.config.optimization.lr}; the checkpoints are of before"
+                f"{self.config.optimization.lr}; the last checkpoint is from before that"
             )
 
     def record(self) -> dict[str, Any]:

@@ -195,8 +195,8 @@ class ArchParameterGroup(Alphas):
         for label, ops in self.rows.items():
             if any(op.alpha is not ops[0].alpha or op.beta is not ops[0].beta for op in ops):
                 raise RuntimeError(f"the alphas of row {label!r} are no longer one parameter; make a new group")
-        new = [path for path, op in self.model.named_modules() if isinstance(op, MixedOp) and op not in self._labels]
-        if new := [path for path in new if self.model.get_submodule(path).has_alpha]:
+        operations = ((path, op) for path, op in self.model.named_modules() if isinstance(op, MixedOp) and op.has_alpha)
+        if new := [path for path, op in operations if op not in self._labels]:
             raise RuntimeError(
                 f"mixed operations were added after the group was made: {', '.join(new)}; make a new group"
             )
