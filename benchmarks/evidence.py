@@ -5,6 +5,7 @@
     python benchmarks/evidence.py --s4 runs/s4/*seed?/                      # likewise, searches of S4,
     python benchmarks/evidence.py --whole runs/whole/reduced/*/             # of the whole schedule,
     python benchmarks/evidence.py --sensitivity runs/sensitivity/proxy/*/   # and at several t_sp and p_up
+    python benchmarks/evidence.py --table nb201.csv                         # accuracies of the whole schedule's cells
 
 Folders that are given are read into docs/data/NAME.csv, a row for each epoch of each run (sensitivity: a row for each
 run); rows of other runs stay there. All tables are printed, and docs/evidence-*.png drawn.
@@ -27,6 +28,7 @@ from sparsemix.report.drawing import COLOURS, over_epochs, save, sheet, style
 from sparsemix.report.records import load_run
 from sparsemix.report.tables import Table, write_rows
 from sparsemix.spaces.nb201 import NB201Genotype
+from sparsemix.spaces.nb201.table import NB201Table
 
 Row = Mapping[str, str]
 FIELDS = ("supernet_accuracy", "discretized_accuracy", "entropy", "leakage", "true_accuracy")
@@ -48,6 +50,8 @@ class Options:
     """Folders of finished searches of 50 epochs on all images, to be read into docs/data/whole-schedule.csv."""
     sensitivity: tuple[Path, ...] = ()
     """Folders of finished searches with several t_sp and p_up, to be read into docs/data/sensitivity.csv."""
+    table: Path | None = None
+    """CSV file with the benchmark's accuracies, to look up the last cells of docs/data/whole-schedule.csv."""
     docs: Path = Path("docs")
     """Folder of the documentation."""
 
@@ -57,6 +61,8 @@ def main(options: Options) -> None:
     for name, folders in (("courses", options.courses), ("s4", options.s4), ("whole-schedule", options.whole)):
         add_runs(data / f"{name}.csv", [line for folder in folders for line in course(folder)])
     add_runs(data / "sensitivity.csv", [ending(folder) for folder in options.sensitivity])
+    if options.table is not None:
+        write_rows(data / "whole-schedule-cells.csv", last_cells(read(data / "whole-schedule.csv"), options.table))
     with style():
         for name, (file, field, factor, label) in CURVES.items():
             save(curves(read(data / f"{file}.csv"), field, factor, label), options.docs / f"evidence-{name}.png")
@@ -80,6 +86,17 @@ def ending(folder: Path) -> dict[str, Any]:
     run = load_run(folder)
     [*_, last] = course(folder)
     return {"t_sp": run.settings["sparse"], "p_up": run.settings["p_up"], **last}
+
+
+def last_cells(rows: Sequence[Row], table: Path) -> list[dict[str, Any]]:
+    """For each run the cell of its last epoch, and its test accuracies on all data sets of the benchmark."""
+    benchmark = NB201Table(table)
+    lasts = {(row["method"], row["seed"]): row for row in rows}
+    return [
+        {name: row[name] for name in ("method", "seed", "genotype")}
+        | {dataset: benchmark.accuracy(row["genotype"], dataset) for dataset in NB201Table.DATASETS}
+        for row in lasts.values()
+    ]
 
 
 def add_runs(path: Path, rows: Sequence[Row]) -> None:
@@ -198,6 +215,16 @@ def paths(rows: Sequence[Row]) -> Table:
     return Table(["method", "seed", *(f"epoch {epoch}" for epoch in WHOLE_EPOCHS)], lines)
 
 
+def found_cells(rows: Sequence[Row]) -> Table:
+    """A line a method: the test accuracies of the cells that its searches of the whole schedule end with."""
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        means = (_mean([float(row[dataset]) for row in own]) for dataset in NB201Table.DATASETS)
+        lines.append([method, str(len(own)), *means])
+    return Table(["method", "n", *(f"{dataset} test, %" for dataset in NB201Table.DATASETS)], lines)
+
+
 def best_epochs(rows: Sequence[Row]) -> Table:
     """A line a search of the whole schedule: its last epoch, and the most accurate one of its second half."""
     lines = []
@@ -221,6 +248,7 @@ TABLES: Sequence[tuple[str, Callable[[Sequence[Row]], Table]]] = (
     ("all-methods", collapses),
     ("s4", noise),
     ("whole-schedule", paths),
+    ("whole-schedule-cells", found_cells),
     ("whole-schedule", best_epochs),
     ("sensitivity", sensitivity),
 )
