@@ -57,6 +57,12 @@ def test_a_space_of_its_own_for_each_of_the_four(tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["space"] == "s4"
 
 
+def test_a_space_is_named_only_once(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["search", "s2", "--space", "s3"])
+    assert capsys.readouterr().err == "sparsemix search s2 sets --space s2 itself: leave --space out\n"
+
+
 def test_a_package_that_only_the_commands_need(monkeypatch, capsys):
     def without_tyro(module):
         raise ModuleNotFoundError("No module named 'tyro'", name="tyro")

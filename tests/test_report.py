@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 
 import matplotlib.image
@@ -188,6 +189,14 @@ def test_how_steady_the_end_was(runs):
     assert run.summary["early_drift"] == 0
     row = steadiness_table([run]).rows[0]
     assert row == ["sp-darts-0", "sp-darts", "cifar10 16x16, 640 images", "1", "1.0", "0.00", "0.10", "no"]
+
+
+def test_runs_in_folders_of_one_name_are_told_apart(runs, tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    again = shutil.copytree(runs[0], tmp_path / "other" / "sp-darts-0")
+    main([str(runs[0]), str(again), str(runs[1])])
+    shown = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if "| sp-darts |" in line]
+    assert shown[:3] == [f"{tmp_path.name}/sp-darts-0", "other/sp-darts-0", "sp-darts-1"]
 
 
 def test_a_damaged_run_is_named_and_the_same_run_counts_once(runs, capsys):

@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
+from test_data import write_folder
 from torch import nn
 
 from sparsemix import ArchParameterGroup, BatchMixedScheduler, MixedOp, SparseSmoothSoftmax
@@ -469,18 +470,39 @@ def test_an_alpha_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint
 
 def test_ctrl_c_from_outside(tmp_path):
     """A real signal to a real process; then it is resumed."""
-    command = [sys.executable, str(SCRIPT), *TINY_FLAGS, "--epochs", "40", "--output", str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 120
-    while process.poll() is None and not (tmp_path / "run" / "records.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    process = search_begun(tmp_path / "run", "--epochs", "40")
     process.send_signal(signal.SIGINT)
+    stopped_with_its_state(process, tmp_path / "run", epochs=40)
+
+
+def test_a_signal_to_the_workers_as_well(tmp_path):
+    """Schedulers of clusters send it to every process of a run."""
+    images = write_folder(tmp_path / "images", {"cat": 40, "dog": 40}, size=72)  # too large to stay in memory
+    flags = ("--dataset", "folder", "--data", str(images), "--image-size", "72", "--batch-size", "4", "--workers", "1")
+    process = search_begun(tmp_path / "run", *flags, "--epochs", "40")
+    os.killpg(process.pid, signal.SIGTERM)
+    stopped_with_its_state(process, tmp_path / "run", epochs=40)
+
+
+def search_begun(output, *flags):
+    """A search in a process group of its own, after its first epoch."""
+    command = [sys.executable, str(SCRIPT), *TINY_FLAGS, *flags, "--output", str(output)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not (output / "records.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return process
+
+
+def stopped_with_its_state(process, folder, epochs):
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert "stopped in epoch" in output
     assert "Traceback" not in output
-    done = len(records(tmp_path / "run"))
-    assert Checkpoints(tmp_path / "run").load()["epoch"] == done < 40
+    done = len(records(folder))
+    assert Checkpoints(folder).load()["epoch"] == done < epochs
 
 
 def test_a_second_ctrl_c_stops_at_once():

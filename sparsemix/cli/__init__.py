@@ -71,6 +71,9 @@ def main(args: list[str] | None = None) -> None:
         print(f"{wanted}commands, each with --help:\n{listed}", file=sys.stderr if wanted else sys.stdout)
         sys.exit(2 if wanted else 0)
     command, flags = COMMANDS[name], words[len(name.split()) :]
+    if named := [flag for flag in flags if flag.split("=")[0] in command.flags]:
+        print(f"sparsemix {name} sets {' '.join(command.flags)} itself: leave {named[0]} out", file=sys.stderr)
+        sys.exit(2)
     run_script(lambda: _imported(command.module)([*command.flags, *flags]))
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ..report.figures import draw_audits, draw_runs
 from ..report.page import render, write_figures
-from ..report.records import FinishedRun, load_run
+from ..report.records import FinishedRun, load_run, run_names
 from ..report.tables import audit_table, steadiness_table, table
 
 __all__ = ["main"]
@@ -57,9 +57,9 @@ def main(args: list[str] | None = None) -> None:
 def _load(folders: Sequence[Path], may_be_running: bool = False) -> list[FinishedRun]:
     """The runs that can be read; prints why the others are left out."""
     runs = []
-    for folder in folders:
+    for folder, name in zip(folders, run_names(folders), strict=True):
         try:
-            runs.append(load_run(folder, may_be_running))
+            runs.append(load_run(folder, may_be_running)._replace(name=name))
         except (json.JSONDecodeError, KeyError) as error:
             print(f"left out: a file in {folder} is damaged ({error!r})", file=sys.stderr)
         except (FileNotFoundError, ValueError) as error:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -69,8 +73,28 @@ def image_loader(
         shuffle=training,
         num_workers=workers,
         persistent_workers=persistent and workers > 0,
+        worker_init_fn=_obey_only_the_run,
         drop_last=training and len(images) % batch_size == 1,
     )
+
+
+def _obey_only_the_run(worker: int) -> None:
+    """Ignore stop signals in a worker, unless they come from the run itself.
+
+    A terminal or a cluster's scheduler sends them to all processes of a run, which needs its workers until the running
+    step has ended. Where the sender of a signal is unknown (macOS, Windows), signals are not ignored.
+    """
+    if not hasattr(signal, "sigwaitinfo") or (run := multiprocessing.parent_process()) is None:
+        return
+    stop_signals = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
+
+    def wait() -> None:
+        while signal.sigwaitinfo(stop_signals).si_pid != run.pid:
+            pass
+        os._exit(0)  # only this ends the whole process from a thread
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:

@@ -185,7 +185,7 @@ def write_comparison(compared: Sequence[Compared], folder: Path, notes: Sequence
         The table.
     """
     table = comparison_table(compared)
-    (folder / "comparison.md").write_text("\n\n".join([table.markdown(), *notes]) + "\n")
+    (folder / "comparison.md").write_text("\n\n".join([table.markdown(), *notes]) + "\n", encoding="utf-8")
     for name, rows in (("comparison", [*_numbers(compared)]), ("runs", [*_every_run(compared)])):
         with (folder / f"{name}.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, [*rows[0]] if rows else ["method"])

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ..runs.config import SearchConfig
 
-__all__ = ["FinishedRun", "group_names", "load_run", "middle_and_high"]
+__all__ = ["FinishedRun", "group_names", "load_run", "middle_and_high", "run_names"]
 
 LATE = 5  # number of last epochs, in which a stable search no longer changes its genotype
 
@@ -142,6 +142,24 @@ def group_names(runs: Sequence[FinishedRun]) -> list[str]:
         telling = [name for name in run.settings if any(other.get(name) != run.settings[name] for other in others)]
         names.append(", ".join([run.what, *(f"{name} {run.settings[name]}" for name in telling)]))
     return names
+
+
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """What to call each run: the shortest end of its folder's path that no other folder's path has.
+
+    Example:
+        >>> run_names([Path("runs/a/seed0"), Path("runs/b/seed0"), Path("runs/b/seed1")])
+        ['a/seed0', 'b/seed0', 'seed1']
+    """
+    paths = [folder.resolve().parts for folder in folders]
+    return [
+        next(
+            "/".join(end)
+            for end in (path[-length:] for length in range(1, len(path) + 1))
+            if len(end) == len(path) or sum(other[-len(end) :] == end for other in paths) == 1
+        )
+        for path in paths
+    ]
 
 
 def middle_and_high(values: Sequence[float]) -> tuple[float, float]:

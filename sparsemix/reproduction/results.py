@@ -115,7 +115,7 @@ def write_results(
 
 def _write_page(name: str, title: str, table: Table, folder: Path, paragraphs: Sequence[str]) -> None:
     parts = [f"## {title[0].upper()}{title[1:]}", table.markdown(), *paragraphs]
-    (folder / f"{name}.md").write_text("\n\n".join(parts) + "\n")
+    (folder / f"{name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def _write_csv(path: Path, headings: Sequence[str], lines: Sequence[Sequence[Any]]) -> None:
