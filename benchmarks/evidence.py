@@ -58,8 +58,9 @@ class Options:
 
 def main(options: Options) -> None:
     data = options.docs / "data"
-    for name, folders in (("courses", options.courses), ("s4", options.s4), ("whole-schedule", options.whole)):
+    for name, folders in (("courses", options.courses), ("s4", options.s4)):
         add_runs(data / f"{name}.csv", [line for folder in folders for line in course(folder)])
+    add_runs(data / "whole-schedule.csv", [line for folder in options.whole for line in course(folder, True)])
     add_runs(data / "sensitivity.csv", [ending(folder) for folder in options.sensitivity])
     if options.table is not None:
         write_rows(data / "whole-schedule-cells.csv", last_cells(read(data / "whole-schedule.csv"), options.table))
@@ -71,12 +72,13 @@ def main(options: Options) -> None:
         print(f"{table(read(data / f'{name}.csv')).markdown()}\n")
 
 
-def course(folder: Path) -> Iterable[dict[str, Any]]:
-    """A row for each epoch of a finished search."""
+def course(folder: Path, is_preset_named: bool = False) -> Iterable[dict[str, Any]]:
+    """A row for each epoch of a finished search; its preset is named where a method was searched with several."""
     run = load_run(folder)
+    method = f"{run.what} ({run.settings['preset']})" if is_preset_named else run.what
     for record in run.records:
         measured = {field: record.get(field) for field in FIELDS}
-        yield {"method": run.what, "seed": run.summary["seed"], "epoch": record["epoch"] + 1, **measured} | {
+        yield {"method": method, "seed": run.summary["seed"], "epoch": record["epoch"] + 1, **measured} | {
             "genotype": record["genotype"]
         }
 
@@ -272,7 +274,7 @@ CURVES = {
 
 
 def coloured(rows: Sequence[Row]) -> dict[str, str]:
-    """The methods, each with the colour that it has in all figures."""
+    """The methods, each with its colour."""
     return dict(zip(sorted({row["method"] for row in rows}), COLOURS, strict=False))
 
 
