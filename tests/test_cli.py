@@ -63,6 +63,16 @@ def test_a_space_is_named_only_once(capsys):
     assert capsys.readouterr().err == "sparsemix search s2 sets --space s2 itself: leave --space out\n"
 
 
+@pytest.mark.parametrize("words", [("pick", "--help"), ("search", "nb201", "--list-methods")])
+def test_nobody_reads_the_output_to_its_end(words):
+    """As ``sparsemix pick --help | head`` does."""
+    command = [sys.executable, "-u", "-m", "sparsemix", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
 def test_a_package_that_only_the_commands_need(monkeypatch, capsys):
     def without_tyro(module):
         raise ModuleNotFoundError("No module named 'tyro'", name="tyro")

@@ -132,7 +132,7 @@ def run_script(main: Callable[[], Any]) -> None:
 def _nobody_reads() -> bool:
     """Whether the reader of the output, such as ``head``, has ended; what is printed from then on is discarded."""
     try:
-        sys.stdout.flush()
+        print(flush=True)  # what could not be written may no longer be in the buffer, so flushing alone tells nothing
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
