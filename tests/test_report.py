@@ -90,6 +90,10 @@ def test_runs_of_different_kinds_have_tables_of_their_own(runs, tmp_path, monkey
     assert [section.splitlines()[0] for section in sections] == ["search of nb201", "search of s1", "training"]
     assert [sum("darts-" in line for line in section.splitlines()) for section in sections] == [2, 1, 0]
     assert "| train | svhn | 3.00% | 2.00% | 3,349,342 | 5 | 2 | DARTS_V2 |" in sections[2]
+    with pytest.raises(SystemExit, match="2"):
+        main([str(training), "--figure", str(tmp_path / "figure.png")])
+    assert "draw searches, and all of these runs are trainings" in capsys.readouterr().err
+    assert not (tmp_path / "figure.png").exists()
 
 
 def test_a_figure(runs, tmp_path):
@@ -152,7 +156,7 @@ def test_runs_with_other_settings_are_not_averaged(runs):
 
 def test_audits_as_a_table_and_a_figure(runs, tmp_path):
     assert audit_table(loaded(runs)) is None
-    with pytest.raises(ValueError, match="no run recorded an audit: search with audit_every set"):
+    with pytest.raises(ValueError, match="no run recorded an audit: search with --audit-every"):
         draw_audits(loaded(runs), tmp_path / "figure.png")
     lines = (runs[0] / "records.jsonl").read_text().splitlines()
     audit = {"phi": True, "threshold": 1e-3, "output": 0.0, "update": 0.5, "executed": 0.4}

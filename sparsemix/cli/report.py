@@ -43,8 +43,10 @@ def main(args: list[str] | None = None) -> None:
     runs = _load(chosen.folders)
     if not runs:
         parser.error("none of these folders holds a finished run")
-    _print_tables(runs)
     searches = [run for run in runs if run.kind != "training"]
+    if not searches and (chosen.figure or chosen.audit_figure):
+        parser.error("--figure and --audit-figure draw searches, and all of these runs are trainings: use --figures")
+    _print_tables(runs)
     for file, draw in ((chosen.figure, draw_runs), (chosen.audit_figure, draw_audits)):
         if file is not None:
             draw(searches, file)

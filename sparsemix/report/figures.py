@@ -68,7 +68,7 @@ def draw_audits(runs: Sequence[FinishedRun], figure: str | Path) -> None:
     ]
     audits = [audit for audit in every if audit["phi"]] or every
     if not audits:
-        raise ValueError("no run recorded an audit: search with audit_every set")
+        raise ValueError("no run recorded an audit: search with --audit-every")
     sheet, axes = _sheet(len(_AUDIT))
     colours = {f"threshold {t:g}": f"C{i}" for i, t in enumerate(sorted({audit["threshold"] for audit in audits}))}
     for axis, (column, title) in zip(axes, _AUDIT.items(), strict=True):
