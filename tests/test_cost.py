@@ -182,3 +182,20 @@ def test_nested_mixed_operations_have_no_table():
     model = nn.Sequential(MixedOp({"skip": nn.Identity(), "block": nn.Sequential(inner, nn.ReLU())}))
     with pytest.raises(ValueError, match="candidate 'block' of row '0' holds a mixed operation"):
         measure_costs(ArchParameterGroup(model), torch.zeros(1, 4, 8, 8))
+
+
+def test_a_fused_attention_layer_is_not_free():
+    layer = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = layer
+
+        def forward(self, x):
+            return self.attention(x, x, x, need_weights=False)[0]
+
+    tokens, channels = 10, 16
+    projections, products = 4 * tokens * channels**2, 2 * tokens**2 * channels
+    assert macs(Attention(), torch.zeros(1, tokens, channels)) == projections + products
+    assert torch.backends.mha.get_fastpath_enabled()

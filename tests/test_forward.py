@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from sparsemix import ArchParameterGroup, MixedOp
-from sparsemix.relaxations import Softmax, SparseSmoothSoftmax
+from sparsemix.relaxations import Softmax, SparseSmoothSoftmax, StraightThrough
 from sparsemix.spaces.primitives import DilConv, ReLUConvBN, SepConv
 from sparsemix.supernet.forward import Forward, in_forward
 from sparsemix.supernet.mixed_op import fan_out
@@ -284,3 +284,39 @@ def test_one_model_in_several_threads():
         found = [*threads.map(run, range(40))]
     with torch.no_grad():
         assert all(torch.equal(value, model(x)) for value in found)
+
+
+def test_what_only_an_idle_candidate_reads_by_keyword_gets_a_zero_gradient():
+    class Skip(nn.Module):
+        def forward(self, x, context):
+            return x
+
+    class Cross(nn.Module):
+        def forward(self, x, context):
+            return x + context
+
+    op = MixedOp({"skip": Skip(), "cross": Cross()})
+    ArchParameterGroup(op, StraightThrough())
+    with torch.no_grad():
+        op.alpha.copy_(torch.tensor([1.0, 0.0]))
+    context = torch.ones(2, 4, requires_grad=True)
+    op(torch.ones(2, 4), context=context).sum().backward()
+    assert torch.equal(context.grad, torch.zeros(2, 4))
+
+
+def test_a_parameter_that_is_returned_keeps_no_hooks():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.op = MixedOp({"skip": nn.Identity(), "linear": nn.Linear(4, 4)})
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return self.op(x), self.scale
+
+    model = Scaled()
+    ArchParameterGroup(model)
+    for _ in range(3):
+        y, scale = model(torch.ones(2, 4))
+        (scale * y.sum()).backward()
+    assert not model.scale._backward_hooks

@@ -345,3 +345,9 @@ def test_alphas_may_have_a_higher_precision_than_weights(affine):
     out.sum().backward()
     assert out.dtype == torch.bfloat16
     assert op.alpha.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("label", [0, ""])
+def test_a_label_that_is_no_name(label):
+    with pytest.raises(TypeError, match="the label must be a non-empty string or None, got"):
+        MixedOp({"skip": nn.Identity()}, label=label)

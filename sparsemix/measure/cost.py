@@ -45,9 +45,20 @@ def macs(module: nn.Module, x: Tensor, **keywords: Any) -> float:
     """Multiply-accumulates of a forward on ``x``, counted while the module runs."""
     counter = FlopCounterMode(display=False)
     # Compute attention as matrix products, since the counter supports only some of the fused kernels.
-    with evaluating(module), _frozen(module), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+    with evaluating(module), _frozen(module), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _unfused(), counter:
         module(x, **keywords)
     return counter.get_total_flops() / 2
+
+
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """A context in which ``nn.MultiheadAttention`` runs as single operators: the counter counts a fused layer as 0."""
+    was_enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.modes import evaluating
-from .._utils.torch_private import own_parameters
+from .._utils.torch_private import own_parameters, tensors_in
 from .forward import in_forward, with_zero_gradients
 from .sharing import Contribution, Source, adds_nothing, sharing_key
 from .sums import Sums, Total
@@ -152,7 +152,7 @@ def _result(source: Source, edge: Edge, total: Total | None, is_alone: bool) -> 
             if execution is not Execution.FULL:
                 without_part += own_parameters(candidate)
         if not total.passes_gradients:  # as the dense sum does, through the other candidates
-            without_part.append(source.x)
+            without_part += [source.x, *tensors_in(source.keywords)]
         if not total.value.requires_grad:
             without_part += edge.weights
     if is_alone and without_part and not total.is_own:

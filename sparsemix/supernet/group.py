@@ -470,7 +470,7 @@ class ArchParameterGroup(Alphas):
             self._recomputing = None
 
         for value in tensors_in(output):
-            if value.requires_grad:
+            if value.requires_grad and not value.is_leaf:  # a leaf would keep the hooks of all forwards
                 value.register_hook(reached)
 
     def _past(self) -> _Past | None:

@@ -114,6 +114,8 @@ class MixedOp(nn.Module):
             raise TypeError(f"MixedOp: candidates must be a mapping name -> module, got a {type(candidates).__name__}")
         if not candidates:
             raise ValueError("MixedOp: no candidates; give a mapping such as {'skip': nn.Identity(), 'conv': ...}")
+        if not (label is None or (isinstance(label, str) and label)):
+            raise TypeError(f"MixedOp: the label must be a non-empty string or None, got {label!r}")
         empty = nn.ModuleDict()
         for name, candidate in candidates.items():
             if not isinstance(candidate, nn.Module):
