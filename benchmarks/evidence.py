@@ -60,7 +60,9 @@ def main(options: Options) -> None:
     data = options.docs / "data"
     for name, folders in (("courses", options.courses), ("s4", options.s4)):
         add_runs(data / f"{name}.csv", [line for folder in folders for line in course(folder)])
-    add_runs(data / "whole-schedule.csv", [line for folder in options.whole for line in course(folder, True)])
+    add_runs(
+        data / "whole-schedule.csv", [line for folder in options.whole for line in course(folder, is_preset_named=True)]
+    )
     add_runs(data / "sensitivity.csv", [ending(folder) for folder in options.sensitivity])
     if options.table is not None:
         write_rows(data / "whole-schedule-cells.csv", last_cells(read(data / "whole-schedule.csv"), options.table))
