@@ -184,6 +184,20 @@ def test_nested_mixed_operations_have_no_table():
         measure_costs(ArchParameterGroup(model), torch.zeros(1, 4, 8, 8))
 
 
+def test_parameters_that_are_shared():
+    def supernet(*labels):
+        conv = nn.Conv2d(3, 3, 1, bias=False)
+        return nn.Sequential(*(MixedOp({"conv": conv, "skip": nn.Identity()}, label) for label in labels))
+
+    with pytest.raises(ValueError, match="'conv' of row '1' shares parameters with one of row '0'"):
+        measure_costs(ArchParameterGroup(supernet(None, None)), X, "parameters")
+    table = measure_costs(ArchParameterGroup(supernet("row", "row")), X, "parameters")
+    assert table == CostTable("parameters", 0.0, {"row": {"conv": 9, "skip": 0}})
+    pixels = X.shape[-1] ** 2
+    table = measure_costs(ArchParameterGroup(supernet(None, None)), X, "macs")
+    assert table.rows == {label: {"conv": 9 * pixels, "skip": 0} for label in "01"}
+
+
 def test_a_fused_attention_layer_is_not_free():
     layer = nn.MultiheadAttention(16, 2, batch_first=True)
 

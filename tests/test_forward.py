@@ -30,9 +30,14 @@ def two_heads(wrap):
     return Model()
 
 
+class Outputs(dict):
+    """As the models of other libraries return them: a class of their own, derived from a dictionary."""
+
+
 WRAPS = {
     "tuple": (lambda a, b: (a, b), lambda out: out),
     "dict": (lambda a, b: {"a": a, "rest": [b, None]}, lambda out: (out["a"], out["rest"][0])),
+    "class of dictionaries": (lambda a, b: Outputs(a=a, b=b), lambda out: (out["a"], out["b"])),
     "object": (lambda a, b: SimpleNamespace(a=a, b=b, name="x"), lambda out: (out.a, out.b)),
 }
 
@@ -320,3 +325,15 @@ def test_a_parameter_that_is_returned_keeps_no_hooks():
         y, scale = model(torch.ones(2, 4))
         (scale * y.sum()).backward()
     assert not model.scale._backward_hooks
+
+
+def test_parameters_without_a_shape_yet_get_no_gradient():
+    op = MixedOp({"skip": nn.Identity(), "linear": nn.LazyLinear(3)})
+    x = torch.randn(2, 3, requires_grad=True)
+    for model in (op, nn.Sequential(op)):
+        if model is not op:
+            ArchParameterGroup(model)
+        op.restrict_(["skip"])
+        model(x).sum().backward()
+        assert op.alpha.grad is not None
+    assert op.candidates["linear"].weight.grad is None

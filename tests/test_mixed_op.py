@@ -221,6 +221,24 @@ def test_disagreeing_shapes_name_both_candidates():
         op(torch.randn(2, 16, 8, 8))
 
 
+@pytest.mark.parametrize("threshold", [0, 0.9], ids=["in full", "scored"])
+def test_a_candidate_may_not_change_what_others_read(threshold):
+    op = MixedOp({"skip": nn.Identity(), "relu": nn.ReLU(inplace=True)})
+    [weights] = decided(torch.tensor([[0.8, 0.2]], requires_grad=True), threshold)
+    with pytest.raises(ValueError, match="candidate 'relu' changes its input in place"):
+        op(torch.randn(2, 3), weights)
+    with torch.inference_mode():
+        op(torch.randn(2, 3).clone(), torch.tensor([1.0, 0.0]))  # such tensors do not count their changes
+
+
+def test_what_is_no_tensor():
+    op = MixedOp({"lstm": nn.LSTM(3, 3), "linear": nn.Linear(3, 3)})
+    with pytest.raises(TypeError, match="'lstm' must return a tensor, got a tuple"):
+        op(torch.zeros(2, 3))
+    with pytest.raises(TypeError, match="the input must be a tensor, got a list; pass further inputs"):
+        op([torch.zeros(2, 3)])
+
+
 def test_shapes_that_would_broadcast_disagree_as_well():
     op = MixedOp({"skip": nn.Identity(), "squeeze": nn.AdaptiveAvgPool2d(1)})
     with pytest.raises(ValueError, match="'skip' and 'squeeze' disagree"):

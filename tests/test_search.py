@@ -319,6 +319,22 @@ def test_undecided_rows_are_named():
     assert undecided(arch, 1e-3) == {}
 
 
+def test_undecided_rows_of_tables_that_other_code_owns():
+    class Supernet(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.op = MixedOp({"a": nn.Identity(), "b": nn.Tanh()}, has_alpha=False)
+
+        def forward(self, x):
+            return self.op(x, tables.operation_weights()["cell"][1])
+
+    alphas = torch.tensor([[0.0, 1.0], [0.001, 0.0]]).requires_grad_()
+    tables = ArchParameterGroup.from_parameters({"cell": alphas}, model=Supernet())
+    tables.dry_run(torch.zeros(2, 3))
+    assert undecided(tables, 1e-3) == {"cell 1": ["a", "b"]}
+    assert undecided(tables, 1e-4) == {}
+
+
 def test_a_mistake_is_one_line(monkeypatch, capsys):
     def mistaken():
         raise ValueError("the batch is too large")

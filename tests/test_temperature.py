@@ -85,3 +85,11 @@ def test_a_suggestion_needs_sensible_numbers(wrong):
 def test_a_schedule_needs_sensible_numbers(wrong):
     with pytest.raises(ValueError, match="EntropySchedule: need 0 < end <= start < 1"):
         EntropySchedule(arch(2), **{"epochs": 5, **wrong})
+
+
+def test_alphas_that_other_code_owns():
+    normal, reduce = (torch.randn(3, 4, dtype=torch.float64).requires_grad_() for _ in range(2))
+    tables = ArchParameterGroup.from_parameters({"normal": normal, "reduce": reduce})
+    assert suggest(tables, steps=2500).sparse == suggest(arch(4), steps=2500).sparse
+    EntropySchedule(tables, epochs=5, start=0.4, end=0.2).step(0)
+    assert tables.entropy(tables.relaxation.sparse) == pytest.approx(0.4 * 6 * math.log(4), rel=1e-4)

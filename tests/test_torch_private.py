@@ -116,6 +116,23 @@ def test_tensors_of_any_structure_are_replaced():
         states: list
         name: str = "output"
 
+    class Results(dict):
+        """As the outputs of other libraries: a dictionary that also has attributes."""
+
+        @property
+        def logits(self):
+            return self["logits"]
+
+    class Stages(list):
+        pass
+
+    results = Results(logits=torch.ones(5), stages=Stages([torch.ones(6)]))
+    doubled = private.map_tensors(lambda tensor: 2 * tensor, results)
+    assert (type(doubled), type(doubled["stages"])) == (Results, Stages)
+    assert [len(tensor) for tensor in private.tensors_in(doubled)] == [5, 6]
+    assert bool((doubled.logits == 2).all() and (results.logits == 1).all())
+    assert bool((doubled["stages"][0] == 2).all() and (results["stages"][0] == 1).all())
+
     pair = collections.namedtuple("Pair", ["x", "rest"])
     given = pair(torch.ones(1), {"a": [torch.ones(2), 3], "b": Output(torch.ones(3), [torch.ones(4), None])})
     doubled = private.map_tensors(lambda tensor: 2 * tensor, given)

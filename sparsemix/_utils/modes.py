@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from .torch_private import buffers_of
 
-__all__ = ["evaluating", "having", "restoring"]
+__all__ = ["evaluating", "having", "out_of_place", "restoring", "work_out_of_place_"]
 
 
 @contextmanager
@@ -38,6 +38,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def work_out_of_place_(module: nn.Module) -> list[nn.Module]:
+    """Switch off ``inplace`` in the module and its parts; return those that had it on."""
+    in_place: list[Any] = [part for part in module.modules() if getattr(part, "inplace", False)]
+    for part in in_place:
+        part.inplace = False
+    return in_place
+
+
+@contextmanager
+def out_of_place(module: nn.Module) -> Iterator[None]:
+    """Context manager: the module and its parts work out of place."""
+    in_place: list[Any] = work_out_of_place_(module)
+    try:
+        yield
+    finally:
+        for part in in_place:
+            part.inplace = True
 
 
 @contextmanager

@@ -92,8 +92,8 @@ def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
 
 
 def version(tensor: Tensor) -> int:
-    """How often the tensor has been changed in place."""
-    return tensor._version
+    """How often the tensor has been changed in place; 0 for those of inference mode, which do not count it."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def in_backward_pass() -> bool:
@@ -122,6 +122,11 @@ def map_tensors(function: Callable[[Tensor], Any], structure: Any) -> Any:
     def replaced(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
             return function(leaf)
+        if isinstance(leaf, dict | list):  # a class derived from one, which the walk takes for a leaf
+            changed = copy.copy(leaf)
+            for key, value in [*(leaf.items() if isinstance(leaf, dict) else enumerate(leaf))]:
+                changed[key] = map_tensors(function, value)
+            leaf = changed
         attributes = {} if isinstance(leaf, nn.Module) else getattr(leaf, "__dict__", {})
         found = {n: v for n, v in attributes.items() if any(isinstance(part, Tensor) for part in tree_leaves(v))}
         if found:

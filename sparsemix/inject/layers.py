@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from .._utils.modes import evaluating
+from .._utils.modes import evaluating, out_of_place, work_out_of_place_
 from .._utils.tensors import fitting, reference_tensor
 from .._utils.torch_private import forward_pre_hooks, has_forward_hooks, is_compiled, version
 from ..supernet.mixed_op import MixedOp, check_same_shape
@@ -68,9 +67,8 @@ def replace(
             warnings.warn(f"mix_: the hooks of {path!r} stay with the layer, now a candidate", stacklevel=3)
         layer.train(old[path].training)
         _put(model, path, layer)
-        for module in [*layer.modules(), *calls[path].followers]:
-            if getattr(module, "inplace", False):
-                _set_inplace(module, False)
+        for module in [layer, *calls[path].followers]:
+            work_out_of_place_(module)
     try:
         observe(model, [*layers], example)
     except ValueError as error:
@@ -184,7 +182,7 @@ def candidates_of(
             candidate.to(reference.device, reference.dtype)
             candidate.to(memory_format=format)
         try:
-            with evaluating(candidate), _out_of_place(candidate):
+            with evaluating(candidate), out_of_place(candidate):
                 shape = _try(candidate, torch.zeros_like(x), call)
             check_same_shape(own, call.output.shape, name, shape, x.shape)
         except Exception as error:
@@ -231,20 +229,3 @@ def _memory_format(model: nn.Module) -> torch.memory_format:
     kernels = [parameter for parameter in model.parameters() if parameter.dim() == 4]
     last = any(not k.is_contiguous() and k.is_contiguous(memory_format=torch.channels_last) for k in kernels)
     return torch.channels_last if last else torch.preserve_format
-
-
-@contextmanager
-def _out_of_place(module: nn.Module) -> Iterator[None]:
-    """Within the context, the module and its parts work out of place."""
-    in_place = [part for part in module.modules() if getattr(part, "inplace", False)]
-    for part in in_place:
-        _set_inplace(part, False)
-    try:
-        yield
-    finally:
-        for part in in_place:
-            _set_inplace(part, True)
-
-
-def _set_inplace(module: Any, inplace: bool) -> None:
-    module.inplace = inplace

@@ -167,7 +167,7 @@ def measure_costs(arch: Architecture, example: Tensor, unit: Unit = "macs") -> C
 
     Raises:
         ValueError: an unknown unit, or a mixed operation within a candidate of another one, whose cost would depend on
-            both choices.
+            both choices; rows that share parameters, if these are counted.
 
     Example:
         >>> from sparsemix import ArchParameterGroup
@@ -185,6 +185,8 @@ def measure_costs(arch: Architecture, example: Tensor, unit: Unit = "macs") -> C
                     f"measure_costs: candidate {name!r} of row {label!r} holds a mixed operation; a table has no costs "
                     f"of nested choices"
                 )
+    if unit == "parameters":
+        _check_unshared(arch)
     example = fitting(example, arch.model)
     images = 1 if unit == "parameters" else len(example)  # of the model; a candidate may see windows or patches
     calls: dict[MixedOp, list[tuple[Tensor | None, dict[str, Any]]]] = {op: [] for op in arch.operations}
@@ -201,16 +203,31 @@ def measure_costs(arch: Architecture, example: Tensor, unit: Unit = "macs") -> C
         for hook in hooks:
             hook.remove()
     measure: Any = _MEASURES[unit]
-    rows = {label: dict.fromkeys(ops[0].names, 0.0) for label, ops in arch.rows.items()}
+    rows: dict[str, dict[str, float]] = {label: {} for label in arch.rows}
     for label, ops in arch.rows.items():
-        for op in ops:
-            for name, candidate in op.candidates.items():
-                uses = [(None, {})] if unit == "parameters" else calls[op]  # parameters count once, not per call
-                rows[label][name] += sum(measure(candidate, x, **keywords) for x, keywords in uses) / images
+        for name in ops[0].names:
+            if unit == "parameters":  # each counts once, however many operations of the row use it
+                rows[label][name] = parameters(nn.ModuleList(op.candidates[name] for op in ops))
+            else:
+                uses = [(op.candidates[name], x, keywords) for op in ops for x, keywords in calls[op]]
+                rows[label][name] = sum(measure(module, x, **keywords) for module, x, keywords in uses) / images
     measured = CostTable(unit, 0.0, rows)
     firsts = {label: ops[0].names[0] for label, ops in arch.rows.items()}  # the group's own choice may be empty
     fixed = measure(arch.discretize(firsts), example) / images - measured.of(firsts)
     return CostTable(unit, max(float(fixed), 0.0), rows)
+
+
+def _check_unshared(arch: Architecture) -> None:
+    """Check that no two rows share parameters, which are there if either of two choices is made."""
+    users: dict[nn.Parameter, str] = {}
+    for label, ops in arch.rows.items():
+        for name in ops[0].names:
+            for parameter in nn.ModuleList(op.candidates[name] for op in ops).parameters():
+                if users.setdefault(parameter, label) != label:
+                    raise ValueError(
+                        f"measure_costs: candidate {name!r} of row {label!r} shares parameters with one of row "
+                        f"{users[parameter]!r}; a table cannot count them once. Measure macs or seconds"
+                    )
 
 
 class CostTerm:

@@ -7,14 +7,14 @@ import math
 from torch import Tensor
 
 from ..relaxations import SparseSmoothSoftmax, entropy, softmax
-from ..supernet.group import ArchParameterGroup
+from ..supernet.alphas import Alphas
 from ..supernet.rows import padded
 
 __all__ = ["EntropySchedule", "suggest", "temperature_of_entropy"]
 
 
 def suggest(
-    arch: ArchParameterGroup, *, steps: int, lr: float = 3e-4, leftover: float = 0.01, ratio: float = 10.0
+    arch: Alphas, *, steps: int, lr: float = 3e-4, leftover: float = 0.01, ratio: float = 10.0
 ) -> SparseSmoothSoftmax:
     """Suggest temperatures from how far Adam moves an alpha in a search with this number of steps.
 
@@ -29,7 +29,7 @@ def suggest(
     space (50 epochs of 313 steps, M = 7) gives 2.0e-3, where the paper uses 1e-3. The result is a starting point.
 
     Args:
-        arch: its widest row gives M.
+        arch: a group, or tables; its widest row gives M.
         steps: updates of the alphas in the whole search.
         lr: learning rate of alpha's Adam.
         leftover: weight, in (0, 0.5), that all losers of a decided row share.
@@ -37,7 +37,7 @@ def suggest(
 
     Example:
         >>> from torch import nn
-        >>> from sparsemix import MixedOp
+        >>> from sparsemix import ArchParameterGroup, MixedOp
         >>> arch = ArchParameterGroup(MixedOp({name: nn.Identity() for name in "abcde"}))
         >>> f"{suggest(arch, steps=50 * 98).sparse:.1e}"
         '1.2e-03'
@@ -46,7 +46,7 @@ def suggest(
         raise ValueError(
             f"suggest: need steps >= 1, lr > 0 and 0 < leftover < 0.5; got steps={steps}, lr={lr}, leftover={leftover}"
         )
-    rivals = max(len(alpha) for _, alpha in arch.named_parameters()) - 1
+    rivals = max(len(alpha) for alpha in arch.row_alphas().values()) - 1
     lead = math.log(max(rivals, 1) * (1 - leftover) / leftover)
     sparse = lr * math.sqrt(steps) / (3 * lead)
     return SparseSmoothSoftmax(sparse, ratio * sparse)
@@ -92,7 +92,8 @@ class EntropySchedule:
     ``step(epoch)`` at the start of each epoch, beside :class:`~sparsemix.BatchMixedScheduler`.
 
     Args:
-        arch: its relaxation is replaced by a :class:`~sparsemix.SparseSmoothSoftmax` of the temperature found.
+        arch: a group, or tables; its relaxation is replaced by a :class:`~sparsemix.SparseSmoothSoftmax` of the
+            temperature found.
         epochs: length of the search.
         start, end: share of the greatest possible entropy in the first epoch and in the last, linear in between.
         ratio: t_sm / t_sp.
@@ -102,7 +103,7 @@ class EntropySchedule:
 
     Example:
         >>> from torch import nn
-        >>> from sparsemix import MixedOp
+        >>> from sparsemix import ArchParameterGroup, MixedOp
         >>> arch = ArchParameterGroup(MixedOp({"skip": nn.Identity(), "pool": nn.AvgPool2d(3, 1, 1)}))
         >>> schedule = EntropySchedule(arch, epochs=10)
         >>> schedule.step(9)
@@ -110,9 +111,7 @@ class EntropySchedule:
         0.05
     """
 
-    def __init__(
-        self, arch: ArchParameterGroup, epochs: int, start: float = 0.5, end: float = 0.05, ratio: float = 10.0
-    ) -> None:
+    def __init__(self, arch: Alphas, epochs: int, start: float = 0.5, end: float = 0.05, ratio: float = 10.0) -> None:
         if not (0 < end <= start < 1 and epochs >= 1 and ratio > 1):
             raise ValueError(
                 f"EntropySchedule: need 0 < end <= start < 1, epochs >= 1 and ratio > 1; "
@@ -130,9 +129,8 @@ class EntropySchedule:
 
     def temperature(self, epoch: int) -> float | None:
         """The t_sp at which the present alphas have the epoch's planned entropy; None while no row has a leader."""
-        rows = [ops[0] for ops in self.arch.rows.values()]
-        allowed = padded([op.alpha[op.allowed] for op in rows if op.allowed_names])
-        return temperature_of_entropy(allowed, self.share(epoch))
+        rows = [alphas for alphas in self.arch.row_alphas().values() if alphas.isfinite().any()]
+        return temperature_of_entropy(padded(rows), self.share(epoch)) if rows else None
 
     def step(self, epoch: int, metric: float | None = None) -> None:
         """Begin an epoch; while no row has a leader, the relaxation does not change."""

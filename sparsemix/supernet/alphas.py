@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._utils.modes import evaluating, having, restoring
+from .._utils.modes import evaluating, having, restoring, work_out_of_place_
 from .._utils.torch_private import version
 from ..relaxations import NEVER, Argmax, Moment, Relaxation, Softmax, SparseSmoothSoftmax, entropy
 from .architecture import Architecture, Genotype
 from .chosen import Chosen
-from .execution import Execution, Weights, check_same_shape
+from .execution import Execution, Weights, changed_in_place, check_same_shape
 from .mixed_op import MixedOp, call_arguments
 
 __all__ = ["Alphas", "decided"]
@@ -109,6 +109,10 @@ class Alphas(Architecture, ABC):
     def rows(self) -> Mapping[str, Sequence[MixedOp]]:
         """Label -> the mixed operations that share that row of alphas."""
 
+    @abstractmethod
+    def row_alphas(self) -> dict[str, Tensor]:
+        """The present alphas of every row, detached; ``-inf`` where a candidate is not allowed: label -> ``(M,)``."""
+
     @property
     def operations(self) -> list[MixedOp]:
         """The mixed operations, row by row."""
@@ -193,10 +197,7 @@ class Alphas(Architecture, ABC):
             for name, candidate in op.candidates.items():  # even none, which mix() does not run
                 shapes.append(candidate(x, **keywords).shape)
                 if len(op) > 1 and version(x) != before:
-                    raise ValueError(
-                        f"MixedOp: candidate {name!r} of {', '.join(op.names)} changes its input in place, which the "
-                        f"other candidates read as well; use inplace=False"
-                    )
+                    raise changed_in_place([name])
             for name, shape in zip(op.names, shapes, strict=True):
                 check_same_shape(op.names[0], shapes[0], name, shape, x.shape)
 
@@ -240,7 +241,9 @@ class Alphas(Architecture, ABC):
 
         The copy is an ordinary module without alphas, hooks or discarded candidates; the model itself is unchanged. To
         restore the network that a search found, pass the saved genotype to a newly built supernet, then load the
-        network's weights.
+        network's weights. A mixed operation returns a new tensor, but a chosen skip connection returns its input.
+        So that nothing overwrites it, modules of the copy then work out of place (``inplace=False``); functions such as
+        ``out += x`` must be written out of place in the model itself.
 
         Args:
             genotype: label -> name, as returned by :meth:`genotype`, or label -> names, as returned by :meth:`choices`.
@@ -270,7 +273,10 @@ class Alphas(Architecture, ABC):
         # modules() lists outer ones first, so that in reverse the inner ones are chosen before they are copied.
         for op in reversed([op for op in operations if op in labels]):
             memo[id(op)] = self._plain(op, chosen[labels[op]], memo)
-        return copy.deepcopy(self.model, memo)
+        found = copy.deepcopy(self.model, memo)
+        if any(_may_return_input(op, chosen[label]) for op, label in labels.items()):
+            work_out_of_place_(found)
+        return found
 
     def _plain(self, op: MixedOp, names: tuple[str, ...], memo: dict[int, Any]) -> nn.Module:
         """A copy of a mixed operation's chosen candidates, as the module that replaces it."""
@@ -305,6 +311,11 @@ class Alphas(Architecture, ABC):
         except FloatingPointError:
             self.check_finite()  # whose message says more
             raise
+
+
+def _may_return_input(op: MixedOp, names: tuple[str, ...]) -> bool:
+    """Whether the chosen candidate, having no parameters, may return its input itself, as ``nn.Identity`` does."""
+    return len(names) == 1 and next(op.candidates[names[0]].parameters(), None) is None
 
 
 def decided(weights: Tensor, threshold: float = 0.0) -> list[Weights]:

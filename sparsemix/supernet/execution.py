@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._utils.modes import evaluating
-from .._utils.torch_private import own_parameters, tensors_in
+from .._utils.torch_private import own_parameters, tensors_in, version
 from .forward import in_forward, with_zero_gradients
 from .sharing import Contribution, Source, adds_nothing, sharing_key
 from .sums import Sums, Total
@@ -20,6 +20,7 @@ __all__ = [
     "Edge",
     "Execution",
     "Weights",
+    "changed_in_place",
     "check_same_shape",
     "mix",
     "nothing_of",
@@ -85,12 +86,12 @@ def mix(source: Source, edges: Sequence[Edge]) -> list[Tensor]:
     If no candidate of an edge runs, its output is zeros (:func:`nothing_of`). Outputs of several edges may be views of
     one tensor.
     """
-    shapes = _Shapes(source)
+    checks = _Checks(source, sum(len(edge.candidates) for edge in edges))
     with in_forward() as forward:
         sums = Sums(forward)
         for parts in _groups(source, edges, Execution.FULL):
             run = _run(parts, source, [part.weight for part in parts])
-            shapes.check(parts, run)
+            checks.after(parts, run)
             if isinstance(run, Tensor):
                 sums.add([part.edge for part in parts], run)
             else:
@@ -102,7 +103,7 @@ def mix(source: Source, edges: Sequence[Edge]) -> list[Tensor]:
                 weight = parts[0].weight
                 unit = forward.once("unit", (), partial(torch.ones_like, weight), weight.dtype, weight.device)
                 run = _run(parts, source, [unit] * len(parts))
-                shapes.check(parts, run)
+                checks.after(parts, run)
                 values = run.chunk(len(parts), dim=1) if isinstance(run, Tensor) else [value for value, _ in run]
                 for part, value in zip(parts, values, strict=True):
                     sums.score(part.edge, value, part.weight)
@@ -160,23 +161,37 @@ def _result(source: Source, edge: Edge, total: Total | None, is_alone: bool) -> 
     return with_zero_gradients(total.value, without_part, total.is_own)
 
 
-class _Shapes:
-    """Checks that all candidates of an edge return the same shape."""
+class _Checks:
+    """Checks that the candidates of an edge return the same shape, and leave their common input as it is."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, readers: int) -> None:
+        if not isinstance(source.x, Tensor):
+            raise TypeError(
+                f"MixedOp: the input must be a tensor, got a {type(source.x).__name__}; pass further inputs of the "
+                f"candidates as keyword arguments"
+            )
         self.source = source
+        self.version = version(source.x) if readers > 1 else None
         self.first: dict[int, tuple[str, torch.Size]] = {}
 
-    def check(self, parts: Sequence[_Part], run: Tensor | list[Contribution]) -> None:
+    def after(self, parts: Sequence[_Part], run: Tensor | list[Contribution]) -> None:
+        if self.version is not None and version(self.source.x) != self.version:
+            raise changed_in_place([part.name for part in parts])
         if isinstance(run, Tensor):
             batch, channels, *sides = run.shape
             shapes: list[torch.Size | None] = [torch.Size((batch, channels // len(parts), *sides))] * len(parts)
         else:
-            shapes = [None if value is None else value.shape for value, _ in run]
+            shapes = [_shape(part, value) for part, (value, _) in zip(parts, run, strict=True)]
         for part, shape in zip(parts, shapes, strict=True):
             if shape is not None:
                 first, expected = self.first.setdefault(part.edge, (part.name, shape))
                 check_same_shape(first, expected, part.name, shape, self.source.x.shape)
+
+
+def _shape(part: _Part, value: Any) -> torch.Size | None:
+    if not (value is None or isinstance(value, Tensor)):
+        raise TypeError(f"MixedOp: candidate {part.name!r} must return a tensor, got a {type(value).__name__}")
+    return None if value is None else value.shape
 
 
 # Nothing
@@ -195,6 +210,14 @@ def nothing_of(donor: nn.Module, x: Tensor, keywords: Mapping[str, Any]) -> Tens
         return donor(x, **keywords)
     with evaluating(donor), torch.no_grad():
         return torch.zeros_like(donor(x, **keywords))
+
+
+def changed_in_place(names: Sequence[str]) -> ValueError:
+    """The error of candidates that change an input that others read as well."""
+    return ValueError(
+        f"MixedOp: candidate {' or '.join(map(repr, names))} changes its input in place, which the other candidates "
+        f"read as well; use inplace=False"
+    )
 
 
 def check_same_shape(first: str, first_shape: torch.Size, second: str, second_shape: torch.Size, x: torch.Size) -> None:

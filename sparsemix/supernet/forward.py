@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .._utils.torch_private import add_, calls_running, lerp_, map_tensors, tensors_in
 
@@ -86,7 +87,8 @@ class Forward:
     def owe(self, tensors: Iterable[Tensor]) -> None:
         """Note tensors that were not used in the forward, and must get zero gradients instead of None."""
         if torch.is_grad_enabled():
-            self._without_part.update(dict.fromkeys(tensor for tensor in tensors if tensor.requires_grad))
+            owed = (tensor for tensor in tensors if tensor.requires_grad and not is_lazy(tensor))
+            self._without_part.update(dict.fromkeys(owed))
 
     def _with_gradients_owed(self, output: Any) -> Any:
         owed, self._without_part = [*self._without_part], {}
@@ -222,6 +224,6 @@ def with_zero_gradients(value: Tensor, others: Sequence[Tensor], is_own: bool = 
     """
     if (forward := _running.get()) is not None:
         forward.owe(others)
-    elif torch.is_grad_enabled() and any(tensor.requires_grad for tensor in others):
-        [value] = _behind([value], others, is_own)
+    elif torch.is_grad_enabled() and (owed := [t for t in others if t.requires_grad and not is_lazy(t)]):
+        [value] = _behind([value], owed, is_own)
     return value

@@ -175,6 +175,10 @@ class ArchParameterGroup(Alphas):
     def rows(self) -> dict[str, list[MixedOp]]:
         return self._rows
 
+    def row_alphas(self) -> dict[str, Tensor]:
+        rows = {label: ops[0] for label, ops in self.rows.items()}
+        return {label: op.alpha.detach().masked_fill(~op.allowed, -torch.inf) for label, op in rows.items()}
+
     # The two sets of parameters
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:

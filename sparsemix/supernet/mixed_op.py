@@ -86,8 +86,10 @@ class MixedOp(nn.Module):
 
     Raises:
         ValueError: there are no candidates; a name cannot be a module name; weights have the wrong length, or are
-            missing where there is no alpha; candidate outputs differ in shape.
-        TypeError: the candidates are not a mapping, one of them is not a module, or the label is not a non-empty str.
+            missing where there is no alpha; candidate outputs differ in shape; one of several candidates changes its
+            input in place.
+        TypeError: the candidates are not a mapping, one of them is not a module, or the label is not a non-empty str;
+            later, an input or a candidate's output is not a tensor.
 
     Example:
         >>> op = MixedOp({"skip": nn.Identity(), "pool": nn.AvgPool2d(3, 1, 1)})

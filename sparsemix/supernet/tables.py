@@ -118,6 +118,13 @@ class AlphaTables(Alphas):
                     )
         return rows
 
+    def row_alphas(self) -> dict[str, Tensor]:
+        return {
+            label: alpha
+            for name, table in self.tables.items()
+            for label, alpha in zip(self._labels[name], table.detach().reshape(-1, table.shape[-1]), strict=True)
+        }
+
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """The tables with their names, as they were given."""
         return [*self.tables.items()]  # type: ignore[list-item]  # leaves, if not always of that class
@@ -181,11 +188,7 @@ class AlphaTables(Alphas):
 
     def choices(self) -> dict[str, tuple[str, ...]]:
         """What is chosen of every row that a mixed operation was called with, as :class:`Alphas` says."""
-        alphas = {
-            label: alpha
-            for name, table in self.tables.items()
-            for label, alpha in zip(self._labels[name], table.reshape(-1, table.shape[-1]), strict=True)
-        }
+        alphas = self.row_alphas()
         return {label: kept(ops[0].names, alphas[label], self.discretization) for label, ops in self.rows.items()}
 
     def _copied(self, memo: dict[int, Any], chosen: Mapping[str, tuple[str, ...]]) -> nn.Module:
