@@ -735,3 +735,24 @@ def test_convolutions_padded_by_name():
     assert [*layers] == ["0"]
     choose = ArchParameterGroup(model).discretize({"0": "conv3"})
     torch.testing.assert_close(choose(x), expected)
+
+
+@pytest.mark.parametrize("family", ["activation", "norm"])
+def test_layers_that_a_fused_kernel_would_not_call(family):
+    model = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32, activation=nn.ReLU(), batch_first=True))
+    tokens = torch.randn(2, 5, 16)
+    with pytest.raises(ValueError, match=r"'0.* is part of a TransformerEncoderLayer.*set_fastpath_enabled\(False\)"):
+        mix_(model, family, example=tokens)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        found = mix_(model, family, example=tokens)
+        with torch.no_grad():
+            for op in found.values():
+                op.alpha.zero_()[1] = 100
+            expected = model.train(False)(tokens)
+            assert torch.equal(ArchParameterGroup(model).discretize()(tokens), expected)
+            for op in found.values():
+                op.alpha[1] = -100
+            assert not torch.equal(model(tokens), expected)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)

@@ -35,6 +35,10 @@ STATES: dict[str, Callable[[nn.Module], bool]] = {
 """States of a module in which it cannot be mixed."""
 
 
+_FUSED = (nn.TransformerEncoderLayer, nn.MultiheadAttention)
+"""Modules with a fused kernel, which takes their layers' weights instead of calling the layers."""
+
+
 @dataclass
 class Call:
     """A layer's inputs and output in the model's forward, and how later modules changed the output."""
@@ -92,7 +96,7 @@ def check_replaceable(model: nn.Module, paths: Sequence[str]) -> None:
     chosen = set(paths)
     for path in paths:
         layer = model.get_submodule(path)
-        above = [path[:i] for i, letter in enumerate(path) if letter == "."]
+        above = ["", *(path[:i] for i, letter in enumerate(path) if letter == ".")]
         inside = [outer for outer in above if outer in chosen]
         if inside:
             raise ValueError(f"mix_: {path!r} lies inside {inside[0]!r}, which is chosen too; narrow where=")
@@ -102,6 +106,13 @@ def check_replaceable(model: nn.Module, paths: Sequence[str]) -> None:
             raise ValueError(
                 f"mix_: {path!r} lies inside the mixed operation {within[0]!r}; build the model anew, or choose other "
                 f"layers by where="
+            )
+        fused = [outer for outer in map(model.get_submodule, above) if isinstance(outer, _FUSED)]
+        if fused and torch.backends.mha.get_fastpath_enabled():
+            raise ValueError(
+                f"mix_: {path!r} is part of a {type(fused[0]).__name__}, whose fused kernel for evaluation does not "
+                f"call it; call torch.backends.mha.set_fastpath_enabled(False) first, and wherever the result runs, or "
+                f"leave it out by where="
             )
         if len(parents[layer]) > 1:
             raise ValueError(f"mix_: one layer has several parents: {', '.join(parents[layer])}; copy it, or leave it")
