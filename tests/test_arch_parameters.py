@@ -417,3 +417,35 @@ def test_a_dry_run_finds_a_candidate_that_changes_its_input():
         ArchParameterGroup(model).dry_run(torch.randn(2, 3))
     alone = nn.Sequential(MixedOp({"relu": nn.ReLU(inplace=True)}))
     ArchParameterGroup(alone).dry_run(torch.randn(2, 3))
+
+
+def test_a_dry_run_passes_all_inputs_on():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.op = MixedOp({"skip": nn.Identity(), "wrong": nn.AvgPool1d(2)})
+
+        def forward(self, x, y, *, scale):
+            return scale * self.op(x + y)
+
+    with pytest.raises(ValueError, match="candidates 'skip' and 'wrong' disagree"):
+        ArchParameterGroup(Sum()).dry_run(torch.zeros(1, 4), torch.zeros(1, 4), scale=2)
+
+
+def test_a_compiled_model_is_given_by_itself():
+    model = nn.Sequential(MixedOp({"skip": nn.Identity(), "tanh": nn.Tanh()}))
+    with pytest.raises(ValueError, match="make the group of the model itself, and compile it afterwards"):
+        ArchParameterGroup(torch.compile(model, backend="eager"))
+
+
+def test_a_model_that_holds_its_group():
+    model = nn.Sequential(MixedOp({"skip": nn.Identity(), "tanh": nn.Tanh()}))
+    model.arch = ArchParameterGroup(model)
+    assert model.arch.discretize().arch is None
+    assert model.arch.model is model
+
+
+@pytest.mark.parametrize("tables", [[torch.zeros(2, 3)], torch.zeros(2, 3)], ids=["list", "tensor"])
+def test_tables_without_names(tables):
+    with pytest.raises(TypeError, match=r"needs a mapping such as \{'normal': alphas_normal\}, got a "):
+        ArchParameterGroup.from_parameters(tables)

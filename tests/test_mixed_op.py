@@ -253,6 +253,12 @@ def test_weights_of_the_wrong_shape(weights):
         op(torch.ones(2), weights)
 
 
+def test_a_row_of_a_wider_table():
+    [weights] = decided(torch.full((1, 3), 1 / 3))
+    with pytest.raises(ValueError, match=r"weights of shape \(2,\), one for each of skip, twice; got shape \(3,\)"):
+        MixedOp({"skip": nn.Identity(), "twice": Counting()})(torch.ones(2), weights)
+
+
 def test_no_candidates():
     with pytest.raises(ValueError, match="no candidates"):
         MixedOp({})

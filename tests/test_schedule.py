@@ -125,6 +125,12 @@ def test_bad_settings(changes, message):
         schedule(**changes)
 
 
+@pytest.mark.parametrize("changes", [{"epochs": 2.5}, {"steps_per_epoch": 2.0}])
+def test_counts_that_are_not_whole(changes):
+    with pytest.raises(TypeError, match="epochs and steps_per_epoch must be whole numbers, got"):
+        schedule(**changes)
+
+
 def test_negative_updates():
     with pytest.raises(ValueError, match="count from 0, got -1"):
         schedule().step_update(-1)

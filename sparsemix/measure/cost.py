@@ -42,7 +42,10 @@ def parameters(module: nn.Module, x: Tensor | None = None, **keywords: Any) -> i
 
 
 def macs(module: nn.Module, x: Tensor, **keywords: Any) -> float:
-    """Multiply-accumulates of a forward on ``x``, counted while the module runs."""
+    """Multiply-accumulates of a forward on ``x``, counted while the module runs.
+
+    Convolutions and matrix products count, whatever layer computes them, except fused recurrent ones (``nn.LSTM``).
+    """
     counter = FlopCounterMode(display=False)
     # Compute attention as matrix products, since the counter supports only some of the fused kernels.
     with evaluating(module), _frozen(module), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _unfused(), counter:

@@ -83,7 +83,8 @@ class BatchMixedScheduler:
 
     Raises:
         ValueError: an argument outside the ranges above, a negative epoch or update, or a state of another schedule.
-        TypeError: ``arch`` has no ``moment``, for instance because it is a model and not its group.
+        TypeError: ``arch`` has no ``moment``, for instance because it is a model and not its group; a number of epochs
+            or steps that is not whole.
         RuntimeError: the group has been released, for instance by a second group on the same model.
 
     Example:
@@ -115,6 +116,11 @@ class BatchMixedScheduler:
             raise TypeError(
                 f"BatchMixedScheduler: {type(arch).__name__} has no moment to set; give the model's ArchParameterGroup"
             )
+        if not (hasattr(epochs, "__index__") and hasattr(steps_per_epoch, "__index__")):
+            raise TypeError(
+                f"BatchMixedScheduler: epochs and steps_per_epoch must be whole numbers, got {epochs!r} and "
+                f"{steps_per_epoch!r}"
+            )
         if epochs < 1 or steps_per_epoch < 1:
             raise ValueError(
                 f"BatchMixedScheduler: epochs and steps_per_epoch must be at least 1, "
@@ -127,7 +133,7 @@ class BatchMixedScheduler:
         if not 0 <= warmup_epochs < epochs:
             raise ValueError(
                 f"BatchMixedScheduler: the warm-up must be shorter than the search, got warmup_epochs={warmup_epochs} "
-                f"of epochs={epochs}"
+                f"of epochs={epochs}; warmup_epochs=0 switches it off"
             )
         if hold_epoch is not None and hold_epoch < 1:
             raise ValueError(f"BatchMixedScheduler: hold_epoch needs an epoch before it, got {hold_epoch}")

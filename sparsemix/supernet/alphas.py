@@ -183,8 +183,11 @@ class Alphas(Architecture, ABC):
                         f"from the last checkpoint"
                     )
 
-    def dry_run(self, x: Tensor) -> None:
-        """Run the model once on ``x`` without gradients and without changing any state, to find errors before training.
+    def dry_run(self, *inputs: Any, **keywords: Any) -> None:
+        """Run the model once without gradients and without changing any state, to find errors before training.
+
+        Args:
+            inputs, keywords: of the model's forward; usually one small batch.
 
         Raises:
             ValueError: candidates of some mixed operation disagree in shape; both are named. Or one of several
@@ -205,7 +208,7 @@ class Alphas(Architecture, ABC):
         hooks = [op.register_forward_pre_hook(check, with_kwargs=True) for op in operations]
         try:
             with restoring(self.model), evaluating(self.model), torch.no_grad(), self.using(Softmax()):
-                self.model(x)
+                self.model(*inputs, **keywords)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -273,6 +276,7 @@ class Alphas(Architecture, ABC):
         # modules() lists outer ones first, so that in reverse the inner ones are chosen before they are copied.
         for op in reversed([op for op in operations if op in labels]):
             memo[id(op)] = self._plain(op, chosen[labels[op]], memo)
+        memo[id(self)] = None  # a model that holds its group as an attribute: the copy has none
         found = copy.deepcopy(self.model, memo)
         if any(_may_return_input(op, chosen[label]) for op, label in labels.items()):
             work_out_of_place_(found)

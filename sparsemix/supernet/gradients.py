@@ -47,7 +47,7 @@ def checked(loss: Any) -> Tensor:
     got = (
         f"a tensor {tuple(loss.shape)}, requires_grad={loss.requires_grad}" if isinstance(loss, Tensor) else repr(loss)
     )
-    raise TypeError(f"the loss must return a scalar tensor with a graph; got {got}")
+    raise TypeError(f"the loss must return a scalar tensor with a graph, from weights that are not frozen; got {got}")
 
 
 def whole(batch: Any) -> Iterable[Any]:

@@ -112,7 +112,7 @@ class ArchParameterGroup(Alphas):
 
     Raises:
         ValueError: the model holds no mixed operation, a label is shared by different candidates, or some of the mixed
-            operations are held by the group of another model; a threshold outside [0, 1).
+            operations are held by the group of another model; the model is compiled; a threshold outside [0, 1).
 
     Example:
         >>> model = nn.Sequential(MixedOp({"skip": nn.Identity(), "pool": nn.AvgPool2d(3, 1, 1)}), nn.Flatten())
@@ -132,6 +132,11 @@ class ArchParameterGroup(Alphas):
             raise TypeError(
                 f"ArchParameterGroup: needs the model, a torch.nn.Module; got a {type(model).__name__} (mix_ changes "
                 f"the model in place: give the model itself)"
+            )
+        if "_orig_mod" in dict(model.named_children()):
+            raise ValueError(
+                "ArchParameterGroup: the model is the result of torch.compile; make the group of the model itself, and "
+                "compile it afterwards"
             )
         self._model = model
         self._rows = tie_alphas_(model)

@@ -241,15 +241,14 @@ class MixedOp(nn.Module):
 
     def operation_weights(self, weights: Tensor | Weights | None = None) -> Weights:
         """This forward's weights: those given, the group's, or softmax(alpha)."""
-        if isinstance(weights, Weights):
-            return weights
         if weights is not None:
-            if weights.shape != (len(self.candidates),):
+            shape = (len(weights.scalars),) if isinstance(weights, Weights) else tuple(weights.shape)
+            if shape != (len(self.candidates),):
                 raise ValueError(
                     f"MixedOp: expected weights of shape ({len(self.candidates)},), one for each of "
-                    f"{', '.join(self.names)}; got shape {tuple(weights.shape)}"
+                    f"{', '.join(self.names)}; got shape {shape} (further inputs are passed by keyword)"
                 )
-            return Weights(weights.unbind())
+            return weights if isinstance(weights, Weights) else Weights(weights.unbind())
         if self.group is not None:
             return self.group.operation_weights(self)
         self._check_alpha()

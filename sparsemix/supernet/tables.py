@@ -36,6 +36,7 @@ class AlphaTables(Alphas):
     Raises:
         ValueError: there are no tables, or one is not a leaf tensor of one or two dimensions that requires gradients;
             later, a table was replaced by one of another shape, or a method needs the model and none was given.
+        TypeError: ``tables`` is not a mapping.
 
     Example:
         >>> normal = (1e-3 * torch.randn(14, 8)).requires_grad_()
@@ -53,6 +54,10 @@ class AlphaTables(Alphas):
         model: nn.Module | None = None,
     ) -> None:
         super().__init__(relaxation, threshold)
+        if not isinstance(tables, Mapping):
+            raise TypeError(
+                f"AlphaTables: needs a mapping such as {{'normal': alphas_normal}}, got a {type(tables).__name__}"
+            )
         if not tables:
             raise ValueError("AlphaTables: no tables; give a mapping such as {'normal': alphas_normal}")
         for name, table in tables.items():
