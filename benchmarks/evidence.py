@@ -139,7 +139,7 @@ _ENDINGS = [
     "discretised accuracy, %",
     "gap, points",
     "output leakage, %",
-    "without none edges, %",
+    "output leakage without none edges, %",
     "entropy, nats",
     "true accuracy, %",
     *_FALLEN,

@@ -71,7 +71,7 @@ def main(options: Options) -> dict[str, Any]:
                 for fault in faults(draw, min(options.kills_a_run, total - kills), processes):
                     if not run(output, processes, fault):
                         break  # it ended before the fault
-                    outcomes[f"SIGKILL{of} {KINDS[fault.split()[0]]}", "struck"] += 1
+                    outcomes[f"SIGKILL{of} {KINDS[fault.split()[0]]}", "killed"] += 1
                     kills += 1
                     bar.update()
                 run(output, processes)

@@ -159,7 +159,7 @@ def compared(rows: Sequence[Mapping[str, Any]]) -> Table:
             counts = [sum(gain > 0 for gain in gains), gains.count(0), sum(gain < 0 for gain in gains)]
             shown = [_mean(accuracies), f"{min(accuracies):.2f}", _mean(gains, "+.2f"), " / ".join(map(str, counts))]
             lines.append([method, rule, str(len(found)), *shown])
-    headings = ["method", "cell taken by", "n", "true accuracy, %", "worst, %", "against the last epoch"]
+    headings = ["method", "read-out", "n", "true accuracy, %", "worst, %", "difference from the last epoch, points"]
     return Table([*headings, "better / same / worse"], lines)
 
 

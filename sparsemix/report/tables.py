@@ -38,8 +38,8 @@ _TRAINING: Columns = {
 _STEADINESS: Columns = {
     "late_changes": ("changes in the last 5 epochs", "{:.2g}"),
     "lead": ("smallest lead / t", "{:.1f}"),
-    "early_drift": ("drift an epoch / t, first half", "{:.2f}"),
-    "drift": ("drift an epoch / t, last 5 epochs", "{:.2f}"),
+    "early_drift": ("drift per epoch / t, first half", "{:.2f}"),
+    "drift": ("drift per epoch / t, last 5 epochs", "{:.2f}"),
     "true_accuracy": ("true accuracy, last epoch", "{:.2f} %"),
     "averaged_true_accuracy": ("true accuracy, mean alphas", "{:.2f} %"),
 }

@@ -112,8 +112,8 @@ def measure_speed(options: Options) -> list[dict[str, Any]]:
     print(f"{torch.get_num_threads()} threads, {options.device}, torch {torch.__version__}")
     if chosen:
         print(
-            "| comparison | variant | operations | ms | ratio | MiB | ratio | dispatched | ratio | syncs |"
-            "\n|---|---|---|---|---|---|---|---|---|---|"
+            "| comparison | variant | operations | ms | ms ratio | MiB | MiB ratio | dispatched | dispatched ratio "
+            "| syncs |\n|---|---|---|---|---|---|---|---|---|---|"
         )
     rows: list[Any] = []
     for comparison in chosen:

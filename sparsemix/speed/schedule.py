@@ -99,7 +99,7 @@ def whole_schedule(
         row(comparison, name, contender, contender.seconds / first.seconds, pairs)
         for name, contender in contenders.items()
     ]
-    print("\n| comparison | variant | seconds | ratio | accuracy | cell |\n|---|---|---|---|---|---|")
+    print("\n| comparison | variant | seconds | seconds ratio | accuracy | cell |\n|---|---|---|---|---|---|")
     for r in rows:
         cell = r.genotype.replace("|", "\\|")
         print(f"| {r.comparison} | {r.variant} | {r.seconds:.1f} | {r.ratio:.3f} | {r.accuracy:.1%} | {cell} |")
