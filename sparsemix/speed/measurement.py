@@ -56,6 +56,8 @@ class Options(Size):
     """Number of embedded digits in the search from beginning to end, half for the weights and half for the alphas."""
     autodl: Path | None = None
     """Checkout of AutoDL-Projects, whose supernets are then measured as well."""
+    compile_cells: bool = False
+    """Also measure the steps of the NAS-Bench-201 supernets with compiled cells; compiling takes minutes."""
     threads: int | None = None
     """CPU threads; by default all cores."""
     json: Path | None = None
@@ -140,7 +142,7 @@ def comparisons(options: Options) -> list[Comparison]:
     found = []
     for n in options.cells:
         found += [
-            Comparison(f"NAS-Bench-201, N {n}: step", partial(variants.nb201_steps, options, n)),
+            Comparison(f"NAS-Bench-201, N {n}: step", partial(variants.nb201_steps, options, n, options.compile_cells)),
             Comparison(f"N {n}: weights update", partial(variants.nb201_weights_updates, options, n)),
             Comparison(f"N {n}: one operation", partial(variants.nb201_single_operations, options, n)),
         ]

@@ -21,6 +21,7 @@ from ..methods import SearchStep
 from ..models import RESNET_LIKE
 from ..relaxations import Softmax
 from ..spaces import darts
+from ..spaces.compiled_cells import compile_cells
 from ..spaces.darts import DartsGenotype
 from ..spaces.nb201 import NB201Genotype
 from ..supernet.group import ArchParameterGroup
@@ -80,21 +81,28 @@ Variants = dict[str, Variant]
 # NAS-Bench-201
 
 
-def nb201_steps(size: Size, cells: int) -> Variants:
-    """A search step: an update of the weights and one of the alphas."""
+def nb201_steps(size: Size, cells: int, compiled: bool = False) -> Variants:
+    """A search step: an update of the weights and one of the alphas; with ``compiled`` also of compiled cells."""
     train, val = size.batch(), size.batch()
     supernet = nb201_supernet(size, cells)
     published = PublishedSupernet(supernet, SMOOTH)
     dense = dense_step(published, [published.alphas], train, val)
-    return {"published dense": Variant(dense, "30, 30"), **nb201_our_steps(supernet, train, val)}
-
-
-def nb201_our_steps(supernet: nn.Module, train: Batch, val: Batch) -> Variants:
-    """Smooth and sparse steps on copies of a supernet."""
-    variants = {"smooth": search_step(our_step(supernet, phi=False), train, val)}
-    for name, cell in CELLS.items():
-        variants[f"sparse, 8 of 30 active, {name}"] = search_step(our_step(supernet, True, active(cell)), train, val)
+    variants = {"published dense": Variant(dense, "30, 30"), **nb201_our_steps(supernet, train, val)}
+    if compiled:
+        ours = nb201_our_steps(supernet, train, val, compiled)
+        variants |= {f"{name}, compiled cells": variant for name, variant in ours.items()}
     return variants
+
+
+def nb201_our_steps(supernet: nn.Module, train: Batch, val: Batch, compiled: bool = False) -> Variants:
+    """Smooth and sparse steps on copies of a supernet."""
+    steps = {"smooth": our_step(supernet, phi=False)}
+    for name, cell in CELLS.items():
+        steps[f"sparse, 8 of 30 active, {name}"] = our_step(supernet, True, active(cell))
+    if compiled:
+        for step in steps.values():
+            compile_cells(step.arch.model, after=0)
+    return {name: search_step(step, train, val) for name, step in steps.items()}
 
 
 def autodl_steps(size: Size, cells: int, checkout: Path) -> Variants:

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from .._utils.torch_private import add_, calls_running, lerp_, map_tensors, tensors_in
 
-__all__ = ["Forward", "in_forward", "with_zero_gradients"]
+__all__ = ["Forward", "apart", "in_forward", "with_zero_gradients"]
 
 _running: ContextVar[Forward | None] = ContextVar("running", default=None)
 
@@ -84,6 +84,11 @@ class Forward:
 
     # Gradients of zero
 
+    @property
+    def owed(self) -> list[Tensor]:
+        """Tensors that were not used in the forward so far."""
+        return [*self._without_part]
+
     def owe(self, tensors: Iterable[Tensor]) -> None:
         """Note tensors that were not used in the forward, and must get zero gradients instead of None."""
         if torch.is_grad_enabled():
@@ -107,9 +112,14 @@ class Forward:
         key = like.dtype, like.device
         room = self._zeros.get(key)
         if room is None or len(room) < 2 * channels:
-            room = like.new_zeros(max(_ROOM, 2 * channels))
+            room = torch.zeros(max(_ROOM, 2 * channels), dtype=like.dtype, device=like.device)
         mean, var, self._zeros[key] = room[:channels], room[channels : 2 * channels], room[2 * channels :]
         return mean, var
+
+    @property
+    def moving(self) -> dict[nn.BatchNorm2d, tuple[Tensor, Tensor]]:
+        """Batch norms whose running statistics are to move, with the mean and variance of the batch."""
+        return self._moving
 
     def move(self, norms: Sequence[nn.BatchNorm2d], means: Sequence[Tensor], variances: Sequence[Tensor]) -> None:
         """Move running statistics towards those of a batch, at the end of the forward.
@@ -156,6 +166,16 @@ def in_forward() -> Iterator[Forward]:
             yield forward
         finally:
             forward.end(None)
+
+
+@contextmanager
+def apart() -> Iterator[Forward]:
+    """A forward of its own, whose deferred work is left to the caller: :attr:`Forward.owed`, :attr:`Forward.moving`."""
+    (forward := Forward()).begin()
+    try:
+        yield forward
+    finally:
+        _running.set(forward._outer)
 
 
 class _Behind(torch.autograd.Function):
