@@ -37,7 +37,7 @@ GOOD = 90.0
 
 
 NOISE_EPOCHS = (8, 16, 24, 32)
-WHOLE_EPOCHS = (1, 10, 20, 30, 40, 50)
+WHOLE_SHARES = (20, 40, 60, 80, 100)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Options:
     s4: tuple[Path, ...] = ()
     """Folders of finished searches of S4, to be read into docs/data/s4.csv."""
     whole: tuple[Path, ...] = ()
-    """Folders of finished searches of 50 epochs on all images, to be read into docs/data/whole-schedule.csv."""
+    """Folders of finished searches of a whole schedule on all images, to be read into docs/data/whole-schedule.csv."""
     sensitivity: tuple[Path, ...] = ()
     """Folders of finished searches with several t_sp and p_up, to be read into docs/data/sensitivity.csv."""
     table: Path | None = None
@@ -210,13 +210,15 @@ def noise(rows: Sequence[Row]) -> Table:
 
 
 def paths(rows: Sequence[Row]) -> Table:
-    """A line a search of the whole schedule: the true accuracy of its cell, and its idle edges, after some epochs."""
+    """A line a search of the whole schedule: the true accuracy of its cell, and its idle edges, after parts of it."""
     lines = []
     for method, seed in dict.fromkeys((row["method"], row["seed"]) for row in rows):
-        own = {int(row["epoch"]): row for row in rows if (row["method"], row["seed"]) == (method, seed)}
-        shown = [(float(own[epoch]["true_accuracy"]), idle_edges(own[epoch]["genotype"])) for epoch in WHOLE_EPOCHS]
-        lines.append([method, seed, *(f"{true:.2f} ({idle})" for true, idle in shown)])
-    return Table(["method", "seed", *(f"epoch {epoch}" for epoch in WHOLE_EPOCHS)], lines)
+        own = [row for row in rows if (row["method"], row["seed"]) == (method, seed)]
+        places = [0, *(len(own) * share // 100 - 1 for share in WHOLE_SHARES)]
+        shown = [(float(own[k]["true_accuracy"]), idle_edges(own[k]["genotype"])) for k in places]
+        lines.append([method, seed, str(len(own)), *(f"{true:.2f} ({idle})" for true, idle in shown)])
+    headings = ["method", "seed", "epochs", "after one epoch", *(f"{share} %" for share in WHOLE_SHARES)]
+    return Table(headings, lines)
 
 
 def found_cells(rows: Sequence[Row]) -> Table:
@@ -281,18 +283,27 @@ def coloured(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def curves(rows: Sequence[Row], field: str, factor: float, label: str) -> Any:
-    """The mean over the seeds of each method, and in a band the lowest and the highest."""
+    """The mean over the seeds of each method, and in a band the lowest and the highest.
+
+    Over the epochs; if methods run for different numbers of epochs, over the share of the search.
+    """
     figure, axis = sheet(6.4, 3.6)
+    lengths = {method: max(int(row["epoch"]) for row in rows if row["method"] == method) for method in coloured(rows)}
+    is_same = len({*lengths.values()}) == 1
     for method, colour in coloured(rows).items():
-        by_epoch: dict[int, list[float]] = {}
+        by_epoch: dict[float, list[float]] = {}
         for row in rows:
             if row["method"] == method and row[field]:
-                by_epoch.setdefault(int(row["epoch"]), []).append(factor * float(row[field]))
+                place = int(row["epoch"]) * (1 if is_same else 100 / lengths[method])
+                by_epoch.setdefault(place, []).append(factor * float(row[field]))
         epochs = sorted(by_epoch)
         axis.plot(epochs, [statistics.fmean(by_epoch[e]) for e in epochs], color=colour, label=method)
         low, high = ([choose(by_epoch[e]) for e in epochs] for choose in (min, max))
         axis.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
-    over_epochs(axis)
+    if is_same:
+        over_epochs(axis)
+    else:
+        axis.set_xlabel("share of the search, %")
     axis.set_ylabel(label)
     axis.set_ylim(bottom=0)
     figure.legend(loc="outside upper left", ncols=3)

@@ -79,7 +79,7 @@ def _conclude(
     made_by = shlex.join(["sparsemix", "compare", chosen.space, *own, "--output", str(chosen.output), "--", *flags])
     table = compare.conclude(configs, module.make_search, chosen.time_steps, [f"`{made_by}`"])
     print(f"\n{table.plain() if sys.stdout.isatty() else table.markdown()}\n")
-    print(f"written to {chosen.output / 'comparison.md'}, .csv and .png")
+    print(f"written to {chosen.output / 'comparison.md'}, .csv and .png; every run in {chosen.output / 'runs.csv'}")
     exit_if_failed(failed, chosen.output)
 
 
