@@ -197,6 +197,11 @@ def test_forwards_that_are_not_compiled():
         op.candidates["nor_conv_3x3"].register_forward_hook(lambda *_: seen.append(1))
     compiled(x)
     assert len(seen) == 3 * 6
+    plain, compiled, compilations = cells_and_a_copy(cells=1, after=0)
+    for model in (plain, compiled):
+        model.set_grad_checkpointing(True)
+        steps(model, [EVERYTHING], x)
+    assert_equal_states(plain, compiled)
     assert compilations.count == 0
 
 

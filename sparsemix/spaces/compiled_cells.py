@@ -34,9 +34,11 @@ def compile_cells(model: nn.Module, backend: str = "inductor", after: int = 10) 
 
     Compiling a set takes up to minutes, so it pays for sets that run often: all operations in smooth batches, and the
     same few in sparse batches once the alphas have settled. Other forwards run as before: sets that have not recurred
-    often enough, evaluation, forwards without gradients or under autocast, and cells with hooks inside. Cells with the
-    same operations and shapes share their graphs. Results are equal up to rounding. A run that is resumed counts anew,
-    and so is not repeated bit for bit.
+    often enough, evaluation, forwards without gradients or under autocast, cells that are checkpointed, and cells with
+    hooks inside. Cells with the same operations and shapes share their graphs.
+
+    Results are equal up to rounding; a drop path and noise draw other numbers than without compilation. A run that is
+    resumed counts anew, and so is not repeated bit for bit.
 
     Args:
         model: contains :class:`~sparsemix.spaces.cells.Cell` modules, such as the supernets of NAS-Bench-201 and of the
@@ -133,22 +135,21 @@ class _CompiledForward:
         return _plain_forward, (self.cell,)  # copies, as of discretize(), are not compiled
 
     def __call__(self, *inputs: Any) -> Tensor:
-        tensors = [x for x in inputs if isinstance(x, Tensor)]
-        if self._is_tracing or not self._applies(tensors[0]):
+        if self._is_tracing or not self._applies(*inputs):
             return self._plain(*inputs)
         if self._candidates != self._present_candidates():  # they have been widened, say
             self._read_structure()
-        weights = next((x for x in inputs if isinstance(x, Mapping)), None) or self.cell.operation_weights()
-        if not weights:  # after discretisation in place
+        weights = self.cell.operation_weights()
+        if not weights:  # all edges have been replaced by their chosen candidates
             return self._plain(*inputs)
         own = [getattr(module, name) for module, name in self._owners.values()]
-        values = [*tensors, *(scalar for row in weights.values() for scalar in row.scalars), *own]
-        key = self._set(tensors, weights), tuple(value.requires_grad for value in values)
+        values = [*inputs, *(scalar for row in weights.values() for scalar in row.scalars), *own]
+        key = self._set(inputs, weights), tuple(value.requires_grad for value in values)
         if key not in self._compiled:
             self._seen[key] += 1
             if self._seen[key] <= self._after:
-                return self._plain(*tensors, weights)
-            self._compiled[key] = self._compile(values, len(tensors), weights, key)
+                return self._plain(*inputs, weights)
+            self._compiled[key] = self._compile(values, len(inputs), weights, key)
         compiled = self._compiled[key]
         out, *statistics = compiled.run(*(values[k] for k in compiled.used))
         with in_forward() as forward:
@@ -158,9 +159,10 @@ class _CompiledForward:
     def _plain(self, *inputs: Any) -> Tensor:
         return type(self.cell).forward(self.cell, *inputs)
 
-    def _applies(self, x: Tensor) -> bool:
+    def _applies(self, x: Tensor, *others: Any) -> bool:
         return (
-            self.cell.training
+            all(isinstance(other, Tensor) for other in others)  # no weights, which a cell is given to be checkpointed
+            and self.cell.training
             and torch.is_grad_enabled()
             and not torch.is_autocast_enabled(x.device.type)
             and not any(map(has_forward_hooks, self._modules))
