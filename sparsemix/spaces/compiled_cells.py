@@ -58,7 +58,7 @@ def compile_cells(model: nn.Module, backend: str = "inductor", after: int = 10) 
         >>> model = nn.Sequential(mixed_cell(channels=4), mixed_cell(channels=4))
         >>> arch = ArchParameterGroup(model)
         >>> compilations = compile_cells(model, backend="eager", after=0)
-        >>> model(torch.randn(2, 4, 8, 8)).sum().backward()
+        >>> model(torch.randn(2, 4, 8, 8, requires_grad=True)).sum().backward()
         >>> compilations.units, compilations.count
         (2, 1)
     """

@@ -276,7 +276,6 @@ class Alphas(Architecture, ABC):
         # modules() lists outer ones first, so that in reverse the inner ones are chosen before they are copied.
         for op in reversed([op for op in operations if op in labels]):
             memo[id(op)] = self._plain(op, chosen[labels[op]], memo)
-        memo[id(self)] = None  # a model that holds its group as an attribute: the copy has none
         found = copy.deepcopy(self.model, memo)
         if any(_may_return_input(op, chosen[label]) for op, label in labels.items()):
             work_out_of_place_(found)

@@ -392,6 +392,7 @@ class ArchParameterGroup(Alphas):
     def _copied(self, memo: dict[int, Any], chosen: Mapping[str, tuple[str, ...]]) -> nn.Module:
         bound = bool(self._hooks)
         self.release()  # so that the copy holds neither hooks nor the group
+        memo[id(self)] = None  # not as an attribute of the model either
         try:
             return super()._copied(memo, chosen)
         finally:
