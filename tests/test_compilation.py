@@ -192,6 +192,8 @@ def test_forwards_that_are_not_compiled():
         torch.testing.assert_close(compiled(x), plain(x))
     torch.testing.assert_close(compiled.eval()(x), plain.eval()(x))
     compiled.train()
+    cell = compiled.stages[0][0]
+    cell(compiled.stem(x), weights=cell.operation_weights())
     seen = []
     for op in ArchParameterGroup(compiled).operations:
         op.candidates["nor_conv_3x3"].register_forward_hook(lambda *_: seen.append(1))

@@ -134,9 +134,9 @@ class _CompiledForward:
     def __reduce__(self) -> tuple[Any, ...]:
         return _plain_forward, (self.cell,)  # copies, as of discretize(), are not compiled
 
-    def __call__(self, *inputs: Any) -> Tensor:
-        if self._is_tracing or not self._applies(*inputs):
-            return self._plain(*inputs)
+    def __call__(self, *inputs: Any, **keywords: Any) -> Tensor:
+        if self._is_tracing or not self._applies(*inputs, *keywords.values()):
+            return self._plain(*inputs, **keywords)
         if self._candidates != self._present_candidates():  # they have been widened, say
             self._read_structure()
         weights = self.cell.operation_weights()
@@ -156,8 +156,8 @@ class _CompiledForward:
             forward.move(compiled.norms, statistics[::2], statistics[1::2])
         return with_zero_gradients(out, [values[k] for k in compiled.without_part])
 
-    def _plain(self, *inputs: Any) -> Tensor:
-        return type(self.cell).forward(self.cell, *inputs)
+    def _plain(self, *inputs: Any, **keywords: Any) -> Tensor:
+        return type(self.cell).forward(self.cell, *inputs, **keywords)
 
     def _applies(self, x: Tensor, *others: Any) -> bool:
         return (
